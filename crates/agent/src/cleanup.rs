@@ -1,0 +1,70 @@
+//! Removing everything podwire made in this network namespace.
+
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use linux::link;
+use linux::netlink::Socket;
+use linux::nftables::{self, Batch, Family, Nftables};
+use routing::apply::OWN_INTERFACES;
+use services::compile::TABLE;
+
+use crate::conflist;
+use crate::error::Error;
+
+/// What was there and is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// The CNI configuration.
+    pub conflist: Option<PathBuf>,
+    /// Destinations of routes.
+    pub routes: Vec<IpNet>,
+    /// Whether there was an nftables table.
+    pub table: bool,
+    /// Names of interfaces.
+    pub interfaces: Vec<String>,
+}
+
+/// Removes what podwire made: the CNI configuration (first, so that no new pod
+/// comes), routes of protocol 112, the nftables table `inet podwire`,
+/// interfaces whose names begin with `pw`. Pods lose their network.
+///
+/// What is not there is no error, so it can be repeated.
+///
+/// # Errors
+/// When something cannot be listed or removed; what was removed so far stays removed.
+pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
+    let mut removed = Removed::default();
+    let path = cni_conf_dir.join(conflist::FILE);
+    match std::fs::remove_file(&path) {
+        Ok(()) => removed.conflist = Some(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(Error::Remove { path, source }),
+    }
+    let mut socket = Socket::open_route()?;
+    removed.routes = routing::apply::remove_all(&mut socket)?;
+    removed.table = remove_table()?;
+    for link in link::list(&mut socket)? {
+        if !link.name.starts_with(OWN_INTERFACES) {
+            continue;
+        }
+        match socket.execute(&link::delete(link.index)) {
+            Ok(()) => removed.interfaces.push(link.name),
+            // Its other end was ours too, or its pod went.
+            Err(error) if error.not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(removed)
+}
+
+fn remove_table() -> Result<bool, nftables::Error> {
+    let mut nft = Nftables::open()?;
+    if !nft.tables(Family::Inet)?.iter().any(|name| name == TABLE) {
+        return Ok(false);
+    }
+    let mut batch = Batch::new(Family::Inet, TABLE, None);
+    batch.delete_table();
+    nft.commit(batch)?;
+    Ok(true)
+}

@@ -1,0 +1,258 @@
+//! This node and its peers, from Node objects. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use api::Event;
+use ipnet::IpNet;
+
+/// What routing and Services need of the cluster's nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cluster {
+    /// This node.
+    pub(crate) own: Member,
+    /// The others, by name.
+    pub(crate) peers: BTreeMap<Box<str>, Member>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Its zone.
+    pub(crate) zone: Option<Box<str>>,
+    /// Its internal addresses, the primary one of each family first.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Its pod ranges, at most one a family.
+    pub(crate) ranges: Vec<IpNet>,
+    /// What of its ranges cannot be used, and why.
+    pub(crate) problems: Vec<String>,
+}
+
+impl Member {
+    /// What podwire reads of a Node object.
+    fn of(node: &api::Node) -> Member {
+        let mut member = Member {
+            zone: node.zone().map(Into::into),
+            addresses: node.internal_addresses().collect(),
+            ..Member::default()
+        };
+        for text in node.pod_cidrs() {
+            let name = &node.metadata.name;
+            match text.parse::<IpNet>() {
+                Err(_) => {
+                    let problem = format!("node {name}: {text:?} in spec.podCIDRs is no range");
+                    member.problems.push(problem);
+                }
+                Ok(range) if member.ranges.iter().any(|r| is_v4(r) == is_v4(&range)) => {
+                    let problem = format!(
+                        "node {name}: {text} in spec.podCIDRs is a second range of its family \
+                         and left out"
+                    );
+                    member.problems.push(problem);
+                }
+                Ok(range) => member.ranges.push(range.trunc()),
+            }
+        }
+        member
+    }
+
+    /// In the words of the routing crate.
+    pub(crate) fn to_routing(&self, name: &str) -> routing::Node {
+        routing::Node {
+            name: name.into(),
+            addresses: self.addresses.clone(),
+            ranges: self.ranges.clone(),
+        }
+    }
+
+    /// The primary address of each family there is.
+    pub(crate) fn primary_addresses(&self) -> Vec<IpAddr> {
+        let of = |v4: bool| self.addresses.iter().copied().find(|a| a.is_ipv4() == v4);
+        of(true).into_iter().chain(of(false)).collect()
+    }
+}
+
+fn is_v4(range: &IpNet) -> bool {
+    range.addr().is_ipv4()
+}
+
+/// The nodes as they become known.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    own_name: Box<str>,
+    /// The last state of this node that had ranges: it stays in force while
+    /// the Node object is away or being set up again.
+    own: Option<Member>,
+    /// Whether the Node object is there, and whether it has ranges.
+    own_state: OwnState,
+    peers: BTreeMap<Box<str>, Member>,
+    synced: bool,
+}
+
+/// What is known of this node's own Node object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnState {
+    /// Not there.
+    Absent,
+    /// There, without pod ranges.
+    WithoutRanges,
+    /// There, with pod ranges.
+    Complete,
+}
+
+impl Nodes {
+    pub(crate) fn new(own_name: &str) -> Nodes {
+        Nodes {
+            own_name: own_name.into(),
+            own: None,
+            own_state: OwnState::Absent,
+            peers: BTreeMap::new(),
+            synced: false,
+        }
+    }
+
+    /// Takes up an event. Returns whether anything podwire uses has changed: a
+    /// heartbeat changes nothing.
+    pub(crate) fn take(&mut self, event: Event<api::Node>) -> bool {
+        match event {
+            Event::Applied(node) if node.metadata.name == self.own_name => {
+                let member = Member::of(&node);
+                let state = if member.ranges.is_empty() {
+                    OwnState::WithoutRanges
+                } else {
+                    OwnState::Complete
+                };
+                let changed = state != self.own_state || self.own.as_ref() != Some(&member);
+                self.own_state = state;
+                if state == OwnState::Complete {
+                    self.own = Some(member);
+                }
+                changed
+            }
+            Event::Applied(node) => {
+                let member = Member::of(&node);
+                let known = self.peers.get(&node.metadata.name);
+                let changed = known != Some(&member);
+                if changed {
+                    self.peers.insert(node.metadata.name, member);
+                }
+                changed
+            }
+            Event::Deleted(key) if key.name == self.own_name => {
+                std::mem::replace(&mut self.own_state, OwnState::Absent) != OwnState::Absent
+            }
+            Event::Deleted(key) => self.peers.remove(&key.name).is_some(),
+            Event::Synced => !std::mem::replace(&mut self.synced, true),
+        }
+    }
+
+    /// What is known of this node's own Node object; `None` before the nodes are.
+    pub(crate) fn own_state(&self) -> Option<OwnState> {
+        self.synced.then_some(self.own_state)
+    }
+
+    /// The cluster, once all nodes are known and this one has its ranges.
+    pub(crate) fn cluster(&self) -> Option<Cluster> {
+        if !self.synced {
+            return None;
+        }
+        Some(Cluster {
+            own: self.own.clone()?,
+            peers: self.peers.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::Key;
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn node(name: &str, spec: Value, addresses: &[&str]) -> Event<api::Node> {
+        let addresses: Vec<Value> = addresses
+            .iter()
+            .map(|address| json!({"type": "InternalIP", "address": address}))
+            .collect();
+        let node =
+            json!({"metadata": {"name": name}, "spec": spec, "status": {"addresses": addresses}});
+        Event::Applied(serde_json::from_value(node).expect("a node"))
+    }
+
+    fn ranges(texts: &[&str]) -> Value {
+        json!({ "podCIDRs": texts })
+    }
+
+    fn deleted(name: &str) -> Event<api::Node> {
+        Event::Deleted(Key::new("", name))
+    }
+
+    #[test]
+    fn there_is_no_cluster_before_the_first_sync_and_the_own_ranges() {
+        let mut nodes = Nodes::new("own");
+        nodes.take(node("peer", ranges(&["10.2.0.0/24"]), &["192.168.64.12"]));
+        nodes.take(node("own", json!({}), &["192.168.64.11"]));
+        assert_eq!((nodes.cluster(), nodes.own_state()), (None, None));
+        assert!(nodes.take(Event::Synced));
+        assert_eq!(
+            (nodes.cluster(), nodes.own_state()),
+            (None, Some(OwnState::WithoutRanges))
+        );
+        assert!(nodes.take(node("own", ranges(&["10.1.0.0/24"]), &["192.168.64.11"])));
+        let cluster = nodes.cluster().expect("complete");
+        assert_eq!(cluster.own.ranges, ["10.1.0.0/24".parse().unwrap()]);
+        assert_eq!(cluster.peers.len(), 1);
+    }
+
+    #[test]
+    fn what_podwire_does_not_use_changes_nothing() {
+        let mut nodes = Nodes::new("own");
+        let peer = || node("peer", ranges(&["10.2.0.0/24"]), &["192.168.64.12"]);
+        let own = || node("own", ranges(&["10.1.0.0/24"]), &["192.168.64.11"]);
+        assert!(nodes.take(peer()) && nodes.take(own()) && nodes.take(Event::Synced));
+        assert!(!nodes.take(peer()) && !nodes.take(own()) && !nodes.take(Event::Synced));
+        assert!(nodes.take(node("peer", ranges(&["10.2.0.0/24"]), &["192.168.64.99"])));
+        assert!(nodes.take(deleted("peer")));
+        assert!(!nodes.take(deleted("peer")));
+    }
+
+    #[test]
+    fn the_own_node_stays_in_force_while_its_object_is_away_or_incomplete() {
+        let mut nodes = Nodes::new("own");
+        nodes.take(node("own", ranges(&["10.1.0.0/24"]), &["192.168.64.11"]));
+        nodes.take(Event::Synced);
+        let before = nodes.cluster();
+        assert!(nodes.take(deleted("own")));
+        assert_eq!(nodes.own_state(), Some(OwnState::Absent));
+        assert_eq!(nodes.cluster(), before);
+        assert!(nodes.take(node("own", json!({}), &["192.168.64.11"])));
+        assert_eq!(nodes.cluster(), before);
+        assert!(nodes.take(node("own", ranges(&["10.9.0.0/24"]), &["192.168.64.11"])));
+        assert_eq!(
+            nodes.cluster().expect("complete").own.ranges,
+            ["10.9.0.0/24".parse().unwrap()]
+        );
+    }
+
+    #[rstest]
+    #[case::both_families(&["fd00::/64", "10.1.0.0/24"], &["fd00::/64", "10.1.0.0/24"], 0)]
+    #[case::host_bits(&["10.1.0.7/24"], &["10.1.0.0/24"], 0)]
+    #[case::no_range(&["10.1.0.0/33", "fd00::/64"], &["fd00::/64"], 1)]
+    #[case::second_of_a_family(&["10.1.0.0/24", "10.2.0.0/24"], &["10.1.0.0/24"], 1)]
+    #[case::nonsense(&[""], &[], 1)]
+    fn ranges_are_one_a_family_and_what_is_left_out_is_named(
+        #[case] given: &[&str],
+        #[case] expected: &[&str],
+        #[case] problems: usize,
+    ) {
+        let Event::Applied(node) = node("n", ranges(given), &[]) else {
+            unreachable!()
+        };
+        let member = Member::of(&node);
+        let expected: Vec<IpNet> = expected.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(member.ranges, expected);
+        assert_eq!(member.problems.len(), problems, "{:?}", member.problems);
+    }
+}

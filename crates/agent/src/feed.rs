@@ -1,0 +1,48 @@
+//! The watches of the API server and where their news go.
+
+use std::sync::mpsc::Sender;
+
+use api::watch::{Closed, watch};
+use api::{EndpointSlice, Event, Node, Scope, Service};
+use kube::Client;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::proxy;
+use crate::run::News;
+
+/// Starts the watches. They go on until the process ends or nobody listens.
+pub(crate) fn start(client: &Client, core: UnboundedSender<News>, proxy: Sender<proxy::Message>) {
+    tokio::spawn(watch::<Node>(
+        client.clone(),
+        Scope::default(),
+        move |event| core.send(News::Node(event)).map_err(|_| Closed),
+    ));
+    let services = proxy.clone();
+    tokio::spawn(watch::<Service>(
+        client.clone(),
+        for_proxies(),
+        move |event: Event<Service>| {
+            services
+                .send(proxy::Message::Service(event))
+                .map_err(|_| Closed)
+        },
+    ));
+    tokio::spawn(watch::<EndpointSlice>(
+        client.clone(),
+        for_proxies(),
+        move |event: Event<EndpointSlice>| {
+            proxy.send(proxy::Message::Slice(event)).map_err(|_| Closed)
+        },
+    ));
+}
+
+/// Services and slices that are for a proxy at all: headless ones are by far
+/// the most endpoints of some clusters. The server leaves them out; one that
+/// gets the label later arrives as deleted.
+fn for_proxies() -> Scope {
+    let labels = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
+    Scope {
+        labels: labels.into(),
+        ..Scope::default()
+    }
+}

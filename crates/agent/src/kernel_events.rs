@@ -1,0 +1,72 @@
+//! What others change in the kernel.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Sender;
+
+use linux::events::{EventSocket, Group};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::routes::Message;
+
+const GROUPS: [Group; 5] = [
+    Group::Links,
+    Group::Addresses4,
+    Group::Addresses6,
+    Group::Routes4,
+    Group::Routes6,
+];
+
+/// Subscribes to changes of links, addresses and routes.
+///
+/// # Errors
+/// When the kernel does not let us.
+pub(crate) fn subscribe() -> Result<EventSocket, linux::netlink::Error> {
+    EventSocket::open(&GROUPS)
+}
+
+/// Tells the routes thread of changes until the other end of `stop` is closed
+/// or nobody listens.
+pub(crate) fn run(mut socket: EventSocket, stop: &UnixStream, routes: &Sender<Message>) {
+    loop {
+        match forward(&mut socket, stop, routes) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(
+                    "the kernel's notifications broke off: {error}; changes others make to routes \
+                     are not noticed until podwire is restarted"
+                );
+                return;
+            }
+        }
+    }
+}
+
+fn forward(
+    socket: &mut EventSocket,
+    stop: &UnixStream,
+    routes: &Sender<Message>,
+) -> io::Result<bool> {
+    {
+        let mut waiting = [
+            PollFd::new(&*socket, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
+        match poll(&mut waiting, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+        if !waiting[1].revents().is_empty() {
+            return Ok(false);
+        }
+    }
+    while let Some(events) = socket.receive()? {
+        if routes.send(Message::Kernel(events)).is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,39 @@
+//! The node daemon: learns the wanted state of the cluster's network from the
+//! Kubernetes API and keeps this node's kernel at it.
+//!
+//! One process a node, the same on a real cluster and in a lab. The parts:
+//!
+//! - `feed`: watches Nodes, Services and EndpointSlices;
+//! - `cluster`: this node and its peers, validated, from Node objects;
+//! - `routes`: a thread that keeps routes and kernel settings;
+//! - `proxy`: a thread that keeps Services;
+//! - `conflist`: the CNI configuration, whose presence says that the node is
+//!   ready for pods: written when everything else is in force for the first time;
+//! - `health`: what it says about itself over HTTP.
+//!
+//! Changes are taken up at once and applied together: while one change is being
+//! applied those that arrive gather, and then go into the kernel in one go.
+//! When the agent ends, for whatever reason, the data plane stays as it is; the
+//! next one adopts it.
+
+mod cleanup;
+mod cluster;
+mod conflist;
+mod error;
+mod feed;
+mod health;
+mod kernel_events;
+mod options;
+mod plugin;
+mod privileges;
+mod proxy;
+mod routes;
+mod run;
+mod settings;
+mod translate;
+mod worker;
+
+pub use cleanup::{Removed, cleanup};
+pub use error::Error;
+pub use options::{Attach, Options};
+pub use run::{run, run_until};

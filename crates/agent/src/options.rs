@@ -1,0 +1,179 @@
+//! The command line of `podwire agent`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+/// How pods are attached to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Attach {
+    /// To a bridge.
+    Bridge,
+    /// Each by a link and a route of its own, without a bridge.
+    Routed,
+}
+
+impl Attach {
+    /// As the CNI configuration names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Attach::Bridge => "bridge",
+            Attach::Routed => "routed",
+        }
+    }
+}
+
+/// Run a node's network: routes to the other nodes' pods, Services, CNI configuration.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Kubeconfig of the API server; without it, the service account of the pod this runs in.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Name of this node's Node object.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node: String,
+
+    /// Range all pods of the cluster are in; traffic that leaves it is
+    /// masqueraded. Without it: the ranges of the nodes there are.
+    #[arg(long, value_name = "CIDR")]
+    pub cluster_cidr: Vec<IpNet>,
+
+    /// Range Service addresses are from; an address of it without a Service is
+    /// refused. Without it: what can be seen from the Services there are.
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Vec<IpNet>,
+
+    /// How pods are attached.
+    #[arg(long, value_enum, default_value_t = Attach::Routed)]
+    pub attach: Attach,
+
+    /// Directory of the CNI configuration.
+    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    pub cni_conf_dir: PathBuf,
+
+    /// Install the CNI plugin podwire-cni, found beside this executable, in
+    /// this directory before pods may come. Without it: it is installed already.
+    #[arg(long, value_name = "DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+
+    /// Write no CNI configuration: another project attaches the pods.
+    #[arg(long)]
+    pub no_cni_conf: bool,
+
+    /// Address to serve /healthz, /readyz and /metrics at.
+    #[arg(long, default_value = "127.0.0.1:10256", value_name = "ADDRESS:PORT")]
+    pub health_bind: SocketAddr,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
+        let program = ["podwire"].iter().chain(arguments);
+        Command::try_parse_from(program).map(|command| command.options)
+    }
+
+    /// The objects of the manifest for a real cluster.
+    fn manifest() -> Vec<Value> {
+        let text = include_str!("../../../deploy/podwire.yaml");
+        serde_saphyr::from_multiple(text).expect("the manifest is YAML")
+    }
+
+    #[test]
+    fn the_agreed_command_line_is_understood() {
+        let options = parse(&[
+            "--kubeconfig",
+            "/run/podwire/node.kubeconfig",
+            "--node",
+            "node-1",
+            "--cluster-cidr",
+            "10.200.0.0/16",
+            "--cluster-cidr",
+            "fd00:200::/48",
+            "--attach",
+            "bridge",
+            "--cni-conf-dir",
+            "/etc/cni/net.d",
+            "--no-cni-conf",
+        ])
+        .expect("it is agreed");
+        assert_eq!(
+            (options.cluster_cidr.len(), options.attach),
+            (2, Attach::Bridge)
+        );
+        assert!(options.no_cni_conf);
+        assert!(parse(&["--node", "n", "--cluster-cidr", "10.0.0.0/33"]).is_err());
+        assert!(parse(&["--node", "n", "--attach", "other"]).is_err());
+    }
+
+    #[test]
+    fn the_manifest_starts_the_agent_with_a_command_line_it_understands() {
+        let manifest = manifest();
+        let set = manifest
+            .iter()
+            .find(|object| object["kind"] == "DaemonSet")
+            .expect("there is one");
+        let container = &set["spec"]["template"]["spec"]["containers"][0];
+        let arguments: Vec<&str> = container["args"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|argument| argument.as_str().expect("text"))
+            .chain(["--node", "from NODE_NAME"])
+            .collect();
+        let options = parse(&arguments).expect("understood");
+        let probe = &container["readinessProbe"]["httpGet"];
+        assert_eq!(probe["port"], options.health_bind.port());
+        assert_eq!(probe["host"], options.health_bind.ip().to_string());
+        assert!(
+            container["env"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .any(|e| e["name"] == "NODE_NAME")
+        );
+    }
+
+    #[test]
+    fn the_manifest_allows_what_the_agent_watches() {
+        fn allowed<R: api::Resource>(rules: &[Value]) -> bool {
+            let group = R::API
+                .strip_prefix("/apis/")
+                .and_then(|api| api.split('/').next());
+            let has = |list: &Value, text: &str| {
+                list.as_array()
+                    .is_some_and(|list| list.iter().any(|item| item == text))
+            };
+            rules.iter().any(|rule| {
+                has(&rule["apiGroups"], group.unwrap_or(""))
+                    && has(&rule["resources"], R::PLURAL)
+                    && has(&rule["verbs"], "list")
+                    && has(&rule["verbs"], "watch")
+            })
+        }
+        let manifest = manifest();
+        let role = manifest
+            .iter()
+            .find(|object| object["kind"] == "ClusterRole")
+            .expect("there is one");
+        let rules = role["rules"].as_array().expect("a list");
+        assert!(allowed::<api::Node>(rules));
+        assert!(allowed::<api::Service>(rules));
+        assert!(allowed::<api::EndpointSlice>(rules));
+        assert!(allowed::<api::Pod>(rules));
+        assert!(allowed::<api::Namespace>(rules));
+        assert!(allowed::<api::NetworkPolicy>(rules));
+    }
+}

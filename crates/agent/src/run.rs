@@ -1,0 +1,398 @@
+//! The agent's life: start, the loop, the end.
+
+use std::future::Future;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use api::Event;
+use routing::RouteTable;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::cluster::{Cluster, Nodes, OwnState};
+use crate::error::Error;
+use crate::options::Options;
+use crate::worker::Problems;
+use crate::{conflist, feed, health, kernel_events, plugin, privileges, proxy, routes, translate};
+
+/// What the loop is told.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// Of a node.
+    Node(Event<api::Node>),
+    /// Routes were applied.
+    Routes(routes::Report),
+    /// Services were applied.
+    Services(proxy::Report),
+}
+
+/// How often the kernel is compared with what podwire wrote, in case others
+/// changed it without a notification.
+const AUDIT: Duration = Duration::from_secs(5 * 60);
+/// Before a CNI configuration that could not be written is tried again.
+const REWRITE: Duration = Duration::from_secs(5);
+
+/// Runs the agent until SIGTERM or SIGINT. The data plane stays when it ends.
+///
+/// # Errors
+/// When it cannot start: no permission, no usable configuration of the API
+/// server, no netlink. An API server that cannot be reached is waited for.
+pub fn run(options: Options) -> Result<(), Error> {
+    run_until(options, async {
+        let (Ok(mut terminate), Ok(mut interrupt)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) else {
+            // Without handlers the signals' default ends the process, which is as well.
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: ending, the data plane stays"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: ending, the data plane stays"),
+        }
+    })
+}
+
+/// Like [`run`], until `stop` is ready instead of a signal.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_until(options: Options, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    if !privileges::may_change_network() {
+        return Err(Error::NotPermitted);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::Setup {
+            what: "the event loop",
+            source,
+        })?;
+    let mut threads = Vec::new();
+    let result = runtime.block_on(agent(options, stop, &mut threads));
+    // Everybody who could send a message to the threads ends here, and so do they.
+    drop(runtime);
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a thread of the agent panicked");
+        }
+    }
+    result
+}
+
+async fn agent(
+    options: Options,
+    stop: impl Future<Output = ()>,
+    threads: &mut Vec<JoinHandle<()>>,
+) -> Result<(), Error> {
+    let client = api::client::connect(options.kubeconfig.as_deref()).await?;
+    tracing::info!(
+        node = %options.node,
+        version = env!("CARGO_PKG_VERSION"),
+        "podwire agent starts"
+    );
+    let (core, mut news) = unbounded_channel();
+    let (routes, routes_inbox) = mpsc::channel();
+    let (proxy, proxy_inbox) = mpsc::channel();
+
+    // Notifications first, so that no change falls between reading and listening.
+    let changes = kernel_events::subscribe()?;
+    let (listening, stop_listening) = UnixStream::pair().map_err(|source| Error::Setup {
+        what: "a socket pair",
+        source,
+    })?;
+    let to_routes = routes.clone();
+    threads.push(thread("kernel-events", move || {
+        kernel_events::run(changes, &stop_listening, &to_routes);
+    })?);
+    let table = RouteTable::open()?;
+    let (attach, reports) = (options.attach, core.clone());
+    threads.push(thread("routes", move || {
+        routes::run(table, attach, &routes_inbox, &reports)
+    })?);
+    let (ranges, to_routes, reports) = (options.service_cidr.clone(), routes.clone(), core.clone());
+    threads.push(thread("services", move || {
+        proxy::run(ranges, &proxy_inbox, &to_routes, &reports);
+    })?);
+
+    let status = health::Shared::default();
+    match TcpListener::bind(options.health_bind).await {
+        Ok(listener) => {
+            tokio::spawn(health::serve(listener, status.clone()));
+        }
+        // Most likely kube-proxy's: no reason to leave the node without network.
+        Err(error) => tracing::warn!(
+            "cannot serve health and metrics at {}: {error}; choose another address with \
+             --health-bind",
+            options.health_bind
+        ),
+    }
+    feed::start(&client, core, proxy.clone());
+    let mut core = Core {
+        nodes: Nodes::new(&options.node),
+        options,
+        routes,
+        proxy,
+        sent: None,
+        own_state: None,
+        routes_report: None,
+        services_report: None,
+        status,
+        _listening: listening,
+        written: None,
+        conflist_problem: None,
+        conflist_problems: Problems::default(),
+        applications: 0,
+        elements: 0,
+    };
+    core.run(&mut news, stop).await;
+    Ok(())
+}
+
+fn thread(
+    name: &'static str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|source| Error::Setup {
+            what: "a thread",
+            source,
+        })
+}
+
+struct Core {
+    options: Options,
+    nodes: Nodes,
+    routes: Sender<routes::Message>,
+    proxy: Sender<proxy::Message>,
+    /// The cluster the threads know.
+    sent: Option<Arc<Cluster>>,
+    own_state: Option<OwnState>,
+    routes_report: Option<routes::Report>,
+    services_report: Option<proxy::Report>,
+    status: health::Shared,
+    /// Closed with the loop, which ends the thread that listens to the kernel.
+    _listening: UnixStream,
+    /// The CNI configuration in force.
+    written: Option<String>,
+    conflist_problem: Option<String>,
+    conflist_problems: Problems,
+    applications: u64,
+    elements: usize,
+}
+
+impl Core {
+    async fn run(&mut self, news: &mut UnboundedReceiver<News>, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut audit = tokio::time::interval(AUDIT);
+        audit.reset();
+        loop {
+            let rewrite = self.conflist_problem.is_some();
+            tokio::select! {
+                () = &mut stop => return,
+                first = news.recv() => {
+                    // The loop itself holds no sender, but the watches do.
+                    let Some(first) = first else { return };
+                    let mut changed = self.take(first);
+                    while let Ok(more) = news.try_recv() {
+                        changed |= self.take(more);
+                    }
+                    if changed {
+                        self.tell_threads();
+                    }
+                }
+                _ = audit.tick() => {
+                    let _ = self.proxy.send(proxy::Message::Audit);
+                }
+                () = tokio::time::sleep(REWRITE), if rewrite => {}
+            }
+            self.settle();
+        }
+    }
+
+    /// Takes up news. Returns whether the nodes changed.
+    fn take(&mut self, news: News) -> bool {
+        match news {
+            News::Node(event) => self.nodes.take(event),
+            News::Routes(report) => {
+                self.applications += 1;
+                self.routes_report = Some(report);
+                false
+            }
+            News::Services(report) => {
+                self.applications += 1;
+                self.elements = self.elements.saturating_add(report.elements);
+                self.services_report = Some(report);
+                false
+            }
+        }
+    }
+
+    /// Tells the threads about the cluster if it is another than they know.
+    fn tell_threads(&mut self) {
+        let state = self.nodes.own_state();
+        if state != self.own_state {
+            self.own_state = state;
+            let node = &self.options.node;
+            match state {
+                None => {}
+                Some(OwnState::Absent) if self.sent.is_some() => tracing::warn!(
+                    "the Node object {node} is gone; keeping everything as it is until it is back"
+                ),
+                Some(OwnState::Absent) => tracing::info!(
+                    "waiting for the Node object {node} (made by the kubelet, or by you: is \
+                     --node right?)"
+                ),
+                Some(OwnState::WithoutRanges) => tracing::info!(
+                    "waiting for the pod ranges of node {node} (spec.podCIDRs, given by the \
+                     controller manager with --allocate-node-cidrs)"
+                ),
+                Some(OwnState::Complete) => {}
+            }
+        }
+        let Some(cluster) = self.nodes.cluster() else {
+            return;
+        };
+        if self.sent.as_deref() == Some(&cluster) {
+            return;
+        }
+        let cluster = Arc::new(cluster);
+        let facts = translate::facts(&self.options, &cluster);
+        // A thread that is gone is reported where it is joined.
+        let _ = self.routes.send(routes::Message::Cluster(cluster.clone()));
+        let _ = self.proxy.send(proxy::Message::Facts(Box::new(facts)));
+        if let Some(before) = &self.sent
+            && before.own.ranges != cluster.own.ranges
+        {
+            tracing::warn!(
+                "the pod ranges of this node changed; pods that have addresses of the old ones \
+                 lose their network until they are made anew"
+            );
+        }
+        self.sent = Some(cluster);
+    }
+
+    /// Writes the CNI configuration when its time has come, and the status.
+    fn settle(&mut self) {
+        let routes = self.routes_report.clone();
+        let services = self.services_report.clone();
+        let in_force = routes.as_ref().is_some_and(|r| r.in_force && r.complete)
+            && services.as_ref().is_some_and(|s| s.in_force);
+        if let Some(routes) = &routes
+            && in_force
+        {
+            let (text, problem) = match routes.mtu {
+                None => (None, Some("no interface of this node is up".to_owned())),
+                Some(_) if routes.ranges.is_empty() => (
+                    None,
+                    Some("no pod range of this node can be used".to_owned()),
+                ),
+                Some(mtu) => (
+                    Some(conflist::text(self.options.attach, mtu, &routes.ranges)),
+                    None,
+                ),
+            };
+            self.conflist_problem = problem;
+            if let Some(text) = text.filter(|text| self.written.as_ref() != Some(text)) {
+                self.write(text);
+            }
+        }
+        let mut problems = self
+            .conflist_problems
+            .set(Vec::from_iter(self.conflist_problem.clone()))
+            .to_vec();
+        problems.extend(
+            routes
+                .iter()
+                .flat_map(|report| report.problems.iter().cloned()),
+        );
+        problems.extend(
+            services
+                .iter()
+                .flat_map(|report| report.problems.iter().cloned()),
+        );
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.ready = self.written.is_some();
+        status.behind_since = match (self.sent.is_some() && !in_force, status.behind_since) {
+            (false, _) => None,
+            (true, since) => Some(since.unwrap_or_else(Instant::now)),
+        };
+        status.problems = problems;
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        status.metrics = vec![
+            (
+                "podwire_peers",
+                "Other nodes of the cluster.",
+                number(self.sent.as_ref().map_or(0, |cluster| cluster.peers.len())),
+            ),
+            (
+                "podwire_routes",
+                "Routes wanted.",
+                number(routes.as_ref().map_or(0, |r| r.routes)),
+            ),
+            (
+                "podwire_service_elements_total",
+                "Elements added to and deleted from the kernel's Service maps.",
+                number(self.elements),
+            ),
+            (
+                "podwire_service_apply_microseconds",
+                "How long the last application of Services took.",
+                services
+                    .as_ref()
+                    .map_or(0, |s| u64::try_from(s.took.as_micros()).unwrap_or(u64::MAX)),
+            ),
+            (
+                "podwire_applications_total",
+                "Bursts of changes applied.",
+                self.applications,
+            ),
+        ];
+    }
+
+    fn write(&mut self, text: String) {
+        let directory = &self.options.cni_conf_dir;
+        if let Some(binaries) = &self.options.cni_bin_dir {
+            match plugin::install(binaries) {
+                Ok(None) => {}
+                Ok(Some(path)) => tracing::info!("installed {}", path.display()),
+                Err(problem) => {
+                    self.conflist_problem = Some(problem);
+                    return;
+                }
+            }
+        }
+        if !self.options.no_cni_conf {
+            match conflist::write(directory, &text) {
+                Ok(true) => tracing::info!(
+                    "ready for pods: wrote {}",
+                    directory.join(conflist::FILE).display()
+                ),
+                Ok(false) => tracing::info!("ready for pods"),
+                Err(error) => {
+                    self.conflist_problem = Some(format!(
+                        "cannot write the CNI configuration {}: {error}",
+                        directory.join(conflist::FILE).display()
+                    ));
+                    return;
+                }
+            }
+            for other in conflist::preferred_by_runtimes(directory) {
+                tracing::warn!(
+                    "{} comes before podwire's CNI configuration: container runtimes will use it \
+                     instead; remove it",
+                    other.display()
+                );
+            }
+        } else if self.written.is_none() {
+            tracing::info!("ready (no CNI configuration is written: --no-cni-conf)");
+        }
+        self.written = Some(text);
+    }
+}

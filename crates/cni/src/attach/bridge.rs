@@ -1,0 +1,187 @@
+//! Bridge: pods on a bridge of the node, which has the gateway's address of
+//! each range.
+//!
+//! The pods' packets to each other go by the gateway like all others (see the
+//! module above). Where `br_netfilter` is active, it translates addresses of
+//! Services while frames are still on the bridge, which then sends them to the
+//! endpoint's port directly: for that, ports are in hairpin mode, so that a pod
+//! can reach itself, and are not isolated unless the configuration says so.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use linux::address::{self, Address};
+use linux::link::{self, Bridge, BridgePort, Link, MacAddress};
+use linux::neighbour;
+use linux::netlink::Socket;
+use linux::sysctl::{Family, Setting};
+use sha2::{Digest as _, Sha256};
+
+use super::pod::Leg;
+use super::{Order, label, make_cable, node, pod, result, wait_for_carrier};
+use crate::configuration::Configuration;
+use crate::error::Error;
+use crate::result::{AddResult, Interface};
+
+pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error> {
+    node::enable_forwarding(order.addresses)?;
+    let bridge = ensure_bridge(socket, order.configuration)?;
+    let cable = make_cable(socket, order, Some(bridge.index))?;
+    let mut requests = vec![link::set_port(
+        cable.index,
+        BridgePort {
+            hairpin: true,
+            isolated: order.configuration.isolate_ports,
+        },
+    )];
+    requests.extend(label(order, cable.index));
+    requests.extend(order.addresses.iter().map(|reserved| {
+        neighbour::set_permanent(bridge.index, reserved.address.addr(), order.pod_mac())
+    }));
+    socket.execute_all(&requests)?;
+    let legs: Vec<_> = order
+        .addresses
+        .iter()
+        .map(|reserved| Leg {
+            address: reserved.address,
+            on_wire: false,
+            gateway: reserved.gateway,
+            // The bridge may be made anew under a living pod: it asks.
+            gateway_mac: None,
+        })
+        .collect();
+    pod::furnish(order, &legs)?;
+    wait_for_carrier(socket, &[&cable, &bridge])?;
+    let interfaces = vec![
+        Interface::of_node(&bridge.name, bridge.mac, bridge.mtu),
+        Interface::of_node(&cable.name, cable.mac, cable.mtu),
+    ];
+    Ok(result(
+        order,
+        interfaces,
+        cable.mtu,
+        legs.iter().map(|leg| (leg.address, leg.gateway)),
+    ))
+}
+
+/// Finds or makes the bridge, with the gateways' addresses and no others (a
+/// node that was given a new range must not keep the old one's).
+fn ensure_bridge(socket: &mut Socket, configuration: &Configuration) -> Result<Link, Error> {
+    let name = &configuration.network.bridge;
+    let mut made = false;
+    let bridge = loop {
+        if let Some(found) = link::get(socket, name)? {
+            break found;
+        }
+        let request = link::add_bridge(&Bridge {
+            name,
+            mac: Some(mac_of_bridge(configuration)),
+            ..Bridge::default()
+        });
+        match socket.execute(&request) {
+            // Another ADD was faster.
+            Err(error) if error.already_exists() => {}
+            other => {
+                other?;
+                made = true;
+            }
+        }
+    };
+    if bridge.kind.as_deref() != Some("bridge") {
+        return Err(Error::Configuration(format!(
+            "interface {name} exists and is no bridge; name another with \"bridge\""
+        )));
+    }
+    if made {
+        settings(name)?;
+    }
+    let wanted: Vec<_> = configuration
+        .ranges
+        .iter()
+        .flat_map(|set| set.gateways())
+        .filter_map(|(subnet, gateway)| IpNet::new(gateway, subnet.prefix_len()).ok())
+        .collect();
+    let present = address::list(socket, Some(bridge.index))?;
+    let mut requests = Vec::new();
+    for address in &present {
+        let ours = wanted.contains(&address.address);
+        let link_local =
+            matches!(address.address.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+        if !ours && !link_local {
+            requests.push(address::delete(bridge.index, address.address));
+        }
+    }
+    for address in wanted {
+        if !present.iter().any(|a| a.address == address && !a.tentative) {
+            requests.push(address::replace(&Address::new(bridge.index, address)));
+        }
+    }
+    if !bridge.up {
+        requests.push(link::set_up(bridge.index));
+    }
+    for outcome in socket.attempt_all(&requests)? {
+        match outcome {
+            // Another ADD was faster.
+            Err(error) if !error.not_found() && !error.already_exists() => {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(bridge)
+}
+
+/// The bridge routes between its own ports: it must not tell pods that they
+/// could reach each other directly, nor listen to router advertisements.
+fn settings(name: &str) -> Result<(), Error> {
+    Setting::of_interface(Family::V4, name, "send_redirects").write_if_present(0)?;
+    Setting::of_interface(Family::V6, name, "accept_ra").write_if_present(0)?;
+    Setting::of_interface(Family::V6, name, "accept_dad").write_if_present(0)?;
+    Ok(())
+}
+
+/// The same address each time the bridge is made, so that pods which outlive
+/// it find their gateway again.
+fn mac_of_bridge(configuration: &Configuration) -> MacAddress {
+    let mut hash = Sha256::new();
+    hash.update(&configuration.network.bridge);
+    for (subnet, gateway) in configuration.ranges.iter().flat_map(|set| set.gateways()) {
+        hash.update(format!(" {subnet} {gateway}"));
+    }
+    let digest = hash.finalize();
+    MacAddress::local([digest[0], digest[1], digest[2], digest[3], digest[4]])
+}
+
+/// Verifies that the pod's cable is a port of the bridge, and that the bridge
+/// has the gateways' addresses.
+pub(super) fn verify(
+    socket: &mut Socket,
+    configuration: &Configuration,
+    cable: &Link,
+) -> Result<(), Error> {
+    let name = &configuration.network.bridge;
+    let Some(bridge) = link::get(socket, name)? else {
+        return Err(Error::Mismatch(format!("the node has no bridge {name}")));
+    };
+    if !bridge.up || cable.master != Some(bridge.index) {
+        return Err(Error::Mismatch(format!(
+            "{} is not a port of the bridge {name}, or the bridge is down",
+            cable.name
+        )));
+    }
+    if !cable.port.is_some_and(|port| port.hairpin) {
+        return Err(Error::Mismatch(format!(
+            "hairpin mode of {} was switched off",
+            cable.name
+        )));
+    }
+    let present = address::list(socket, Some(bridge.index))?;
+    for (_, gateway) in configuration.ranges.iter().flat_map(|set| set.gateways()) {
+        if !present.iter().any(|a| a.address.addr() == gateway) {
+            return Err(Error::Mismatch(format!(
+                "the bridge {name} has lost the gateway's address {gateway}"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,302 @@
+//! Attaching a pod: what is made on the node and in the pod's namespace.
+//!
+//! `bridge` and `routed` tie the pod with a veth pair whose pod end is made directly in
+//! the pod's namespace, and both have the node route *all* of a pod's packets,
+//! also those to a pod of the same bridge (the pod has no route to its subnet
+//! but by the gateway). So the node sees both directions of every connection,
+//! and answers of Services are translated back, whether or not `br_netfilter`
+//! looks at bridged frames.
+//!
+//! Neighbour entries are permanent on both sides where both addresses are
+//! known: no question is asked, no answer can be forged, and an address used
+//! again never meets a stale entry.
+
+mod bridge;
+mod macvlan;
+mod node;
+mod pod;
+mod routed;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use ipam::{Attachment, Reserved};
+use ipnet::IpNet;
+use linux::link::{self, MacAddress};
+use linux::namespace::NetworkNamespace;
+use linux::netlink::{Request, Socket};
+use linux::{neighbour, sysctl};
+use sha2::{Digest as _, Sha256};
+
+use crate::configuration::{AttachMode, Configuration};
+use crate::error::Error;
+use crate::result::{AddResult, Address, Interface, Route};
+
+pub use pod::verify as verify_pod;
+
+/// All that an attachment is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// The network.
+    pub configuration: &'a Configuration,
+    /// Container and interface.
+    pub attachment: &'a Attachment,
+    /// The pod's namespace.
+    pub namespace: &'a NetworkNamespace,
+    /// Its path, for the result.
+    pub sandbox: &'a Path,
+    /// The pod's addresses.
+    pub addresses: &'a [Reserved],
+}
+
+/// Name of the node's end of a pod's cable: `pw` and 11 hexadecimal digits of
+/// a hash, the same for every ADD and DEL of one container and interface.
+pub fn host_interface(attachment: &Attachment) -> String {
+    format!("pw{}", &attachment.key()[..11])
+}
+
+/// Hardware address of one end of a pod's cable. A chosen address, unlike a
+/// random one, is left alone by link managers, and is known before the
+/// interface exists.
+fn mac_of(attachment: &Attachment, end: &str) -> MacAddress {
+    let mut hash = Sha256::new();
+    hash.update(attachment.key());
+    hash.update(end);
+    let digest = hash.finalize();
+    MacAddress::local([digest[0], digest[1], digest[2], digest[3], digest[4]])
+}
+
+/// The hardware address of a pod's interface: the one asked for, else one made
+/// of container and interface.
+pub fn pod_mac(attachment: &Attachment, wanted: Option<MacAddress>) -> MacAddress {
+    wanted.unwrap_or_else(|| mac_of(attachment, "pod"))
+}
+
+impl Order<'_> {
+    fn pod_mac(&self) -> MacAddress {
+        pod_mac(self.attachment, self.configuration.mac)
+    }
+}
+
+/// Attaches a pod. What was made when it fails is undone by [`detach`].
+pub fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error> {
+    match order.configuration.attach {
+        AttachMode::Bridge => bridge::attach(socket, order),
+        AttachMode::Routed => routed::attach(socket, order),
+        AttachMode::Macvlan => macvlan::attach(socket, order),
+    }
+}
+
+/// What is known of an attachment that is to be removed.
+#[derive(Debug)]
+pub struct Remains<'a> {
+    /// Container and interface.
+    pub attachment: &'a Attachment,
+    /// Name of the bridge it may be attached to.
+    pub bridge: &'a str,
+    /// Addresses it holds.
+    pub addresses: &'a [IpAddr],
+    /// The hardware address of the pod's interface.
+    pub mac: MacAddress,
+    /// The pod's namespace, when it is still there.
+    pub namespace: Option<&'a NetworkNamespace>,
+}
+
+/// Detaches a pod, whatever of the attachment exists: it stops being reachable
+/// at once, then its interface goes.
+pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<(), Error> {
+    let name = host_interface(remains.attachment);
+    let cable = link::get(socket, &name)?;
+    let mut requests = Vec::new();
+    if let Some(cable) = &cable {
+        // The routes and neighbours of a link that is down are gone.
+        requests.push(link::set_down(cable.index));
+    }
+    if !remains.addresses.is_empty()
+        && let Some(bridge) = link::get(socket, remains.bridge)?
+    {
+        requests.extend(
+            remains
+                .addresses
+                .iter()
+                .map(|address| neighbour::delete(bridge.index, *address)),
+        );
+    }
+    if let Some(cable) = &cable {
+        requests.push(link::delete(cable.index));
+    }
+    for outcome in socket.attempt_all(&requests)? {
+        match outcome {
+            Err(error) if !error.not_found() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    if cable.is_none()
+        && let Some(namespace) = remains.namespace
+    {
+        // A macvlan. Known by its address: another interface of the name, for
+        // which ADD was refused, is not ours to delete.
+        let mut inside = namespace.route_socket()?;
+        let interface = &remains.attachment.interface;
+        if link::get(&mut inside, interface)?.is_some_and(|l| l.mac == Some(remains.mac)) {
+            link::delete_by_name(&mut inside, interface)?;
+        }
+    }
+    Ok(())
+}
+
+/// Names the network, container and interface on the node's end of a cable,
+/// for GC and for those who list interfaces. None when it is too long for the
+/// kernel: GC then knows the cable by its reservation alone.
+fn label(order: &Order<'_>, cable: u32) -> Option<Request> {
+    let text = format!(
+        "{LABEL} {} {} {}",
+        order.configuration.network.name, order.attachment.container_id, order.attachment.interface
+    );
+    (text.len() <= link::ALIAS_LENGTH).then(|| link::set_alias(cable, &text))
+}
+
+const LABEL: &str = "podwire";
+
+/// Attachments of a network whose cables the node has.
+pub fn attachments(socket: &mut Socket, network: &str) -> Result<Vec<Attachment>, Error> {
+    Ok(link::list(socket)?
+        .into_iter()
+        .filter_map(|cable| {
+            let alias = cable.alias?;
+            let mut words = alias.split(' ');
+            let ours = words.next() == Some(LABEL) && words.next() == Some(network);
+            let attachment = Attachment::new(words.next()?, words.next()?);
+            (ours && words.next().is_none() && cable.name == host_interface(&attachment))
+                .then_some(attachment)
+        })
+        .collect())
+}
+
+/// Compares the node's side of an attachment with what ADD made: the cable,
+/// and the way to each of the pod's addresses.
+pub fn verify_node(
+    socket: &mut Socket,
+    order: &Order<'_>,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    if order.configuration.attach == AttachMode::Macvlan {
+        // All of it is in the pod.
+        return Ok(());
+    }
+    let name = host_interface(order.attachment);
+    let Some(cable) = link::get(socket, &name)? else {
+        return Err(Error::Mismatch(format!("the node has no interface {name}")));
+    };
+    if !cable.up {
+        return Err(Error::Mismatch(format!(
+            "interface {name} of the node is down"
+        )));
+    }
+    match order.configuration.attach {
+        AttachMode::Bridge => bridge::verify(socket, order.configuration, &cable),
+        AttachMode::Routed => routed::verify(socket, &cable, addresses),
+        AttachMode::Macvlan => Ok(()),
+    }
+}
+
+/// How long the kernel may take to finish in the background what it was told:
+/// it takes milliseconds on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Waits until the node's interfaces pass packets, in this order (a bridge has
+/// a carrier when a port has), so that the pod's first packet is not lost.
+fn wait_for_carrier(socket: &mut Socket, links: &[&link::Link]) -> Result<(), Error> {
+    for link in links {
+        if !link::wait_until_operational(socket, link.index, DEADLINE)? {
+            return Err(Error::NotAvailable(format!(
+                "interface {} does not get a carrier",
+                link.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Makes the cable, both ends with their final names and addresses, and gives
+/// the node's end. A leftover of the same attachment whose pod end is gone is
+/// replaced.
+fn make_cable(
+    socket: &mut Socket,
+    order: &Order<'_>,
+    master: Option<u32>,
+) -> Result<link::Link, Error> {
+    let name = host_interface(order.attachment);
+    let near = link::VethEnd {
+        name: &name,
+        mtu: order.configuration.mtu,
+        mac: Some(mac_of(order.attachment, "node")),
+        namespace: None,
+    };
+    let peer = link::VethEnd {
+        name: &order.attachment.interface,
+        mtu: order.configuration.mtu,
+        mac: Some(order.pod_mac()),
+        namespace: Some(order.namespace),
+    };
+    let request = link::add_veth(&near, master, &peer);
+    match socket.execute(&request) {
+        Err(error) if error.already_exists() => {
+            // ADD looked into the pod first, so it is the node's end: left by
+            // an ADD that died, or of a pod whose namespace was replaced.
+            link::delete_by_name(socket, &name)?;
+            socket.execute(&request)?;
+        }
+        other => other?,
+    }
+    link::get(socket, &name)?.ok_or_else(|| {
+        Error::Io(format!(
+            "interface {name} vanished while it was being set up; something else on the node removes interfaces"
+        ))
+    })
+}
+
+/// The result of an attachment: the node's interfaces, then the pod's.
+fn result(
+    order: &Order<'_>,
+    mut interfaces: Vec<Interface>,
+    mtu: u32,
+    addresses: impl Iterator<Item = (IpNet, IpAddr)>,
+) -> AddResult {
+    let index = interfaces.len();
+    interfaces.push(Interface {
+        name: order.attachment.interface.clone(),
+        mac: Some(order.pod_mac().to_string()),
+        mtu: Some(mtu),
+        sandbox: Some(order.sandbox.display().to_string()),
+        ..Interface::default()
+    });
+    let mut result = AddResult {
+        interfaces,
+        dns: order.configuration.dns.clone(),
+        ..AddResult::default()
+    };
+    for (address, gateway) in addresses {
+        result.addresses.push(Address {
+            address,
+            gateway: Some(gateway),
+            interface: Some(index),
+        });
+        result
+            .routes
+            .push(Route::new(pod::any(gateway), Some(gateway)));
+    }
+    for route in &order.configuration.routes {
+        result.routes.push(Route::new(route.dst, route.gw));
+    }
+    result
+}
+
+/// The settings' family of an address.
+fn family(address: &IpAddr) -> sysctl::Family {
+    match address {
+        IpAddr::V4(_) => sysctl::Family::V4,
+        IpAddr::V6(_) => sysctl::Family::V6,
+    }
+}

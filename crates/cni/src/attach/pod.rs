@@ -1,0 +1,213 @@
+//! The inside of a pod: its interface, addresses and routes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use linux::address::{self, Address};
+use linux::link::{self, MacAddress};
+use linux::netlink::{Request, Socket};
+use linux::route::{self, Filter, Route};
+use linux::sysctl::{Family, Setting};
+use linux::{namespace, neighbour};
+
+use super::{DEADLINE, Order, family};
+use crate::configuration::ConfiguredRoute;
+use crate::error::Error;
+use crate::result::AddResult;
+
+/// An address of the pod with its gateway.
+pub(super) struct Leg {
+    /// As the interface has it.
+    pub(super) address: IpNet,
+    /// Whether the subnet is on the wire, and so gets a route of its own.
+    /// Otherwise all packets go by the gateway.
+    pub(super) on_wire: bool,
+    /// Next hop.
+    pub(super) gateway: IpAddr,
+    /// Its hardware address when it is known for certain.
+    pub(super) gateway_mac: Option<MacAddress>,
+}
+
+/// Route protocol of the pod's own routes, which are nobody's to sync:
+/// `RTPROT_STATIC`.
+const STATIC: u8 = 4;
+
+/// Sets the pod's interface and loopback up, with addresses, routes and
+/// settings: all in one message exchange, on one visit of the namespace.
+pub(super) fn furnish(order: &Order<'_>, legs: &[Leg]) -> Result<(), Error> {
+    let interface = &order.attachment.interface;
+    let routes = &order.configuration.routes;
+    order.namespace.run(|| {
+        settings(interface, legs)?;
+        let mut socket = Socket::open_route()?;
+        let Some(own) = link::get(&mut socket, interface)? else {
+            return Err(Error::Io(format!(
+                "interface {interface} vanished from the pod while it was being set up"
+            )));
+        };
+        socket.execute_all(&requests(own.index, legs, routes))?;
+        let addresses: Vec<_> = legs.iter().map(|leg| leg.address.addr()).collect();
+        if !address::wait_until_usable(&mut socket, own.index, &addresses, DEADLINE)? {
+            return Err(Error::NotAvailable(format!(
+                "the addresses of interface {interface} do not become usable"
+            )));
+        }
+        Ok(())
+    })?
+}
+
+/// No waiting for duplicate addresses, no addresses and routes from router
+/// advertisements or redirects: a pod has what it was given.
+fn settings(interface: &str, legs: &[Leg]) -> Result<(), Error> {
+    let mut settings = Vec::new();
+    for leg in legs {
+        let family = family(&leg.address.addr());
+        let mut set = |interface: &str, leaf: &str, value| {
+            settings.push((Setting::of_interface(family, interface, leaf), value));
+        };
+        set(interface, "accept_redirects", 0);
+        match family {
+            // On hosts the kernel accepts redirects if either says so.
+            Family::V4 => set("all", "accept_redirects", 0),
+            Family::V6 => {
+                // Some runtimes switch IPv6 off in new namespaces.
+                set(interface, "disable_ipv6", 0);
+                set(interface, "accept_dad", 0);
+                set(interface, "accept_ra", 0);
+            }
+        }
+    }
+    for (setting, value) in settings {
+        if !setting.write_if_present(value)? && value != 0 {
+            return Err(Error::NotAvailable(format!(
+                "the kernel lacks the setting {setting:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn requests(own: u32, legs: &[Leg], extra: &[ConfiguredRoute]) -> Vec<Request> {
+    // Loopback always has index 1, in every namespace (include/net/net_namespace.h).
+    let mut requests = vec![link::set_up(LOOPBACK), link::set_up(own)];
+    for leg in legs {
+        let mut address = Address::new(own, leg.address);
+        address.no_prefix_route = !leg.on_wire;
+        requests.push(address::add(&address));
+        if let Some(mac) = leg.gateway_mac {
+            requests.push(neighbour::set_permanent(own, leg.gateway, mac));
+        }
+        for route in routes(own, leg) {
+            requests.push(route::add(&route));
+        }
+    }
+    for configured in extra {
+        let same_family = |address: IpAddr| address.is_ipv4() == configured.dst.addr().is_ipv4();
+        // A default route is there already.
+        if configured.dst.prefix_len() == 0 && configured.gw.is_none() {
+            continue;
+        }
+        let gateway = configured.gw.or_else(|| {
+            legs.iter()
+                .map(|leg| leg.gateway)
+                .find(|gateway| same_family(*gateway))
+        });
+        if let Some(gateway) = gateway.filter(|gateway| same_family(*gateway)) {
+            requests.push(route::replace(
+                &Route::to(configured.dst)
+                    .via(gateway)
+                    .dev(own)
+                    .onlink()
+                    .protocol(STATIC),
+            ));
+        }
+    }
+    requests
+}
+
+const LOOPBACK: u32 = 1;
+
+/// The way to the gateway, and by it to everywhere else.
+fn routes(own: u32, leg: &Leg) -> Vec<Route> {
+    let mut routes = Vec::new();
+    // IPv6 reaches link-local gateways without a route.
+    let link_local = matches!(leg.gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local());
+    let on_wire = leg.on_wire && leg.address.contains(&leg.gateway);
+    if !(link_local || on_wire) {
+        routes.push(
+            Route::to(IpNet::from(leg.gateway))
+                .dev(own)
+                .protocol(STATIC),
+        );
+    }
+    routes.push(Route::default_of(leg.gateway).dev(own).protocol(STATIC));
+    routes
+}
+
+/// Everywhere, in the family of an address.
+pub(super) fn any(like: IpAddr) -> IpNet {
+    let any: IpAddr = match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNet::new(any, 0).expect("zero is a prefix length of both families")
+}
+
+/// Compares the inside of a pod with what ADD answered: the interface with its
+/// hardware address, up; its addresses; its routes. What other plugins added
+/// is left alone.
+pub fn verify(
+    namespace: &namespace::NetworkNamespace,
+    interface: &str,
+    expected: &AddResult,
+) -> Result<(), Error> {
+    let wrong = |what: String| Err(Error::Mismatch(what));
+    let mut socket = namespace.route_socket()?;
+    let Some(own) = link::get(&mut socket, interface)? else {
+        return wrong(format!("the pod has no interface {interface}"));
+    };
+    if !own.up {
+        return wrong(format!("interface {interface} of the pod is down"));
+    }
+    let index = expected
+        .interfaces
+        .iter()
+        .position(|i| i.name == interface && i.sandbox.is_some());
+    if let Some(mac) = index.and_then(|index| expected.interfaces[index].mac.as_ref())
+        && own.mac.map(|mac| mac.to_string()) != Some(mac.to_lowercase())
+    {
+        return wrong(format!(
+            "interface {interface} of the pod has not the hardware address {mac}"
+        ));
+    }
+    let addresses = address::list(&mut socket, Some(own.index))?;
+    for wanted in &expected.addresses {
+        let ours = wanted.interface.is_none() || wanted.interface == index;
+        if ours && !addresses.iter().any(|a| a.address == wanted.address) {
+            return wrong(format!(
+                "interface {interface} of the pod has lost its address {}",
+                wanted.address
+            ));
+        }
+    }
+    let routes = route::list(
+        &mut socket,
+        Filter {
+            table: Some(route::TABLE_MAIN),
+            ..Filter::default()
+        },
+    )?;
+    for wanted in &expected.routes {
+        let found = routes.iter().any(|route| {
+            route.destination == wanted.destination.trunc()
+                && (wanted.gateway.is_none() || route.gateway == wanted.gateway)
+        });
+        if !found {
+            return wrong(format!(
+                "the pod has lost its route to {}",
+                wanted.destination
+            ));
+        }
+    }
+    Ok(())
+}

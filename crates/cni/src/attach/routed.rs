@@ -1,0 +1,84 @@
+//! Routed: each pod on a cable of its own, and a route of the node to each of
+//! its addresses. The gateway is the same link-local address for all pods; it
+//! is configured nowhere, since both ends know each other's hardware address.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use linux::link::Link;
+use linux::neighbour;
+use linux::netlink::Socket;
+use linux::route::{self, Filter, Route};
+
+use super::pod::Leg;
+use super::{Order, label, mac_of, make_cable, node, pod, result, wait_for_carrier};
+use crate::error::Error;
+use crate::result::{AddResult, Interface};
+
+/// The pods' IPv4 gateway.
+const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
+/// The pods' IPv6 gateway.
+const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
+
+fn gateway(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => GATEWAY_V4,
+        IpAddr::V6(_) => GATEWAY_V6,
+    }
+}
+
+pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error> {
+    node::enable_forwarding(order.addresses)?;
+    let cable = make_cable(socket, order, None)?;
+    let legs: Vec<_> = order
+        .addresses
+        .iter()
+        .map(|reserved| Leg {
+            address: IpNet::from(reserved.address.addr()),
+            on_wire: false,
+            gateway: gateway(reserved.address.addr()),
+            gateway_mac: Some(mac_of(order.attachment, "node")),
+        })
+        .collect();
+    // The node's side first: the pod is reachable the moment it can speak.
+    let mut requests: Vec<_> = label(order, cable.index).into_iter().collect();
+    for leg in &legs {
+        requests.push(neighbour::set_permanent(
+            cable.index,
+            leg.address.addr(),
+            order.pod_mac(),
+        ));
+        requests.push(route::replace(&Route::to(leg.address).dev(cable.index)));
+    }
+    socket.execute_all(&requests)?;
+    pod::furnish(order, &legs)?;
+    wait_for_carrier(socket, &[&cable])?;
+    let interfaces = vec![Interface::of_node(&cable.name, cable.mac, cable.mtu)];
+    Ok(result(
+        order,
+        interfaces,
+        cable.mtu,
+        legs.iter().map(|leg| (leg.address, leg.gateway)),
+    ))
+}
+
+/// Verifies the node's routes to the pod.
+pub(super) fn verify(socket: &mut Socket, cable: &Link, addresses: &[IpAddr]) -> Result<(), Error> {
+    let routes = route::list(
+        socket,
+        Filter {
+            link: Some(cable.index),
+            ..Filter::own()
+        },
+    )?;
+    for address in addresses {
+        let destination = IpNet::from(*address);
+        if !routes.iter().any(|route| route.destination == destination) {
+            return Err(Error::Mismatch(format!(
+                "the node has lost its route to {address} on {}",
+                cable.name
+            )));
+        }
+    }
+    Ok(())
+}

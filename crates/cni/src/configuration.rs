@@ -1,0 +1,428 @@
+//! The network configuration on stdin.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipam::{Attachment, Range, RangeSet};
+use ipnet::IpNet;
+use linux::link::{self, MacAddress, MacvlanMode};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::arguments::{Extra, valid_identifier};
+use crate::error::Error;
+use crate::version::Version;
+
+/// How pods are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// To a bridge of the node, whose addresses are the pods' gateways.
+    Bridge,
+    /// Each by a cable of its own and a route of the node.
+    #[default]
+    Routed,
+    /// To the network of one of the node's interfaces, beside the node.
+    Macvlan,
+}
+
+impl AttachMode {
+    /// As configurations write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Routed => "routed",
+            Self::Macvlan => "macvlan",
+        }
+    }
+}
+
+/// The bridge of a node when none is named.
+pub const DEFAULT_BRIDGE: &str = "pwbr0";
+
+/// What removing an attachment needs to know of a configuration: little, so
+/// that it works with a configuration that changed or became invalid since ADD.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// The network's name.
+    pub name: String,
+    /// Name of the bridge in bridge mode.
+    pub bridge: String,
+    /// Where reservations are kept.
+    pub state: PathBuf,
+    /// Attachments that GC must keep; `None` when the runtime named none.
+    pub valid_attachments: Option<Vec<Attachment>>,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Configuration {
+    /// Version of the specification, of the configuration and of the result.
+    pub version: Version,
+    /// Name, bridge and state.
+    pub network: Network,
+    /// How pods are attached.
+    pub attach: AttachMode,
+    /// Largest packet in bytes; the kernel's default when absent.
+    pub mtu: Option<u32>,
+    /// Whether the bridge keeps pods from reaching each other below IP.
+    pub isolate_ports: bool,
+    /// The node's interface that macvlan pods are attached to.
+    pub master: Option<String>,
+    /// Whether macvlan pods reach each other.
+    pub mode: MacvlanMode,
+    /// Where addresses come from; one is taken from each set.
+    pub ranges: Vec<RangeSet>,
+    /// Routes of pods besides the default routes.
+    pub routes: Vec<ConfiguredRoute>,
+    /// Name service, passed on as it is.
+    pub dns: Option<Value>,
+    /// What the plugin before this one in a chain, or ADD before CHECK and
+    /// DEL, gave.
+    pub previous: Option<Value>,
+    /// Particular addresses asked for.
+    pub addresses: Vec<IpAddr>,
+    /// A particular hardware address asked for.
+    pub mac: Option<MacAddress>,
+}
+
+/// A route as `ipam.routes` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ConfiguredRoute {
+    /// Destination.
+    pub dst: IpNet,
+    /// Next hop; the default gateway of the family when absent.
+    #[serde(default)]
+    pub gw: Option<IpAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    #[serde(default)]
+    attach: Option<Value>,
+    #[serde(default)]
+    mtu: u32,
+    #[serde(default)]
+    isolate_ports: bool,
+    #[serde(default)]
+    master: Option<String>,
+    #[serde(default)]
+    mode: Option<Value>,
+    #[serde(default)]
+    ipam: Option<RawIpam>,
+    #[serde(default)]
+    dns: Option<Value>,
+    #[serde(default)]
+    prev_result: Option<Value>,
+    #[serde(default)]
+    runtime_config: RuntimeConfig,
+    #[serde(default)]
+    args: Args,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawIpam {
+    ranges: Vec<Vec<Range>>,
+    /// `host-local`'s first form: one range, beside the other keys.
+    subnet: Option<IpNet>,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+    routes: Vec<ConfiguredRoute>,
+}
+
+/// Capabilities that are understood; others are ignored, since a runtime gives
+/// only those that the configuration declares.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RuntimeConfig {
+    ips: Vec<String>,
+    mac: Option<String>,
+    ip_ranges: Vec<Vec<Range>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Args {
+    cni: CniArgs,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CniArgs {
+    ips: Vec<String>,
+    mac: Option<String>,
+}
+
+/// The version a configuration asks for; 0.1.0 when it names none.
+pub fn version_of(configuration: &Value) -> Result<Version, Error> {
+    match configuration.get("cniVersion") {
+        None => Ok(Version::V0_1_0),
+        Some(Value::String(text)) if text.is_empty() => Ok(Version::V0_1_0),
+        Some(Value::String(text)) => text
+            .parse()
+            .map_err(|_| Error::Version(text.chars().take(40).collect())),
+        Some(other) => Err(Error::Decode(format!("cniVersion is {other}, not a text"))),
+    }
+}
+
+impl Network {
+    /// Reads what removing needs.
+    pub fn parse(value: &Value) -> Result<Self, Error> {
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+        let name = text(value.get("name")).unwrap_or_default();
+        if !valid_identifier(&name) {
+            return Err(Error::Configuration(format!(
+                "name {name:?} must be letters, digits, '.', '_' and '-' after a letter or digit"
+            )));
+        }
+        let bridge = text(value.get("bridge")).unwrap_or_else(|| DEFAULT_BRIDGE.to_owned());
+        if !link::valid_name(&bridge) {
+            return Err(Error::Configuration(format!(
+                "bridge {bridge:?} is no interface name"
+            )));
+        }
+        let state = text(value.pointer("/ipam/dataDir"))
+            .unwrap_or_else(|| ipam::store::DEFAULT_ROOT.to_owned());
+        let valid_attachments = value
+            .get("cni.dev/valid-attachments")
+            .map(Vec::<Attachment>::deserialize)
+            .transpose()
+            .map_err(|error| Error::Decode(format!("cni.dev/valid-attachments: {error}")))?;
+        Ok(Self {
+            name,
+            bridge,
+            state: state.into(),
+            valid_attachments,
+        })
+    }
+}
+
+impl Configuration {
+    /// Reads and checks a configuration; `extra` is `CNI_ARGS`, which yields to
+    /// the configuration's own wishes (runtimeConfig, then args.cni).
+    pub fn parse(value: Value, extra: &Extra) -> Result<Self, Error> {
+        let version = version_of(&value)?;
+        if !value.is_object() {
+            return Err(Error::Decode(
+                "the configuration is not an object".to_owned(),
+            ));
+        }
+        let network = Network::parse(&value)?;
+        let raw: Raw =
+            serde_json::from_value(value).map_err(|error| Error::Decode(error.to_string()))?;
+        let attach = match raw.attach {
+            None => AttachMode::default(),
+            Some(mode) => serde_json::from_value(mode.clone()).map_err(|_| Error::Unsupported {
+                key: "attach",
+                value: format!("{mode} (there are \"bridge\", \"routed\" and \"macvlan\")"),
+            })?,
+        };
+        if attach == AttachMode::Macvlan && !raw.master.as_deref().is_some_and(link::valid_name) {
+            return Err(Error::Configuration(
+                "attach macvlan needs \"master\", the name of the node's interface to attach to"
+                    .to_owned(),
+            ));
+        }
+        let mode = match raw.mode.as_ref().map(Value::as_str) {
+            None | Some(Some("" | "bridge")) => MacvlanMode::Bridge,
+            Some(Some("private")) => MacvlanMode::Private,
+            _ => {
+                return Err(Error::Unsupported {
+                    key: "mode",
+                    value: format!(
+                        "{} (there are \"bridge\" and \"private\")",
+                        raw.mode.unwrap_or_default()
+                    ),
+                });
+            }
+        };
+        // Below 1280 the kernel switches IPv6 off on an interface (RFC 8200).
+        if raw.mtu != 0 && !(68..=65535).contains(&raw.mtu) {
+            return Err(Error::Configuration(format!(
+                "mtu {} is not between 68 and 65535",
+                raw.mtu
+            )));
+        }
+        let ipam = raw.ipam.unwrap_or_default();
+        let mut sets = ipam.ranges;
+        if let Some(subnet) = ipam.subnet {
+            sets.insert(
+                0,
+                vec![Range {
+                    range_start: ipam.range_start,
+                    range_end: ipam.range_end,
+                    gateway: ipam.gateway,
+                    ..Range::of(subnet)
+                }],
+            );
+        }
+        sets.extend(raw.runtime_config.ip_ranges);
+        let ranges = RangeSet::all(&sets)?;
+        for v4 in [true, false] {
+            if ranges.iter().filter(|set| set.is_v4() == v4).count() > 1 {
+                return Err(Error::Configuration(
+                    "ipam.ranges has two sets of one family; put ranges of one family into one set"
+                        .to_owned(),
+                ));
+            }
+        }
+        let mtu = (raw.mtu != 0).then_some(raw.mtu);
+        if mtu.is_some_and(|mtu| mtu < 1280) && ranges.iter().any(|set| !set.is_v4()) {
+            return Err(Error::Configuration(format!(
+                "mtu {} is too small for IPv6, which needs 1280",
+                raw.mtu
+            )));
+        }
+
+        let wishes = if raw.runtime_config.ips.is_empty() {
+            raw.args.cni.ips
+        } else {
+            raw.runtime_config.ips
+        };
+        let mut addresses = wishes
+            .iter()
+            .map(|text| {
+                text.split('/')
+                    .next()
+                    .and_then(|address| address.parse().ok())
+                    .ok_or_else(|| Error::Configuration(format!("ips: {text:?} is no address")))
+            })
+            .collect::<Result<Vec<IpAddr>, Error>>()?;
+        if addresses.is_empty() {
+            addresses.extend(extra.address);
+        }
+        let mac = match raw.runtime_config.mac.or(raw.args.cni.mac) {
+            None => extra.mac,
+            Some(text) => Some(
+                text.parse::<MacAddress>()
+                    .map_err(|error| Error::Configuration(format!("mac: {error}")))?,
+            ),
+        };
+        if let Some(mac) = mac.filter(|mac| !mac.is_unicast()) {
+            return Err(Error::Configuration(format!(
+                "mac {mac} is not an address a single interface can have"
+            )));
+        }
+        Ok(Self {
+            version,
+            network,
+            attach,
+            mtu,
+            isolate_ports: raw.isolate_ports,
+            master: raw.master,
+            mode,
+            ranges,
+            routes: ipam.routes,
+            dns: raw.dns,
+            previous: raw.prev_result,
+            addresses,
+            mac,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    /// Any JSON, with the keys that mean something here among its keys.
+    fn anything() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[ -~]{0,12}".prop_map(Value::from),
+            Just(json!("10.0.0.0/24")),
+            Just(json!("fd00::/64")),
+            Just(json!("10.0.0.9")),
+            Just(json!("1.1.0")),
+        ];
+        let key = prop_oneof![
+            Just("name"),
+            Just("attach"),
+            Just("mtu"),
+            Just("ipam"),
+            Just("ranges"),
+            Just("subnet"),
+            Just("rangeStart"),
+            Just("gateway"),
+            Just("exclusions"),
+            Just("routes"),
+            Just("dst"),
+            Just("runtimeConfig"),
+            Just("ips"),
+            Just("mac"),
+            Just("args"),
+            Just("cni"),
+            Just("dataDir"),
+            Just("cni.dev/valid-attachments"),
+        ];
+        leaf.prop_recursive(5, 40, 6, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(key.clone(), inner, 0..6)
+                    .prop_map(|map| map.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_json_makes_the_reader_panic(mut value in anything(), named in any::<bool>()) {
+            if let (Value::Object(object), true) = (&mut value, named) {
+                object.insert("name".to_owned(), "pods".into());
+            }
+            let _ = Network::parse(&value);
+            if let Ok(configuration) = Configuration::parse(value, &Extra::default()) {
+                prop_assert!(!configuration.ranges.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn host_locals_first_form_is_understood() {
+        let configuration = Configuration::parse(
+            json!({"name": "pods", "ipam": {"type": "host-local", "subnet": "10.0.0.0/24", "rangeStart": "10.0.0.50"}}),
+            &Extra::default(),
+        )
+        .unwrap();
+        assert_eq!(configuration.version, Version::V0_1_0);
+        assert_eq!(configuration.attach, AttachMode::Routed);
+        let first = configuration.ranges[0].addresses().next().unwrap();
+        assert_eq!(first.to_string(), "10.0.0.50");
+    }
+
+    #[test]
+    fn the_runtimes_wish_counts_before_arguments() {
+        let extra = Extra {
+            address: Some([10, 0, 0, 3].into()),
+            ..Extra::default()
+        };
+        let base = json!({"name": "pods", "ipam": {"subnet": "10.0.0.0/24"}});
+        let wanted = |key: &str, value: Value| {
+            let mut configuration = base.clone();
+            configuration[key] = value;
+            Configuration::parse(configuration, &extra)
+                .unwrap()
+                .addresses
+        };
+        let ips = |ip: &str| json!({"ips": [ip]});
+        assert_eq!(
+            wanted("x", Value::Null),
+            [std::net::IpAddr::from([10, 0, 0, 3])]
+        );
+        assert_eq!(
+            wanted("args", json!({"cni": ips("10.0.0.4")})),
+            [std::net::IpAddr::from([10, 0, 0, 4])]
+        );
+        assert_eq!(
+            wanted("runtimeConfig", ips("10.0.0.5/24")),
+            [std::net::IpAddr::from([10, 0, 0, 5])]
+        );
+    }
+}

@@ -1,0 +1,17 @@
+//! The CNI plugin `podwire-cni`: attaches pods to a node's network.
+//!
+//! A runtime starts the plugin with its order in environment variables and the
+//! configuration on stdin, and reads the result (or the error) as JSON from
+//! stdout. See the CNI specification, versions 0.1.0 to 1.1.0.
+//!
+//! [`plugin::run`] is all of it; the other modules are the protocol
+//! ([`arguments`], [`configuration`], [`result`], [`version`], [`error`]) and
+//! the ways to attach a pod ([`attach`]).
+
+pub mod arguments;
+pub mod attach;
+pub mod configuration;
+pub mod error;
+pub mod plugin;
+pub mod result;
+pub mod version;

@@ -1,0 +1,317 @@
+//! The operations.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::IpAddr;
+
+use ipam::{Attachment, Claim, Reservation, Store};
+use linux::link;
+use linux::namespace::NetworkNamespace;
+use linux::netlink::Socket;
+use serde_json::{Value, json};
+
+use crate::arguments::{Arguments, Command, Extra};
+use crate::attach::{self, Order, Remains};
+use crate::configuration::{Configuration, Network, version_of};
+use crate::error::Error;
+use crate::result::AddResult;
+use crate::version::Version;
+
+/// Largest configuration read, in bytes.
+const LARGEST_CONFIGURATION: u64 = 16 * 1024 * 1024;
+/// Note of a reservation: the bridge its pod is attached to.
+const NOTE_BRIDGE: &str = "bridge";
+/// Note of a reservation: the hardware address of the pod's interface.
+const NOTE_MAC: &str = "mac";
+
+/// Carries out the runtime's order. What goes to stdout is written to
+/// `output`: the result, or the error in the specification's form.
+///
+/// # Errors
+///
+/// The error that was written.
+pub fn run(
+    variables: &dyn Fn(&str) -> Option<OsString>,
+    input: &mut dyn Read,
+    output: &mut dyn Write,
+) -> Result<(), Error> {
+    // The version of an error's JSON: the configuration's, once it is known.
+    let mut version = Version::LATEST.to_string();
+    let outcome = execute(variables, input, &mut version);
+    let text = match &outcome {
+        Ok(None) => return Ok(()),
+        Ok(Some(result)) => result.to_string(),
+        Err(error) => error.to_json(&version).to_string(),
+    };
+    writeln!(output, "{text}").map_err(|error| Error::Io(format!("cannot answer: {error}")))?;
+    outcome.map(|_| ())
+}
+
+fn execute(
+    variables: &dyn Fn(&str) -> Option<OsString>,
+    input: &mut dyn Read,
+    version: &mut String,
+) -> Result<Option<Value>, Error> {
+    let command = Command::from_environment(variables)?;
+    let mut text = Vec::new();
+    input
+        .take(LARGEST_CONFIGURATION)
+        .read_to_end(&mut text)
+        .map_err(|error| Error::Io(format!("cannot read the configuration: {error}")))?;
+    let value: Value =
+        serde_json::from_slice(&text).map_err(|error| Error::Decode(error.to_string()))?;
+    if command == Command::Version {
+        return Ok(Some(versions(&value)));
+    }
+    version_of(&value)?.as_str().clone_into(version);
+    match command {
+        Command::Add => {
+            let arguments = Arguments::from_environment(variables)?;
+            let configuration = Configuration::parse(value, &arguments.extra)?;
+            let result = add(&configuration, &arguments)?;
+            Ok(Some(result.to_json(configuration.version)))
+        }
+        Command::Del => {
+            let arguments = Arguments::from_environment(variables)?;
+            delete(&Network::parse(&value)?, &arguments).map(|()| None)
+        }
+        Command::Check => {
+            let arguments = Arguments::from_environment(variables)?;
+            let configuration = Configuration::parse(value, &arguments.extra)?;
+            check(&configuration, &arguments).map(|()| None)
+        }
+        Command::Gc => collect_garbage(&Network::parse(&value)?).map(|()| None),
+        Command::Status => {
+            let configuration = Configuration::parse(value, &Extra::default())?;
+            status(&configuration).map(|()| None)
+        }
+        Command::Version => Ok(Some(versions(&value))),
+    }
+}
+
+/// VERSION echoes the version it is asked with.
+fn versions(configuration: &Value) -> Value {
+    let asked = configuration
+        .get("cniVersion")
+        .and_then(Value::as_str)
+        .filter(|text| !text.is_empty())
+        .unwrap_or(Version::LATEST.as_str());
+    json!({
+        "cniVersion": asked,
+        "supportedVersions": Version::ALL.map(Version::as_str),
+    })
+}
+
+fn store(network: &Network) -> Result<Store, Error> {
+    Ok(Store::new(&network.state, &network.name)?)
+}
+
+fn previous(configuration: &Configuration) -> Result<Option<AddResult>, Error> {
+    configuration
+        .previous
+        .as_ref()
+        .map(|value| {
+            AddResult::from_json(value)
+                .map_err(|reason| Error::Decode(format!("prevResult: {reason}")))
+        })
+        .transpose()
+}
+
+fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult, Error> {
+    let earlier = previous(configuration)?;
+    let path = arguments.required_namespace()?;
+    let namespace = NetworkNamespace::open(path).map_err(|error| Error::Environment {
+        name: "CNI_NETNS",
+        reason: error.to_string(),
+    })?;
+    let own = NetworkNamespace::current()?;
+    let same = namespace
+        .is_same_as(&own)
+        .map_err(|error| Error::Io(format!("cannot look at {}: {error}", path.display())))?;
+    if same {
+        return Err(Error::Environment {
+            name: "CNI_NETNS",
+            reason: format!(
+                "{} is the node's own network namespace; a container needs its own",
+                path.display()
+            ),
+        });
+    }
+    let interface = &arguments.attachment.interface;
+    if link::get(&mut namespace.route_socket()?, interface)?.is_some() {
+        // Whatever it is, it is not this ADD's to touch or to undo.
+        return Err(Error::Environment {
+            name: "CNI_IFNAME",
+            reason: format!("the container has an interface {interface} already"),
+        });
+    }
+    let mut socket = Socket::open_route()?;
+    let store = store(&configuration.network)?;
+    let mac = attach::pod_mac(&arguments.attachment, configuration.mac);
+    let claim = Claim {
+        attachment: arguments.attachment.clone(),
+        pod: arguments.extra.pod.clone(),
+        wanted: configuration.addresses.clone(),
+        notes: [
+            (NOTE_BRIDGE.to_owned(), configuration.network.bridge.clone()),
+            (NOTE_MAC.to_owned(), mac.to_string()),
+        ]
+        .into(),
+    };
+    let addresses = store.reserve(&claim, &configuration.ranges)?;
+    let order = Order {
+        configuration,
+        attachment: &arguments.attachment,
+        namespace: &namespace,
+        sandbox: path,
+        addresses: &addresses,
+    };
+    match attach::attach(&mut socket, &order) {
+        Ok(result) => Ok(match earlier {
+            Some(earlier) => result.after(earlier),
+            None => result,
+        }),
+        Err(error) => {
+            // The first failure is the one to tell; what undoing leaves, the
+            // runtime's DEL removes.
+            let held: Vec<IpAddr> = addresses.iter().map(|a| a.address.addr()).collect();
+            let remains = Remains {
+                attachment: &arguments.attachment,
+                bridge: &configuration.network.bridge,
+                addresses: &held,
+                mac,
+                namespace: Some(&namespace),
+            };
+            let undone = attach::detach(&mut socket, &remains);
+            if undone.is_ok() {
+                let _ = store.release(&arguments.attachment);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Removes an attachment. Everything may be gone already: the namespace, the
+/// interface, the reservation. The reservation goes last, so that a DEL that
+/// is killed can be repeated.
+fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
+    let store = store(network)?;
+    let attachment = &arguments.attachment;
+    let reservation = store.find(attachment)?;
+    let namespace = arguments
+        .namespace
+        .as_ref()
+        .and_then(|path| NetworkNamespace::open(path).ok());
+    // Whatever the path leads to now, the node's interfaces are not the pod's.
+    let own = NetworkNamespace::current()?;
+    let namespace = namespace.filter(|namespace| matches!(namespace.is_same_as(&own), Ok(false)));
+    remove(
+        network,
+        &store,
+        attachment,
+        reservation.as_ref(),
+        namespace.as_ref(),
+    )
+}
+
+fn remove(
+    network: &Network,
+    store: &Store,
+    attachment: &Attachment,
+    reservation: Option<&Reservation>,
+    namespace: Option<&NetworkNamespace>,
+) -> Result<(), Error> {
+    let remains = Remains {
+        attachment,
+        bridge: reservation
+            .and_then(|reservation| reservation.notes.get(NOTE_BRIDGE))
+            .unwrap_or(&network.bridge),
+        addresses: reservation.map_or(&[][..], |reservation| &reservation.addresses),
+        mac: attach::pod_mac(
+            attachment,
+            reservation
+                .and_then(|reservation| reservation.notes.get(NOTE_MAC))
+                .and_then(|mac| mac.parse().ok()),
+        ),
+        namespace,
+    };
+    attach::detach(&mut Socket::open_route()?, &remains)?;
+    store.release(attachment)?;
+    Ok(())
+}
+
+/// Compares what there is with what ADD answered.
+fn check(configuration: &Configuration, arguments: &Arguments) -> Result<(), Error> {
+    let expected = previous(configuration)?.ok_or_else(|| {
+        Error::Configuration("CHECK needs prevResult, the result of ADD".to_owned())
+    })?;
+    let attachment = &arguments.attachment;
+    let unknown = || Error::UnknownContainer {
+        container: attachment.container_id.clone(),
+        interface: attachment.interface.clone(),
+    };
+    let reservation = store(&configuration.network)?
+        .find(attachment)?
+        .ok_or_else(unknown)?;
+    for address in &reservation.addresses {
+        if !expected
+            .addresses
+            .iter()
+            .any(|a| a.address.addr() == *address)
+        {
+            return Err(Error::Mismatch(format!(
+                "address {address} is reserved for the container, and not in prevResult"
+            )));
+        }
+    }
+    let namespace = NetworkNamespace::open(arguments.required_namespace()?)?;
+    attach::verify_pod(&namespace, &attachment.interface, &expected)?;
+    let order = Order {
+        configuration,
+        attachment,
+        namespace: &namespace,
+        sandbox: arguments.required_namespace()?,
+        addresses: &[],
+    };
+    attach::verify_node(&mut Socket::open_route()?, &order, &reservation.addresses)
+}
+
+/// Removes what belongs to none of the attachments the runtime names.
+fn collect_garbage(network: &Network) -> Result<(), Error> {
+    let valid = network.valid_attachments.as_ref().ok_or_else(|| {
+        Error::Configuration(
+            "GC needs cni.dev/valid-attachments; without it everything would go".to_owned(),
+        )
+    })?;
+    let store = store(network)?;
+    let mut first_failure = None;
+    for reservation in store.list()? {
+        let attachment = &reservation.attachment;
+        if valid.contains(attachment) {
+            continue;
+        }
+        // One that cannot be removed must not keep the others.
+        if let Err(error) = remove(network, &store, attachment, Some(&reservation), None) {
+            first_failure.get_or_insert(error);
+        }
+    }
+    // Cables without a reservation: the state directory was emptied.
+    for attachment in attach::attachments(&mut Socket::open_route()?, &network.name)? {
+        if !valid.contains(&attachment)
+            && let Err(error) = remove(network, &store, &attachment, None, None)
+        {
+            first_failure.get_or_insert(error);
+        }
+    }
+    first_failure.map_or(Ok(()), Err)
+}
+
+/// Whether an ADD could be served now.
+fn status(configuration: &Configuration) -> Result<(), Error> {
+    let unavailable = |error: &dyn std::fmt::Display| Error::NotAvailable(error.to_string());
+    store(&configuration.network)?
+        .has_room(&configuration.ranges)
+        .map_err(|error| unavailable(&error))?;
+    Socket::open_route().map_err(|error| unavailable(&error))?;
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! Pods on a node in every attach mode and both families, with real traffic.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
+
+mod common;
+
+use common::{NODE, Node, Pod, addresses, assert_pings, connect, ip, pings};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+#[rstest]
+#[case::bridge("bridge")]
+#[case::routed("routed")]
+fn pods_and_their_node_reach_each_other_without_translation(#[case] mode: &str) {
+    let node = Node::new();
+    let configuration = node.configuration(mode);
+    let (one, two) = (Pod::new("one"), Pod::new("two"));
+    let first = addresses(&node.call("ADD", &configuration, &one).ok());
+    let second = addresses(&node.call("ADD", &configuration, &two).ok());
+    for (near, far) in first.iter().zip(&second) {
+        assert_pings(&one.namespace, *far);
+        assert_eq!(connect(&one.namespace, &two.namespace, *far), *near);
+        assert_eq!(connect(&two.namespace, &one.namespace, *near), *far);
+        assert_pings(&node.namespace, *near);
+        connect(&node.namespace, &one.namespace, *near);
+        // A pod reaches itself by its own address, and its loopback is up.
+        assert_eq!(connect(&one.namespace, &one.namespace, *near), *near);
+    }
+    assert_eq!(
+        connect(&one.namespace, &one.namespace, [127, 0, 0, 1].into()),
+        std::net::IpAddr::from([127, 0, 0, 1])
+    );
+
+    for (address, pod) in NODE.into_iter().zip(&first) {
+        let seen = connect(&one.namespace, &node.namespace, address.parse().unwrap());
+        assert_eq!(seen, *pod);
+    }
+}
+
+#[rstest]
+#[case::bridge("bridge")]
+#[case::routed("routed")]
+fn the_first_packet_needs_no_waiting_and_no_neighbour_question_on_the_node(#[case] mode: &str) {
+    let node = Node::new();
+    let pod = Pod::new("one");
+    let result = node.call("ADD", &node.configuration(mode), &pod).ok();
+    let inside = ip(&pod.namespace, "address show dev eth0");
+    for address in inside[0]["addr_info"].as_array().unwrap() {
+        if address["scope"] == "global" {
+            assert_eq!(address["tentative"], Value::Null, "{address}");
+        }
+    }
+    // What the kernel does in the background is done: the node's interfaces
+    // pass packets (a listing, unlike a question for one link, does not make
+    // it do so), and the pod's addresses have their local routes.
+    for link in ip(&node.namespace, "link show").as_array().unwrap() {
+        if link["ifname"] != "lo" {
+            assert_eq!(link["operstate"], "UP", "{link}");
+        }
+    }
+    for (family, address) in ["-4", "-6"].into_iter().zip(addresses(&result)) {
+        let local = ip(
+            &pod.namespace,
+            &format!("{family} route show table local dev eth0"),
+        );
+        let found = local
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|route| route["type"] == "local" && route["dst"] == address.to_string());
+        assert!(found, "{local}");
+    }
+    let neighbours = ip(&node.namespace, "neighbour show nud permanent");
+    for address in addresses(&result) {
+        let entry = neighbours
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|n| n["dst"] == address.to_string())
+            .unwrap();
+        assert_eq!(entry["lladdr"], inside[0]["address"]);
+    }
+}
+
+#[test]
+fn the_bridge_has_the_gateways_and_keeps_its_address_and_settings() {
+    let node = Node::new();
+    let configuration = node.configuration("bridge");
+    let (one, two) = (Pod::new("one"), Pod::new("two"));
+    let result = node.call("ADD", &configuration, &one).ok();
+    let before = ip(&node.namespace, "address show dev pwbr0");
+    node.call("ADD", &configuration, &two).ok();
+    node.call("DEL", &configuration, &one).ok();
+    let after = ip(&node.namespace, "address show dev pwbr0");
+    assert_eq!(before[0]["address"], after[0]["address"]);
+    let has = |text: &str| {
+        after[0]["addr_info"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|a| a["local"] == text)
+    };
+    assert!(has("10.200.1.1") && has("fd00:200:0:1::1"), "{after}");
+    assert_eq!(after[0]["promiscuity"], 0);
+
+    assert_eq!(result["interfaces"][0]["name"], "pwbr0");
+    assert_eq!(result["interfaces"][0]["mac"], before[0]["address"]);
+    assert_eq!(result["ips"][0]["address"], "10.200.1.2/24");
+    assert_eq!(result["ips"][0]["gateway"], "10.200.1.1");
+    assert_eq!(result["ips"][0]["interface"], 2);
+    assert_eq!(result["ips"][1]["address"], "fd00:200:0:1::2/64");
+    let port = result["interfaces"][1]["name"].as_str().unwrap();
+    assert_eq!(port.len(), 13);
+    assert!(port.starts_with("pw"));
+    assert!(!node.links().contains(&port.to_owned()));
+    let other = node.links().into_iter().find(|l| l != "pwbr0").unwrap();
+    let shown = ip(&node.namespace, &format!("link show {other}"));
+    assert_eq!(shown[0]["master"], "pwbr0");
+    assert_eq!(shown[0]["linkinfo"]["info_slave_data"]["hairpin"], true);
+    assert_eq!(shown[0]["linkinfo"]["info_slave_data"]["isolated"], false);
+}
+
+#[test]
+fn a_node_with_a_new_range_loses_the_old_ones_gateway() {
+    let node = Node::new();
+    let mut configuration = node.configuration("bridge");
+    node.call("ADD", &configuration, &Pod::new("one")).ok();
+    configuration["ipam"]["ranges"] =
+        json!([[{"subnet": "10.200.7.0/24"}], [{"subnet": "fd00:200:0:7::/64"}]]);
+    let two = Pod::new("two");
+    let result = node.call("ADD", &configuration, &two).ok();
+    let shown = ip(&node.namespace, "address show dev pwbr0").to_string();
+    assert!(
+        !shown.contains("10.200.1.1") && !shown.contains("fd00:200:0:1::1"),
+        "{shown}"
+    );
+    for address in addresses(&result) {
+        assert_pings(&node.namespace, address);
+    }
+}
+
+#[test]
+fn routed_pods_have_a_link_local_gateway_and_the_node_a_route_each() {
+    let node = Node::new();
+    let pod = Pod::new("one");
+    let result = node.call("ADD", &node.configuration("routed"), &pod).ok();
+    assert_eq!(result["ips"][0]["address"], "10.200.1.2/32");
+    assert_eq!(result["ips"][0]["gateway"], "169.254.1.1");
+    assert_eq!(result["ips"][1]["address"], "fd00:200:0:1::2/128");
+    assert_eq!(result["ips"][1]["gateway"], "fe80::1");
+    let cable = result["interfaces"][0]["name"].as_str().unwrap();
+    assert_eq!(result["interfaces"][1]["sandbox"], pod.path());
+    for (family, address) in [("-4", "10.200.1.2"), ("-6", "fd00:200:0:1::2")] {
+        let routes = ip(&node.namespace, &format!("{family} route show proto 112"));
+        assert_eq!(routes.as_array().unwrap().len(), 1);
+        assert_eq!(routes[0]["dst"], address);
+        assert_eq!(routes[0]["dev"], cable);
+    }
+    assert_eq!(node.links(), [cable]);
+}
+
+#[rstest]
+#[case::bridge("bridge")]
+#[case::routed("routed")]
+fn the_mtu_is_the_configured_one_on_both_ends(#[case] mode: &str) {
+    let node = Node::new();
+    let pod = Pod::new("one");
+    let mut configuration = node.configuration(mode);
+    configuration["mtu"] = json!(1400);
+    let result = node.call("ADD", &configuration, &pod).ok();
+    assert_eq!(ip(&pod.namespace, "link show eth0")[0]["mtu"], 1400);
+    for link in node.links() {
+        assert_eq!(
+            ip(&node.namespace, &format!("link show {link}"))[0]["mtu"],
+            1400
+        );
+    }
+    let last = result["interfaces"]
+        .as_array()
+        .unwrap()
+        .last()
+        .unwrap()
+        .clone();
+    assert_eq!(last["mtu"], 1400);
+}
+
+#[rstest]
+#[case::bridge("bridge")]
+#[case::routed("routed")]
+fn a_pod_that_is_deleted_is_unreachable_and_leaves_nothing(#[case] mode: &str) {
+    let node = Node::new();
+    let configuration = node.configuration(mode);
+    let (one, two) = (Pod::new("one"), Pod::new("two"));
+    let first = addresses(&node.call("ADD", &configuration, &one).ok());
+    node.call("ADD", &configuration, &two).ok();
+    node.call("DEL", &configuration, &one).ok();
+    for address in first {
+        assert!(!pings(&two.namespace, address));
+    }
+    assert_eq!(ip(&one.namespace, "link show").as_array().unwrap().len(), 1);
+    node.call("DEL", &configuration, &one).ok();
+    node.call("DEL", &configuration, &two).ok();
+    node.assert_clean();
+}
+
+#[rstest]
+#[case::bridge("bridge")]
+#[case::routed("routed")]
+fn an_address_used_again_reaches_the_new_pod_at_once(#[case] mode: &str) {
+    let node = Node::new();
+    let mut configuration = node.configuration(mode);
+    // One pod's worth of addresses.
+    configuration["ipam"]["ranges"] = json!([
+        [{"subnet": "10.200.1.0/24", "rangeStart": "10.200.1.9", "rangeEnd": "10.200.1.9"}],
+        [{"subnet": "fd00:200:0:1::/64", "rangeStart": "fd00:200:0:1::9", "rangeEnd": "fd00:200:0:1::9"}],
+    ]);
+    for round in ["a", "b", "c"] {
+        let pod = Pod::new(round);
+        let given = addresses(&node.call("ADD", &configuration, &pod).ok());
+        for address in &given {
+            connect(&node.namespace, &pod.namespace, *address);
+        }
+        node.call("DEL", &configuration, &pod).ok();
+    }
+    node.assert_clean();
+}
+
+#[test]
+fn macvlan_pods_are_beside_the_node_on_the_network_of_an_interface() {
+    // A router on the wire that the node's interface is plugged into.
+    let node = Node::new();
+    let router = linux::namespace::NetworkNamespace::create().unwrap();
+    let mut inside = router.route_socket().unwrap();
+    let mut socket = node.namespace.route_socket().unwrap();
+    let end = |name, namespace| linux::link::VethEnd {
+        name,
+        namespace,
+        ..linux::link::VethEnd::default()
+    };
+    socket
+        .execute(&linux::link::add_veth(
+            &end("uplink", None),
+            None,
+            &end("lan", Some(&router)),
+        ))
+        .unwrap();
+    let lan = linux::link::get(&mut inside, "lan").unwrap().unwrap().index;
+    let gateways = ["10.200.1.1/24", "fd00:200:0:1::1/64"].map(|address| {
+        linux::address::add(&linux::address::Address::new(lan, address.parse().unwrap()))
+    });
+    inside.execute(&linux::link::set_up(lan)).unwrap();
+    inside.execute_all(&gateways).unwrap();
+
+    let mut configuration = node.configuration("macvlan");
+    let (one, two) = (Pod::new("one"), Pod::new("two"));
+    assert_eq!(node.call("ADD", &configuration, &one).code(), 7);
+    configuration["master"] = json!("uplink");
+    let result = node.call("ADD", &configuration, &one).ok();
+    let first = addresses(&result);
+    assert_eq!(result["interfaces"].as_array().unwrap().len(), 1);
+    let second = addresses(&node.call("ADD", &configuration, &two).ok());
+    for (near, far) in first.iter().zip(&second) {
+        assert_eq!(connect(&one.namespace, &two.namespace, *far), *near);
+        connect(&router, &one.namespace, *near);
+    }
+    for gateway in ["10.200.1.1", "fd00:200:0:1::1"] {
+        assert_pings(&one.namespace, gateway.parse().unwrap());
+    }
+    configuration["prevResult"] = result;
+    node.call("CHECK", &configuration, &one).ok();
+    let shown = ip(&one.namespace, "link show eth0");
+    assert_eq!(shown[0]["linkinfo"]["info_data"]["mode"], "bridge");
+
+    configuration["mode"] = json!("private");
+    let three = Pod::new("three");
+    let third = addresses(&node.call("ADD", &configuration, &three).ok());
+    assert_pings(&router, third[0]);
+    let shown = ip(&three.namespace, "link show eth0");
+    assert_eq!(shown[0]["linkinfo"]["info_data"]["mode"], "private");
+
+    for pod in [&one, &two, &three] {
+        node.call("DEL", &configuration, pod).ok();
+        assert_eq!(ip(&pod.namespace, "link show").as_array().unwrap().len(), 1);
+        node.call("DEL", &configuration, pod).ok();
+    }
+    assert_eq!(node.reservations(), Vec::<String>::new());
+}

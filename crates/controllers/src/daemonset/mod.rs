@@ -1,0 +1,6 @@
+//! DaemonSets: one pod a node.
+
+mod controller;
+mod plan;
+
+pub(crate) use controller::run;

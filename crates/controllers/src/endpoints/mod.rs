@@ -1,0 +1,7 @@
+//! EndpointSlices: for each Service with a selector, which pods answer where.
+
+mod controller;
+mod desired;
+mod plan;
+
+pub(crate) use controller::run;

@@ -1,0 +1,6 @@
+//! ReplicaSets: as many pods as asked for.
+
+mod controller;
+mod plan;
+
+pub(crate) use controller::run;

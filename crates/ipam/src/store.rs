@@ -1,0 +1,605 @@
+//! Reservations on disk.
+//!
+//! Below the root (`/run/podwire/ipam`) each network has a directory:
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `ADDRESS.json` | one per address handed out: who holds it |
+//! | `attachments/KEY.json` | the same file (a hard link), found by container and interface |
+//! | `released` | addresses that were given back, oldest first |
+//! | `lock` | locked while anything of the network changes |
+//!
+//! Every change is made under the lock, which the kernel releases when its
+//! holder dies, and in an order that leaves something a later call can finish
+//! or undo at every step: the attachment is written first and removed last.
+//! Files appear whole or not at all (written aside, then renamed or linked).
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::ranges::RangeSet;
+
+/// Where reservations are kept: gone with the boot, since a reservation must
+/// not outlive the interfaces it was made for.
+pub const DEFAULT_ROOT: &str = "/run/podwire/ipam";
+
+/// Addresses remembered as given back. Ranges with fewer addresses are
+/// remembered whole; larger ones take fresh addresses first anyway.
+const REMEMBERED: usize = 1024;
+/// Holders named in the error of a full pool.
+const NAMED_HOLDERS: usize = 10;
+/// Suffix of the files.
+const SUFFIX: &str = ".json";
+/// Folder of the attachments' files.
+const ATTACHMENTS: &str = "attachments";
+
+/// A failure to reserve, release or list.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file operation failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was being done, as a verb phrase.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The network's name cannot be a folder's name.
+    #[error(
+        "{0:?} is no network name: use letters, digits, '.', '_' and '-', starting with a letter or digit"
+    )]
+    NetworkName(String),
+    /// Every address of a set is held.
+    #[error("no free address in {ranges}: {}", holders(.held))]
+    Full {
+        /// The set in words.
+        ranges: String,
+        /// Who holds its addresses.
+        held: Vec<Reservation>,
+    },
+    /// An address that was asked for is held by another.
+    #[error("address {address} is held by {holder}")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Who holds it.
+        holder: String,
+    },
+    /// An address that was asked for may not be handed out.
+    #[error(
+        "address {0} cannot be given: it is in none of the network's ranges, or is a gateway, network or broadcast address or excluded"
+    )]
+    NotInRanges(IpAddr),
+}
+
+fn holders(held: &[Reservation]) -> String {
+    let mut text = format!("{} held", held.len());
+    for (at, reservation) in held.iter().take(NAMED_HOLDERS).enumerate() {
+        text.push_str(if at == 0 { ", by " } else { ", " });
+        text.push_str(&reservation.to_string());
+    }
+    if held.len() > NAMED_HOLDERS {
+        text.push_str(&format!(" and {} more", held.len() - NAMED_HOLDERS));
+    }
+    text
+}
+
+/// What an address is reserved for: one interface of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// The container (a pod's sandbox), as the runtime names it.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// The interface's name inside.
+    #[serde(rename = "ifname")]
+    pub interface: String,
+}
+
+impl Attachment {
+    /// A container's interface.
+    pub fn new(container_id: impl Into<String>, interface: impl Into<String>) -> Self {
+        Self {
+            container_id: container_id.into(),
+            interface: interface.into(),
+        }
+    }
+
+    /// 32 hexadecimal digits made of both names, whatever characters those hold.
+    pub fn key(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.interface.as_bytes());
+        hash.update([0]);
+        hash.update(self.container_id.as_bytes());
+        hash.finalize()[..16]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+/// The pod an address belongs to, for those who read the files.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its unique id.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+}
+
+/// Addresses held by an attachment: what a file contains.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reservation {
+    /// Who holds them.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Of which pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// The addresses, one of each set of ranges, in the sets' order.
+    pub addresses: Vec<IpAddr>,
+    /// A note of the reserver's own: what it will need to undo its work.
+    #[serde(default, skip_serializing_if = "HashMap::is_empty")]
+    pub notes: HashMap<String, String>,
+}
+
+impl fmt::Display for Reservation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<_> = self.addresses.iter().map(IpAddr::to_string).collect();
+        match &self.pod {
+            Some(pod) => write!(formatter, "{}/{}", pod.namespace, pod.name)?,
+            None => write!(formatter, "container {}", self.attachment.container_id)?,
+        }
+        write!(
+            formatter,
+            " ({} {})",
+            self.attachment.interface,
+            addresses.join(" ")
+        )
+    }
+}
+
+/// A wish for addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// For whom.
+    pub attachment: Attachment,
+    /// Of which pod.
+    pub pod: Option<Pod>,
+    /// Particular addresses, at most one of each set; any others are chosen.
+    pub wanted: Vec<IpAddr>,
+    /// See [`Reservation::notes`].
+    pub notes: HashMap<String, String>,
+}
+
+/// One address given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reserved {
+    /// The address with its subnet's prefix length.
+    pub address: IpNet,
+    /// The subnet's gateway.
+    pub gateway: IpAddr,
+}
+
+/// The reservations of one network.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+/// The lock, held until it is dropped or its process dies.
+struct Locked {
+    _file: File,
+}
+
+impl Store {
+    /// The store of `network` below `root`; its folder is made by the first
+    /// reservation.
+    pub fn new(root: &Path, network: &str) -> Result<Self, Error> {
+        let valid = network
+            .chars()
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
+            && network
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+            && network.len() <= 200;
+        if !valid {
+            return Err(Error::NetworkName(network.to_owned()));
+        }
+        Ok(Self {
+            directory: root.join(network),
+        })
+    }
+
+    /// Reserves one address of each of `sets` for the claim's attachment. An
+    /// attachment that holds addresses of all sets already keeps them. Nothing
+    /// is reserved when it fails.
+    pub fn reserve(&self, claim: &Claim, sets: &[RangeSet]) -> Result<Vec<Reserved>, Error> {
+        let folder = self.directory.join(ATTACHMENTS);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&folder)
+            .map_err(|source| Error::Io {
+                action: "make the folder",
+                path: folder.clone(),
+                source,
+            })?;
+        let _lock = self.lock()?;
+        let file = self.attachment_file(&claim.attachment);
+        if let Some(found) = read(&file)? {
+            if self.is_complete(&found, &file)?
+                && let Some(reserved) = describe(&found.addresses, sets)
+                && claim.wanted.iter().all(|a| found.addresses.contains(a))
+            {
+                return Ok(reserved);
+            }
+            // Half made by one that died, or of an earlier configuration.
+            self.remove(&file, Some(&found))?;
+        }
+
+        let held = self.held()?;
+        let released = self.released();
+        let mut addresses = Vec::with_capacity(sets.len());
+        for set in sets {
+            addresses.push(self.choose(set, &claim.wanted, &held, &released)?);
+        }
+        if let Some(stray) = claim.wanted.iter().find(|a| !addresses.contains(a)) {
+            return Err(Error::NotInRanges(*stray));
+        }
+        let reservation = Reservation {
+            attachment: claim.attachment.clone(),
+            pod: claim.pod.clone(),
+            addresses,
+            notes: claim.notes.clone(),
+        };
+        self.write(&reservation, &file)?;
+        Ok(describe(&reservation.addresses, sets)
+            .expect("the addresses were chosen from these sets a moment ago"))
+    }
+
+    fn choose(
+        &self,
+        set: &RangeSet,
+        wanted: &[IpAddr],
+        held: &HashSet<IpAddr>,
+        released: &[IpAddr],
+    ) -> Result<IpAddr, Error> {
+        if let Some(wanted) = wanted.iter().find(|address| set.contains(**address)) {
+            if !set.allows(*wanted) {
+                return Err(Error::NotInRanges(*wanted));
+            }
+            if held.contains(wanted) {
+                let holder = read(&self.address_file(*wanted))?;
+                return Err(Error::Taken {
+                    address: *wanted,
+                    holder: holder.map_or_else(|| "somebody".to_owned(), |r| r.to_string()),
+                });
+            }
+            return Ok(*wanted);
+        }
+        let resting: HashSet<_> = released.iter().copied().collect();
+        set.addresses()
+            .find(|address| !held.contains(address) && !resting.contains(address))
+            .or_else(|| {
+                // All were in use once: the one that has rested longest.
+                released
+                    .iter()
+                    .copied()
+                    .find(|address| set.allows(*address) && !held.contains(address))
+            })
+            .ok_or_else(|| Error::Full {
+                ranges: set.describe(),
+                held: self
+                    .list()
+                    .unwrap_or_default()
+                    .into_iter()
+                    .filter(|r| r.addresses.iter().any(|a| set.contains(*a)))
+                    .collect(),
+            })
+    }
+
+    /// Gives back what an attachment holds, and returns it. Fine when it holds
+    /// nothing.
+    pub fn release(&self, attachment: &Attachment) -> Result<Option<Reservation>, Error> {
+        let Some(_lock) = self.lock_if_present()? else {
+            return Ok(None);
+        };
+        let file = self.attachment_file(attachment);
+        let found = read(&file)?;
+        self.remove(&file, found.as_ref())?;
+        Ok(found)
+    }
+
+    /// What an attachment holds.
+    pub fn find(&self, attachment: &Attachment) -> Result<Option<Reservation>, Error> {
+        let Some(_lock) = self.lock_if_present()? else {
+            return Ok(None);
+        };
+        let file = self.attachment_file(attachment);
+        match read(&file)? {
+            Some(found) if self.is_complete(&found, &file)? => Ok(Some(found)),
+            _ => Ok(None),
+        }
+    }
+
+    /// All reservations, ordered by address.
+    pub fn list(&self) -> Result<Vec<Reservation>, Error> {
+        let mut found = Vec::new();
+        for (path, _) in entries(&self.directory.join(ATTACHMENTS))? {
+            found.extend(read(&path)?);
+        }
+        found.sort_by(|a: &Reservation, b| a.addresses.cmp(&b.addresses));
+        Ok(found)
+    }
+
+    /// How many addresses are held.
+    pub fn count(&self) -> Result<usize, Error> {
+        Ok(self.held()?.len())
+    }
+
+    /// Whether every one of `sets` has an address to give.
+    pub fn has_room(&self, sets: &[RangeSet]) -> Result<(), Error> {
+        let held = self.held()?;
+        for set in sets {
+            self.choose(set, &[], &held, &[])?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<Locked, Error> {
+        let path = self.directory.join("lock");
+        let failed = |source| Error::Io {
+            action: "lock",
+            path: path.clone(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        file.lock().map_err(failed)?;
+        Ok(Locked { _file: file })
+    }
+
+    /// `None` when the network has no folder: nothing was ever reserved.
+    fn lock_if_present(&self) -> Result<Option<Locked>, Error> {
+        match self.lock() {
+            Ok(lock) => Ok(Some(lock)),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn attachment_file(&self, attachment: &Attachment) -> PathBuf {
+        self.directory
+            .join(ATTACHMENTS)
+            .join(format!("{}{SUFFIX}", attachment.key()))
+    }
+
+    fn address_file(&self, address: IpAddr) -> PathBuf {
+        self.directory.join(format!("{address}{SUFFIX}"))
+    }
+
+    /// Addresses with a file.
+    fn held(&self) -> Result<HashSet<IpAddr>, Error> {
+        Ok(entries(&self.directory)?
+            .into_iter()
+            .filter_map(|(_, name)| name.strip_suffix(SUFFIX)?.parse().ok())
+            .collect())
+    }
+
+    /// Addresses given back, oldest first. A missing or damaged file means
+    /// nothing worse than an address used again a little early.
+    fn released(&self) -> Vec<IpAddr> {
+        fs::read_to_string(self.directory.join("released"))
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .collect()
+    }
+
+    fn write(&self, reservation: &Reservation, file: &Path) -> Result<(), Error> {
+        let mut text = serde_json::to_vec_pretty(reservation)
+            .expect("a reservation is text, lists and maps of text");
+        text.push(b'\n');
+        self.write_whole(file, &text)?;
+        for address in &reservation.addresses {
+            let path = self.address_file(*address);
+            if let Err(source) = fs::hard_link(file, &path) {
+                let error = Error::Io {
+                    action: "make the reservation",
+                    path,
+                    source,
+                };
+                // Undone as far as possible; the first failure is the one to tell.
+                let _ = self.remove(file, Some(reservation));
+                return Err(error);
+            }
+        }
+        // Taken out of the list of resting ones, so that its next rest counts
+        // from its next release.
+        let released = self.released();
+        let rest: Vec<_> = released
+            .iter()
+            .filter(|address| !reservation.addresses.contains(address))
+            .copied()
+            .collect();
+        if rest.len() != released.len() {
+            self.write_released(&rest)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a file aside and renames it into place. The lock is held, so
+    /// one name for the file aside is enough, and what a dead process left
+    /// there is overwritten.
+    fn write_whole(&self, file: &Path, text: &[u8]) -> Result<(), Error> {
+        let aside = self.directory.join("new");
+        let failed = |source| Error::Io {
+            action: "write",
+            path: file.to_owned(),
+            source,
+        };
+        // Never opened in place: a link of it might be a reservation by now.
+        match fs::remove_file(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let mut out = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o644)
+            .open(&aside)
+            .map_err(failed)?;
+        out.write_all(text).map_err(failed)?;
+        fs::rename(&aside, file).map_err(failed)
+    }
+
+    fn write_released(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let skip = addresses.len().saturating_sub(REMEMBERED);
+        let text: String = addresses[skip..]
+            .iter()
+            .map(|address| format!("{address}\n"))
+            .collect();
+        self.write_whole(&self.directory.join("released"), text.as_bytes())
+    }
+
+    /// Whether all addresses of a reservation have their file, and not one of
+    /// another attachment.
+    fn is_complete(&self, reservation: &Reservation, file: &Path) -> Result<bool, Error> {
+        let Some(own) = inode(file)? else {
+            return Ok(false);
+        };
+        for address in &reservation.addresses {
+            if inode(&self.address_file(*address))? != Some(own) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes an attachment's file and those of its addresses. `known` is the
+    /// file's content; a file that cannot be read is matched by its links.
+    fn remove(&self, file: &Path, known: Option<&Reservation>) -> Result<(), Error> {
+        let Some(own) = inode(file)? else {
+            return Ok(());
+        };
+        let candidates = match known {
+            Some(reservation) => reservation.addresses.clone(),
+            None => self.held()?.into_iter().collect(),
+        };
+        let mut gone = Vec::new();
+        for address in candidates {
+            if inode(&self.address_file(address))? == Some(own) {
+                gone.push(address);
+            }
+        }
+        if !gone.is_empty() {
+            let mut released = self.released();
+            released.retain(|address| !gone.contains(address));
+            released.extend(&gone);
+            // A full disk must not keep an address from being given back.
+            let _ = self.write_released(&released);
+        }
+        for address in &gone {
+            unlink(&self.address_file(*address))?;
+        }
+        unlink(file)
+    }
+}
+
+/// Addresses with subnet and gateway; `None` unless there is one of each set.
+fn describe(addresses: &[IpAddr], sets: &[RangeSet]) -> Option<Vec<Reserved>> {
+    if addresses.len() != sets.len() {
+        return None;
+    }
+    addresses
+        .iter()
+        .zip(sets)
+        .map(|(address, set)| {
+            let (subnet, gateway) = set.subnet_of(*address)?;
+            Some(Reserved {
+                address: IpNet::new(*address, subnet.prefix_len()).ok()?,
+                gateway,
+            })
+        })
+        .collect()
+}
+
+/// `None` when the file is missing or damaged.
+fn read(path: &Path) -> Result<Option<Reservation>, Error> {
+    match fs::read(path) {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn inode(path: &Path) -> Result<Option<u64>, Error> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Io {
+            action: "look at",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn unlink(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Paths and names in a folder; none when it does not exist.
+fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>, Error> {
+    let failed = |source| Error::Io {
+        action: "list",
+        path: folder.to_owned(),
+        source,
+    };
+    let listing = match fs::read_dir(folder) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in listing {
+        let entry = entry.map_err(failed)?;
+        if let Ok(name) = entry.file_name().into_string() {
+            found.push((entry.path(), name));
+        }
+    }
+    Ok(found)
+}

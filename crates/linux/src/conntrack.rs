@@ -1,0 +1,267 @@
+//! Connections as conntrack holds them: listed with a filter, deleted by tuple.
+//!
+//! Source: `linux/netfilter/nfnetlink_conntrack.h`.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::netfilter::socket::{DumpEnd, NetfilterSocket};
+use crate::netfilter::wire::{Attributes, Message, NLM_F_ACK, NLM_F_DUMP, Writer};
+
+/// `NFNL_SUBSYS_CTNETLINK`.
+const SUBSYSTEM: u16 = 1;
+const MSG_NEW: u16 = 0;
+const MSG_GET: u16 = 1;
+const MSG_DELETE: u16 = 2;
+
+/// `CTA_FILTER_FLAG(CTA_PROTO_NUM)` of `net/netfilter/nf_conntrack_netlink.c`.
+const FILTER_PROTOCOL: u32 = 1 << 3;
+
+/// Why conntrack could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket could not be opened.
+    #[error(
+        "opening the netfilter netlink socket: {0}; conntrack needs CAP_NET_ADMIN and a kernel with nf_conntrack_netlink"
+    )]
+    Open(#[source] io::Error),
+    /// Connections could not be listed.
+    #[error("listing connections of protocol {protocol}: {source}")]
+    List {
+        /// Transport protocol asked for.
+        protocol: u8,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A connection could not be deleted.
+    #[error(
+        "deleting the conntrack entry from {}:{} to {}:{}: {source}",
+        .tuple.source, .tuple.source_port, .tuple.destination, .tuple.destination_port
+    )]
+    Delete {
+        /// Which.
+        tuple: Tuple,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// One direction of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Sender.
+    pub source: IpAddr,
+    /// Receiver.
+    pub destination: IpAddr,
+    /// Transport protocol number.
+    pub protocol: u8,
+    /// Sender's port; 0 for protocols without.
+    pub source_port: u16,
+    /// Receiver's port; 0 for protocols without.
+    pub destination_port: u16,
+}
+
+/// A connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// As its first packet came.
+    pub original: Tuple,
+    /// As answers come: its source is where packets are really sent.
+    pub reply: Tuple,
+    /// Tells it from a later connection with the same tuple.
+    id: Option<u32>,
+    zone: Option<u16>,
+}
+
+/// IP version of connections to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// `AF_INET` or `AF_INET6`.
+    const fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+}
+
+/// A connection to the conntrack of one network namespace.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: NetfilterSocket,
+}
+
+const fn message(kind: u16) -> u16 {
+    SUBSYSTEM << 8 | kind
+}
+
+impl Conntrack {
+    /// Connects to the network namespace of the calling thread; it stays with
+    /// that namespace when the thread moves on.
+    ///
+    /// # Errors
+    /// If the kernel has no netfilter or the process no right to it.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self {
+            socket: NetfilterSocket::open().map_err(Error::Open)?,
+        })
+    }
+
+    /// Connections of one family and transport protocol. The kernel sorts the
+    /// others out where it can (5.8 and later). The table lives on while it is
+    /// read: a connection may appear twice, and one made meanwhile not at all.
+    ///
+    /// # Errors
+    /// If the kernel cannot list them.
+    pub fn list(&mut self, family: Family, protocol: u8) -> Result<Vec<Connection>, Error> {
+        let unsupported = [
+            rustix::io::Errno::INVAL.raw_os_error(),
+            rustix::io::Errno::OPNOTSUPP.raw_os_error(),
+        ];
+        match self.dump(family, protocol, true) {
+            Err(error)
+                if error
+                    .raw_os_error()
+                    .is_some_and(|e| unsupported.contains(&e)) =>
+            {
+                self.dump(family, protocol, false)
+            }
+            other => other,
+        }
+        .map_err(|source| Error::List { protocol, source })
+    }
+
+    fn dump(
+        &mut self,
+        family: Family,
+        protocol: u8,
+        filtered: bool,
+    ) -> io::Result<Vec<Connection>> {
+        let sequence = self.socket.next_sequence();
+        let mut writer = Writer::default();
+        let open = writer.open_message(message(MSG_GET), NLM_F_DUMP, sequence, family.number(), 0);
+        if filtered {
+            let tuple = writer.open(1); // CTA_TUPLE_ORIG
+            let transport = writer.open(2); // CTA_TUPLE_PROTO
+            writer.put(1, &[protocol]); // CTA_PROTO_NUM
+            writer.close(transport);
+            writer.close(tuple);
+            let filter = writer.open(25); // CTA_FILTER
+            writer.put(1, &FILTER_PROTOCOL.to_ne_bytes()); // CTA_FILTER_ORIG_FLAGS
+            writer.put(2, &0u32.to_ne_bytes()); // CTA_FILTER_REPLY_FLAGS
+            writer.close(filter);
+        }
+        writer.close_message(open);
+        let mut found = Vec::new();
+        let answer = self.socket.dump(&writer.bytes, sequence, |m| {
+            found.extend(read(m).filter(|c| c.original.protocol == protocol));
+        })?;
+        match answer {
+            Ok(DumpEnd::Complete | DumpEnd::Interrupted) => Ok(found),
+            Err(refusal) => Err(refusal.error()),
+        }
+    }
+
+    /// Deletes a connection; false if it was gone already.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn delete(&mut self, connection: &Connection) -> Result<bool, Error> {
+        let sequence = self.socket.next_sequence();
+        let tuple = &connection.original;
+        let family = match tuple.source {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        };
+        let mut writer = Writer::default();
+        let open =
+            writer.open_message(message(MSG_DELETE), NLM_F_ACK, sequence, family.number(), 0);
+        write_tuple(&mut writer, tuple);
+        if let Some(id) = connection.id {
+            writer.put_u32(12, id); // CTA_ID
+        }
+        if let Some(zone) = connection.zone {
+            writer.put(18, &zone.to_be_bytes()); // CTA_ZONE
+        }
+        writer.close_message(open);
+        let failed = |source| Error::Delete {
+            tuple: *tuple,
+            source,
+        };
+        match self
+            .socket
+            .request(&writer.bytes, sequence, false, |_| {})
+            .map_err(failed)?
+        {
+            Ok(()) => Ok(true),
+            Err(refusal) if refusal.errno == rustix::io::Errno::NOENT.raw_os_error() => Ok(false),
+            Err(refusal) => Err(failed(refusal.error())),
+        }
+    }
+}
+
+fn write_tuple(writer: &mut Writer, tuple: &Tuple) {
+    let open = writer.open(1); // CTA_TUPLE_ORIG
+    let addresses = writer.open(1); // CTA_TUPLE_IP
+    for (offset, address) in [(0, tuple.source), (1, tuple.destination)] {
+        match address {
+            IpAddr::V4(v4) => writer.put(1 + offset, &v4.octets()),
+            IpAddr::V6(v6) => writer.put(3 + offset, &v6.octets()),
+        }
+    }
+    writer.close(addresses);
+    let transport = writer.open(2); // CTA_TUPLE_PROTO
+    writer.put(1, &[tuple.protocol]);
+    writer.put(2, &tuple.source_port.to_be_bytes());
+    writer.put(3, &tuple.destination_port.to_be_bytes());
+    writer.close(transport);
+    writer.close(open);
+}
+
+fn read(m: Message<'_>) -> Option<Connection> {
+    if m.kind != message(MSG_NEW) {
+        return None;
+    }
+    let attributes = m.attributes();
+    Some(Connection {
+        original: read_tuple(attributes.nested(1)?)?,
+        reply: read_tuple(attributes.nested(2)?)?,
+        id: attributes.u32(12),
+        zone: attributes
+            .find(18)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(u16::from_be_bytes),
+    })
+}
+
+fn read_tuple(tuple: Attributes<'_>) -> Option<Tuple> {
+    let addresses = tuple.nested(1)?;
+    let address = |kind: u16| -> Option<IpAddr> {
+        if let Some(bytes) = addresses.find(kind) {
+            return Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into());
+        }
+        let bytes = addresses.find(kind + 2)?;
+        Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into())
+    };
+    let transport = tuple.nested(2)?;
+    let port = |kind: u16| {
+        transport
+            .find(kind)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u16::from_be_bytes)
+    };
+    Some(Tuple {
+        source: address(1)?,
+        destination: address(2)?,
+        protocol: *transport.find(1)?.first()?,
+        source_port: port(2),
+        destination_port: port(3),
+    })
+}

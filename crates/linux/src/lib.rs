@@ -1,0 +1,24 @@
+//! Typed access to the parts of the Linux kernel that a node's network is made of.
+//!
+//! This crate knows the kernel and nothing else: no orchestrator, no
+//! configuration format. It speaks netlink directly (no external commands)
+//! and is the only crate of the workspace that contains `unsafe`.
+
+pub mod address;
+pub mod conntrack;
+pub mod events;
+pub mod link;
+mod mac;
+pub mod mount;
+pub mod namespace;
+pub mod neighbour;
+mod netfilter;
+pub mod netlink;
+pub mod nftables;
+pub mod process;
+pub mod route;
+pub mod sysctl;
+
+/// The route protocol (`rtm_protocol`, see `/etc/iproute2/rt_protos`) that
+/// marks every route podwire makes, so that it can be listed and removed alone.
+pub const PODWIRE_ROUTE_PROTOCOL: u8 = 112;

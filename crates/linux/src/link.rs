@@ -1,0 +1,553 @@
+//! Network interfaces: veth pairs, bridges, bridge ports, macvlan.
+//!
+//! Functions that change something return a [`Request`]; send several together
+//! with [`Socket::execute_all`]. Functions that read take the socket.
+//!
+//! Sources: rtnetlink(7), `include/uapi/linux/if_link.h`.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use netlink_packet_core::{DecodeError, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
+use netlink_packet_route::link::{
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::events::{self, Group};
+pub use crate::mac::{MacAddress, ParseMacError};
+use crate::namespace::NetworkNamespace;
+use crate::netlink::{Error, Message, Request, Socket};
+
+/// Longest interface name in bytes (`IFNAMSIZ` without the final zero).
+pub const NAME_LENGTH: usize = 15;
+
+/// Longest alias in bytes (`IFALIASZ` without the final zero).
+pub const ALIAS_LENGTH: usize = 255;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_LINK_NETNSID: u16 = 37;
+/// `IF_OPER_UP` of RFC 2863.
+const IF_OPER_UP: u8 = 6;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_PORT_KIND: u16 = 4;
+const IFLA_INFO_PORT_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+
+/// A network interface as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index, unique in its namespace.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Hardware address, of Ethernet-like devices.
+    pub mac: Option<MacAddress>,
+    /// Largest packet in bytes, without the link-layer header.
+    pub mtu: u32,
+    /// Whether it is administratively up (`IFF_UP`).
+    pub up: bool,
+    /// Whether it can carry packets (`IFF_LOWER_UP`): up, and for a veth its
+    /// peer too.
+    pub carrier: bool,
+    /// Whether it passes packets (`IF_OPER_UP`). Behind [`Self::carrier`] by
+    /// the time the kernel takes to notice.
+    pub operational: bool,
+    /// Whether it is a loopback device.
+    pub loopback: bool,
+    /// Index of the bridge (or other master) it is a port of.
+    pub master: Option<u32>,
+    /// Index of the related device: a veth's peer, a macvlan's parent. In the
+    /// namespace [`Self::peer_namespace`] names, else in the own one.
+    pub peer: Option<u32>,
+    /// Id, in the namespace of this link, of the namespace where the peer is;
+    /// `None` when it is the same.
+    pub peer_namespace: Option<i32>,
+    /// Kind of virtual device: `veth`, `bridge`, ….
+    pub kind: Option<String>,
+    /// Free text set by [`set_alias`].
+    pub alias: Option<String>,
+    /// Settings as a port of a bridge.
+    pub port: Option<BridgePort>,
+}
+
+/// Settings of a bridge's port that podwire uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BridgePort {
+    /// A frame may leave by the port it came in.
+    pub hairpin: bool,
+    /// No frames to and from other isolated ports.
+    pub isolated: bool,
+}
+
+/// Whether the kernel would accept `name` for an interface
+/// (`dev_valid_name` in `net/core/dev.c`), and not as a name template.
+pub fn valid_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_LENGTH
+        && name != "."
+        && name != ".."
+        && !name
+            .bytes()
+            .any(|byte| matches!(byte, b'/' | b':' | b'%' | 0 | 9..=13 | b' '))
+}
+
+/// An interface to be made: one end of a veth pair, or a macvlan.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VethEnd<'a> {
+    /// Interface name.
+    pub name: &'a str,
+    /// MTU in bytes; the kernel's default (1500) when absent.
+    pub mtu: Option<u32>,
+    /// Hardware address; a random one when absent.
+    pub mac: Option<MacAddress>,
+    /// Where the end is made; the socket's namespace when absent. It must stay
+    /// open until the request has been sent.
+    pub namespace: Option<&'a NetworkNamespace>,
+}
+
+impl VethEnd<'_> {
+    fn message(&self) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .push(LinkAttribute::IfName(self.name.to_owned()));
+        if let Some(mtu) = self.mtu {
+            message.attributes.push(LinkAttribute::Mtu(mtu));
+        }
+        if let Some(mac) = self.mac {
+            message
+                .attributes
+                .push(LinkAttribute::Address(mac.0.to_vec()));
+        }
+        if let Some(namespace) = self.namespace {
+            message.attributes.push(in_namespace(namespace));
+        }
+        message
+    }
+}
+
+/// Makes a veth pair, each end where it belongs, in one message: no end is
+/// ever seen elsewhere or half configured. The near end is up, and a port of
+/// the bridge with index `master` (of its namespace) if one is given; the
+/// peer is down: the kernel cannot set it up before the pair is tied.
+pub fn add_veth(near: &VethEnd<'_>, master: Option<u32>, peer: &VethEnd<'_>) -> Request {
+    let mut message = near.message();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    if let Some(master) = master {
+        message.attributes.push(LinkAttribute::Controller(master));
+    }
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer.message()))),
+    ]));
+    create(
+        format!("make the veth pair {} and {}", near.name, peer.name),
+        message,
+    )
+}
+
+/// A bridge to be made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bridge<'a> {
+    /// Interface name.
+    pub name: &'a str,
+    /// Hardware address. Give one: without, the bridge takes the lowest of its
+    /// ports' and changes it as ports come and go, which breaks neighbours'
+    /// caches.
+    pub mac: Option<MacAddress>,
+    /// Seconds after which an address learned on a port is forgotten.
+    pub ageing_seconds: Option<u32>,
+    /// Whether multicast goes only to ports that asked for it (IGMP and MLD
+    /// snooping). Off floods it, which needs no querier.
+    pub multicast_snooping: bool,
+}
+
+/// Kernel ticks a second in netlink attributes of bridges (`USER_HZ`).
+const USER_HZ: u32 = 100;
+
+/// Makes a bridge that is up, without spanning tree, forwarding on its ports at
+/// once, and with its own netfilter calls off (the namespace-wide sysctl
+/// `net.bridge.bridge-nf-call-iptables` counts besides). Its MTU follows the
+/// lowest of its ports' until it is set by [`set_mtu`].
+pub fn add_bridge(bridge: &Bridge<'_>) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message
+        .attributes
+        .push(LinkAttribute::IfName(bridge.name.to_owned()));
+    if let Some(mac) = bridge.mac {
+        message
+            .attributes
+            .push(LinkAttribute::Address(mac.0.to_vec()));
+    }
+    let mut data = vec![
+        InfoBridge::ForwardDelay(0),
+        InfoBridge::MulticastSnooping(bridge.multicast_snooping),
+        InfoBridge::NfCallIpTables(false),
+        InfoBridge::NfCallIp6Tables(false),
+        InfoBridge::NfCallArpTables(false),
+    ];
+    if let Some(seconds) = bridge.ageing_seconds {
+        data.push(InfoBridge::AgeingTime(seconds.saturating_mul(USER_HZ)));
+    }
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Bridge),
+        LinkInfo::Data(InfoData::Bridge(data)),
+    ]));
+    create(format!("make the bridge {}", bridge.name), message)
+}
+
+/// How a macvlan's frames reach others on the same parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MacvlanMode {
+    /// Directly.
+    Bridge,
+    /// Not at all.
+    Private,
+}
+
+/// Makes a macvlan on the parent with index `parent` (of the socket's
+/// namespace), directly in the namespace `end` names. It is down.
+pub fn add_macvlan(end: &VethEnd<'_>, parent: u32, mode: MacvlanMode) -> Request {
+    let mut message = end.message();
+    message.attributes.push(LinkAttribute::Link(parent));
+    let mode = match mode {
+        MacvlanMode::Bridge => MacVlanMode::Bridge,
+        MacvlanMode::Private => MacVlanMode::Private,
+    };
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::MacVlan),
+        LinkInfo::Data(InfoData::MacVlan(vec![InfoMacVlan::Mode(mode)])),
+    ]));
+    create(format!("make the macvlan {}", end.name), message)
+}
+
+fn create(purpose: String, message: LinkMessage) -> Request {
+    Request::route(
+        purpose,
+        &RouteNetlinkMessage::NewLink(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+}
+
+fn in_namespace(namespace: &NetworkNamespace) -> LinkAttribute {
+    let fd: RawFd = namespace.as_raw_fd();
+    LinkAttribute::NetNsFd(fd)
+}
+
+fn change(purpose: String, index: u32, attributes: Vec<LinkAttribute>) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = attributes;
+    Request::route(purpose, &RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn set_flag(index: u32, up: bool) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.change_mask = LinkFlags::Up;
+    if up {
+        message.header.flags = LinkFlags::Up;
+    }
+    let state = if up { "up" } else { "down" };
+    Request::route(
+        format!("set link {index} {state}"),
+        &RouteNetlinkMessage::SetLink(message),
+        0,
+    )
+}
+
+/// Sets a link up.
+pub fn set_up(index: u32) -> Request {
+    set_flag(index, true)
+}
+
+/// Sets a link down.
+pub fn set_down(index: u32) -> Request {
+    set_flag(index, false)
+}
+
+/// Sets a link's MTU in bytes.
+pub fn set_mtu(index: u32, mtu: u32) -> Request {
+    change(
+        format!("set the MTU of link {index} to {mtu}"),
+        index,
+        vec![LinkAttribute::Mtu(mtu)],
+    )
+}
+
+/// Sets a link's hardware address.
+pub fn set_mac(index: u32, mac: MacAddress) -> Request {
+    change(
+        format!("set the address of link {index} to {mac}"),
+        index,
+        vec![LinkAttribute::Address(mac.0.to_vec())],
+    )
+}
+
+/// Makes a link a port of the bridge with index `master`, or of none.
+pub fn set_master(index: u32, master: Option<u32>) -> Request {
+    let purpose = match master {
+        Some(master) => format!("make link {index} a port of link {master}"),
+        None => format!("take link {index} off its bridge"),
+    };
+    change(
+        purpose,
+        index,
+        vec![LinkAttribute::Controller(master.unwrap_or(0))],
+    )
+}
+
+/// Renames a link.
+pub fn set_name(index: u32, name: &str) -> Request {
+    change(
+        format!("rename link {index} to {name}"),
+        index,
+        vec![LinkAttribute::IfName(name.to_owned())],
+    )
+}
+
+/// Sets a link's alias, a free text of at most [`ALIAS_LENGTH`] bytes for those who look at
+/// the link.
+pub fn set_alias(index: u32, alias: &str) -> Request {
+    change(
+        format!("set the alias of link {index}"),
+        index,
+        vec![LinkAttribute::IfAlias(alias.to_owned())],
+    )
+}
+
+/// Moves a link to another namespace, which must stay open until the request
+/// has been sent.
+pub fn move_to(index: u32, namespace: &NetworkNamespace) -> Request {
+    change(
+        format!("move link {index} to another network namespace"),
+        index,
+        vec![in_namespace(namespace)],
+    )
+}
+
+/// Changes a bridge port's settings.
+pub fn set_port(index: u32, port: BridgePort) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![
+            InfoBridgePort::HairpinMode(port.hairpin),
+            InfoBridgePort::Isolated(port.isolated),
+        ])),
+    ]));
+    // The kernel takes port attributes of RTM_NEWLINK only (rtnl_newlink).
+    Request::route(
+        format!("set up link {index} as a bridge port"),
+        &RouteNetlinkMessage::NewLink(message),
+        0,
+    )
+}
+
+/// Deletes a link (a veth with its peer). Takes 20 to 30 ms: the kernel waits
+/// for all readers (an RCU barrier).
+pub fn delete(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    Request::route(
+        format!("delete link {index}"),
+        &RouteNetlinkMessage::DelLink(message),
+        0,
+    )
+}
+
+/// Deletes a link by name; fine when there is none.
+pub fn delete_by_name(socket: &mut Socket, name: &str) -> Result<(), Error> {
+    let mut message = LinkMessage::default();
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    let request = Request::route(
+        format!("delete link {name}"),
+        &RouteNetlinkMessage::DelLink(message),
+        0,
+    );
+    crate::netlink::gone(socket.execute(&request))
+}
+
+/// Finds a link by name.
+pub fn get(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
+    let mut message = LinkMessage::default();
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    find(socket, format!("look up link {name}"), message)
+}
+
+/// Finds a link by index.
+pub fn get_by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, Error> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    find(socket, format!("look up link {index}"), message)
+}
+
+fn find(socket: &mut Socket, purpose: String, message: LinkMessage) -> Result<Option<Link>, Error> {
+    let request = Request::route(purpose, &RouteNetlinkMessage::GetLink(message), 0);
+    match socket.query(&request, decode) {
+        Ok(found) => Ok(found.into_iter().next()),
+        Err(error) if error.not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until a link passes packets: `false` when it does not before the
+/// deadline. A veth whose peer was just set up says it has a carrier, and yet
+/// drops what is sent until the kernel's link watch has run; that takes
+/// milliseconds on a busy machine, and a second for a TCP connection that
+/// starts within. Since Linux 6.8 asking for the link makes it run at once;
+/// before, its notification is waited for.
+///
+/// Call it on a thread that is in the socket's namespace.
+pub fn wait_until_operational(
+    socket: &mut Socket,
+    index: u32,
+    deadline: Duration,
+) -> Result<bool, Error> {
+    events::wait_for(&[Group::Links], deadline, || {
+        Ok(get_by_index(socket, index)?.is_some_and(|link| link.operational))
+    })
+}
+
+/// Lists all links.
+pub fn list(socket: &mut Socket) -> Result<Vec<Link>, Error> {
+    dump(socket, "list links", LinkMessage::default())
+}
+
+/// Lists the ports of a bridge.
+pub fn list_ports(socket: &mut Socket, bridge: u32) -> Result<Vec<Link>, Error> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Controller(bridge));
+    let mut links = dump(socket, "list the ports of a bridge", message)?;
+    links.retain(|link| link.master == Some(bridge));
+    Ok(links)
+}
+
+fn dump(socket: &mut Socket, purpose: &str, message: LinkMessage) -> Result<Vec<Link>, Error> {
+    let request = Request::route(purpose, &RouteNetlinkMessage::GetLink(message), 0);
+    socket.dump(request, decode)
+}
+
+fn decode(message: Message<'_>) -> Result<Option<Link>, DecodeError> {
+    if message.message_type != RTM_NEWLINK {
+        return Ok(None);
+    }
+    parse(message.payload)
+}
+
+/// Whether a route netlink message tells of a link, and if so whether of one
+/// that is there (`true`) or gone.
+pub(crate) fn notification(message_type: u16) -> Option<bool> {
+    match message_type {
+        RTM_NEWLINK => Some(true),
+        RTM_DELLINK => Some(false),
+        _ => None,
+    }
+}
+
+/// Decodes a link message. Only the attributes used are looked at, so that no
+/// kernel, however new, can make a listing fail with one that is not.
+/// `None` for messages of the bridge family, which tell of ports only.
+pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
+    let Some((header, attributes)) = payload.split_first_chunk::<16>() else {
+        return Err(DecodeError::from("a link message shorter than its header"));
+    };
+    if header[0] != u8::from(AddressFamily::Unspec) {
+        return Ok(None);
+    }
+    let flags = LinkFlags::from_bits_retain(word(&header[8..12])?);
+    let mut link = Link {
+        index: word(&header[4..8])?,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        operational: false,
+        loopback: flags.contains(LinkFlags::Loopback),
+        master: None,
+        peer: None,
+        peer_namespace: None,
+        kind: None,
+        alias: None,
+        port: None,
+    };
+    for attribute in NlasIterator::new(attributes) {
+        let attribute = attribute?;
+        let value = attribute.value();
+        match attribute.kind() {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_ADDRESS => link.mac = MacAddress::from_slice(value),
+            IFLA_MTU => link.mtu = word(value)?,
+            IFLA_MASTER => link.master = Some(word(value)?),
+            IFLA_LINK => link.peer = Some(word(value)?),
+            IFLA_LINK_NETNSID => link.peer_namespace = Some(word(value)?.cast_signed()),
+            IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
+            IFLA_IFALIAS => link.alias = Some(text(value)),
+            IFLA_LINKINFO => {
+                let mut port = None;
+                for info in NlasIterator::new(value) {
+                    let info = info?;
+                    match info.kind() {
+                        IFLA_INFO_KIND => link.kind = Some(text(info.value())),
+                        IFLA_INFO_PORT_KIND if text(info.value()) == "bridge" => {
+                            port.get_or_insert_default();
+                        }
+                        IFLA_INFO_PORT_DATA => {
+                            if let Some(port) = &mut port {
+                                parse_port(info.value(), port)?;
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                link.port = port;
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(link))
+}
+
+fn parse_port(payload: &[u8], port: &mut BridgePort) -> Result<(), DecodeError> {
+    for attribute in NlasIterator::new(payload) {
+        let attribute = attribute?;
+        let on = attribute.value().first().is_some_and(|byte| *byte != 0);
+        match attribute.kind() {
+            IFLA_BRPORT_MODE => port.hairpin = on,
+            IFLA_BRPORT_ISOLATED => port.isolated = on,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn word(bytes: &[u8]) -> Result<u32, DecodeError> {
+    netlink_packet_core::parse_u32(bytes)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes)
+        .trim_end_matches('\0')
+        .to_owned()
+}

@@ -1,0 +1,274 @@
+//! Network namespaces: opening, making, entering.
+//!
+//! A namespace is held by a file descriptor; it lives as long as a descriptor,
+//! a process or a bind mount refers to it. Entering is done on threads of
+//! their own, so that no thread is ever left in the wrong namespace.
+//!
+//! Sources: namespaces(7), setns(2), ioctl_ns(2).
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+use crate::netlink;
+
+/// `NS_GET_NSTYPE` of `include/uapi/linux/nsfs.h`: `_IO(0xb7, 3)`.
+const NS_GET_NSTYPE: rustix::ioctl::Opcode = 0xb703;
+/// `CLONE_NEWNET`, what `NS_GET_NSTYPE` answers for a network namespace.
+const CLONE_NEWNET: i32 = 0x4000_0000;
+
+/// A failure to open, make or enter a network namespace.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path cannot be opened.
+    #[error("cannot open the network namespace {path}: {source}")]
+    Open {
+        /// What was opened.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The file is something else.
+    #[error(
+        "{path} is not a network namespace; give a path such as /proc/PID/ns/net or /run/netns/NAME"
+    )]
+    NotANamespace {
+        /// What was opened.
+        path: PathBuf,
+    },
+    /// No new namespace could be made.
+    #[error("cannot make a network namespace (it needs CAP_SYS_ADMIN): {0}")]
+    Create(io::Error),
+    /// The namespace could not be entered.
+    #[error("cannot enter a network namespace (it needs CAP_SYS_ADMIN): {0}")]
+    Enter(io::Error),
+    /// A netlink socket could not be opened inside the namespace.
+    #[error(transparent)]
+    Socket(#[from] netlink::Error),
+}
+
+impl Error {
+    /// Whether the namespace's path does not exist or leads to no namespace:
+    /// the namespace is gone.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Open { source, .. } => matches!(
+                rustix::io::Errno::from_io_error(source),
+                Some(
+                    rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::SRCH
+                )
+            ),
+            Self::NotANamespace { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// What tells two namespaces apart: device and inode of the namespace's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// Device number of nsfs.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "net:[{}]", self.inode)
+    }
+}
+
+/// A handle on a network namespace that keeps it alive. Clones share the
+/// descriptor.
+#[derive(Debug, Clone)]
+pub struct NetworkNamespace {
+    fd: Arc<OwnedFd>,
+}
+
+impl AsFd for NetworkNamespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for NetworkNamespace {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl NetworkNamespace {
+    /// Opens a namespace by path: a bind mount or `/proc/PID/ns/net`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|source| Error::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::verified(file.into(), path)
+    }
+
+    /// Opens the network namespace of a process.
+    pub fn of_process(pid: u32) -> Result<Self, Error> {
+        Self::open(format!("/proc/{pid}/ns/net"))
+    }
+
+    /// Opens the calling thread's namespace.
+    pub fn current() -> Result<Self, Error> {
+        Self::open("/proc/thread-self/ns/net")
+    }
+
+    /// Takes over an open descriptor of a namespace.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+        let path = PathBuf::from(format!("file descriptor {}", fd.as_raw_fd()));
+        Self::verified(fd, &path)
+    }
+
+    fn verified(fd: OwnedFd, path: &Path) -> Result<Self, Error> {
+        if namespace_type(fd.as_fd()).ok() == Some(CLONE_NEWNET) {
+            Ok(Self { fd: Arc::new(fd) })
+        } else {
+            Err(Error::NotANamespace {
+                path: path.to_owned(),
+            })
+        }
+    }
+
+    /// Makes a fresh namespace, holding nothing but a loopback interface that
+    /// is down. It is gone when the last handle, process and socket in it are.
+    pub fn create() -> Result<Self, Error> {
+        on_a_thread(|| {
+            #[allow(unsafe_code)]
+            // SAFETY: only the network namespace of this short-lived thread
+            // changes; descriptors stay shared.
+            let made = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
+            made.map_err(|errno| Error::Create(errno.into()))?;
+            Self::current()
+        })
+        .map_err(Error::Create)?
+    }
+
+    /// Runs `work` inside the namespace, on a thread of its own, and waits for
+    /// it. What `work` opens (sockets, files under /proc/sys/net) belongs to
+    /// the namespace and can be taken out and used anywhere. A panic of `work`
+    /// goes on in the caller.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        on_a_thread(|| {
+            self.enter().map_err(Error::Enter)?;
+            Ok(work())
+        })
+        .map_err(Error::Enter)?
+    }
+
+    /// Moves the calling thread into the namespace, for good. Meant for a
+    /// thread or process that is to live there; to visit, use [`Self::run`].
+    pub fn enter(&self) -> io::Result<()> {
+        rustix::thread::move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(Into::into)
+    }
+
+    /// Opens a netlink socket inside the namespace.
+    pub fn netlink(&self, protocol: netlink::Protocol) -> Result<netlink::Socket, Error> {
+        Ok(self.run(|| netlink::Socket::open(protocol))??)
+    }
+
+    /// Opens a route netlink socket inside the namespace.
+    pub fn route_socket(&self) -> Result<netlink::Socket, Error> {
+        self.netlink(netlink::Protocol::Route)
+    }
+
+    /// Device and inode of the namespace.
+    pub fn identity(&self) -> io::Result<Identity> {
+        let status = rustix::fs::fstat(&self.fd)?;
+        Ok(Identity {
+            device: status.st_dev,
+            inode: status.st_ino,
+        })
+    }
+
+    /// Whether both handles refer to the same namespace.
+    pub fn is_same_as(&self, other: &Self) -> io::Result<bool> {
+        Ok(self.identity()? == other.identity()?)
+    }
+}
+
+/// Runs `work` on a new thread and waits. The outer error is a failure to
+/// start the thread.
+fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("namespace".to_owned())
+            .spawn_scoped(scope, work)?;
+        match thread.join() {
+            Ok(outcome) => Ok(outcome),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// The `CLONE_NEW*` flag of a namespace's type; fails with `ENOTTY` for every
+/// other file.
+fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    struct GetType;
+    #[allow(unsafe_code)]
+    // SAFETY: NS_GET_NSTYPE takes no argument and answers in the return value.
+    unsafe impl rustix::ioctl::Ioctl for GetType {
+        type Output = i32;
+        const IS_MUTATING: bool = false;
+        fn opcode(&self) -> rustix::ioctl::Opcode {
+            NS_GET_NSTYPE
+        }
+        fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+            std::ptr::null_mut()
+        }
+        unsafe fn output_from_ptr(
+            answer: rustix::ioctl::IoctlOutput,
+            _: *mut std::ffi::c_void,
+        ) -> rustix::io::Result<i32> {
+            Ok(answer)
+        }
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: any descriptor may be asked; others than namespaces refuse.
+    let answer = unsafe { rustix::ioctl::ioctl(fd, GetType) };
+    Ok(answer?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_namespace_is_refused() {
+        let error = NetworkNamespace::open("/proc/self/status").unwrap_err();
+        assert!(matches!(error, Error::NotANamespace { .. }), "{error}");
+        let error = NetworkNamespace::open("/proc/self/ns/mnt").unwrap_err();
+        assert!(matches!(error, Error::NotANamespace { .. }), "{error}");
+        assert!(
+            NetworkNamespace::open("/nowhere/at/all")
+                .unwrap_err()
+                .is_gone()
+        );
+    }
+
+    #[test]
+    fn a_fresh_namespace_is_another_one_and_the_caller_stays_where_it_was() {
+        let before = NetworkNamespace::current().unwrap();
+        let fresh = NetworkNamespace::create().unwrap();
+        assert!(!fresh.is_same_as(&before).unwrap());
+        let inside = fresh.run(NetworkNamespace::current).unwrap().unwrap();
+        assert!(inside.is_same_as(&fresh).unwrap());
+        assert!(
+            NetworkNamespace::current()
+                .unwrap()
+                .is_same_as(&before)
+                .unwrap()
+        );
+    }
+}

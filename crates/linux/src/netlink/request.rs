@@ -1,0 +1,61 @@
+//! Requests to the kernel.
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkSerializable};
+use netlink_packet_route::RouteNetlinkMessage;
+
+use super::message::{HEADER_LENGTH, align};
+
+/// One request, encoded, with the words that describe it in an error.
+#[derive(Debug, Clone)]
+pub struct Request {
+    purpose: String,
+    message_type: u16,
+    flags: u16,
+    body: Vec<u8>,
+}
+
+impl Request {
+    /// A request of any netlink family. `purpose` is a verb phrase ("add route
+    /// 10.0.0.0/24") that completes "cannot …". `NLM_F_REQUEST` and
+    /// `NLM_F_ACK` are added to `flags`.
+    pub fn new(purpose: impl Into<String>, message_type: u16, flags: u16, body: Vec<u8>) -> Self {
+        Self {
+            purpose: purpose.into(),
+            message_type,
+            flags: flags | NLM_F_REQUEST | NLM_F_ACK,
+            body,
+        }
+    }
+
+    /// A route netlink request.
+    pub fn route(purpose: impl Into<String>, message: &RouteNetlinkMessage, flags: u16) -> Self {
+        let mut body = vec![0; message.buffer_len()];
+        message.serialize(&mut body);
+        Self::new(purpose, message.message_type(), flags, body)
+    }
+
+    /// What the request is to do, as a verb phrase.
+    pub fn purpose(&self) -> &str {
+        &self.purpose
+    }
+
+    /// Appends the encoded message to `buffer`. Port 0: the kernel fills it in.
+    pub(super) fn encode(&self, sequence: u32, buffer: &mut Vec<u8>) {
+        let start = buffer.len();
+        let length = u32::try_from(HEADER_LENGTH + self.body.len())
+            .expect("a request is far below 4 GiB: attributes hold 64 KiB each");
+        buffer.extend(length.to_ne_bytes());
+        buffer.extend(self.message_type.to_ne_bytes());
+        buffer.extend(self.flags.to_ne_bytes());
+        buffer.extend(sequence.to_ne_bytes());
+        buffer.extend(0u32.to_ne_bytes());
+        buffer.extend(&self.body);
+        buffer.resize(start + align(buffer.len() - start), 0);
+    }
+
+    /// The same request as a dump.
+    pub(super) fn with_flags(mut self, flags: u16) -> Self {
+        self.flags |= flags;
+        self
+    }
+}

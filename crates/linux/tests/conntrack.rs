@@ -1,0 +1,94 @@
+//! Conntrack against the kernel, with `conntrack -L` as the witness. Needs
+//! root; each test makes its own network namespace, which goes with it.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
+
+use podwire_linux::conntrack::{Conntrack, Family};
+use podwire_linux::namespace::NetworkNamespace;
+use rstest::rstest;
+
+fn run(namespace: &NetworkNamespace, program: &str, arguments: &str) -> String {
+    let output = namespace
+        .run(|| {
+            Command::new(program)
+                .args(arguments.split_whitespace())
+                .output()
+        })
+        .expect("entered")
+        .expect("the program is installed");
+    assert!(output.status.success(), "{program} {arguments}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[rstest]
+#[case::v4(Family::V4, "127.0.0.1", "ipv4")]
+#[case::v6(Family::V6, "::1", "ipv6")]
+fn connections_are_listed_and_deleted_one_by_one(
+    #[case] family: Family,
+    #[case] address: &str,
+    #[case] name: &str,
+) {
+    let namespace = NetworkNamespace::create().expect("tests need root");
+    run(&namespace, "ip", "link set lo up");
+    // Conntrack sees only what some rule asks it for.
+    run(&namespace, "nft", "add table inet probe");
+    run(
+        &namespace,
+        "nft",
+        "add chain inet probe out { type filter hook output priority 0 ; }",
+    );
+    run(
+        &namespace,
+        "nft",
+        "add rule inet probe out ct state new accept",
+    );
+    let (server, clients) = namespace
+        .run(|| {
+            let any: SocketAddr = format!("{}:0", bracketed(address))
+                .parse()
+                .expect("literal");
+            let server = UdpSocket::bind(any).expect("a port");
+            let clients = [0, 1].map(|_| {
+                let client = UdpSocket::bind(any).expect("a port");
+                client
+                    .send_to(b"?", server.local_addr().expect("bound"))
+                    .expect("loopback is up");
+                client
+            });
+            (server, clients)
+        })
+        .expect("entered");
+    let port = server.local_addr().expect("bound").port();
+    let mut conntrack = namespace
+        .run(Conntrack::open)
+        .expect("entered")
+        .expect("a kernel with ctnetlink");
+    let mut found = conntrack.list(family, 17).expect("readable");
+    assert_eq!(found.len(), 2, "{found:?}");
+    found.sort_by_key(|c| c.original.source_port != clients[0].local_addr().expect("bound").port());
+    let first = found[0];
+    assert_eq!(first.original.destination_port, port);
+    assert_eq!(first.reply.source_port, port);
+    assert_eq!(first.original.source, first.reply.destination);
+    assert_eq!(first.original.source.to_string(), address);
+    assert!(
+        conntrack.list(family, 6).expect("readable").is_empty(),
+        "no TCP"
+    );
+
+    assert!(conntrack.delete(&first).expect("allowed"));
+    assert!(!conntrack.delete(&first).expect("allowed"), "gone already");
+    let left = run(&namespace, "conntrack", &format!("-L -p udp -f {name}"));
+    let ports = clients.map(|client| client.local_addr().expect("bound").port());
+    assert!(!left.contains(&format!("sport={}", ports[0])), "{left}");
+    assert!(left.contains(&format!("sport={}", ports[1])), "{left}");
+}
+
+fn bracketed(address: &str) -> String {
+    if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.to_owned()
+    }
+}

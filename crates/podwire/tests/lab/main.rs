@@ -1,0 +1,17 @@
+//! Whole clusters: every test brings up a lab of its own with the built
+//! programs, sends real traffic through it, and takes it down. Root is needed;
+//! without it the tests fail.
+
+mod endpoints;
+mod foreign_cni;
+mod images;
+mod internet;
+mod kubectl;
+mod nodes;
+mod outside;
+mod paths;
+mod pods;
+mod publish;
+mod services;
+mod support;
+mod survival;

@@ -1,0 +1,448 @@
+//! The routes wanted, and why some are not.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::backend::Backend;
+use crate::model::{LAST_RESORT_METRIC, Node, Route, RouteKey, RouteTarget, Subnet, overlap};
+
+/// The routes wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// By what the kernel tells them apart by.
+    pub routes: BTreeMap<RouteKey, RouteTarget>,
+    /// What was refused, by node name and range.
+    pub refusals: Vec<Refusal>,
+}
+
+/// A range no route is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The node.
+    pub node: Box<str>,
+    /// Its range.
+    pub range: IpNet,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why no route is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The node has no address of the range's family.
+    NoAddress,
+    /// The node's address is not on a subnet of this node.
+    OtherSubnet {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The node's address is one of this node's own.
+    OwnAddress {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The range is this node's own, or overlaps it.
+    OwnRange {
+        /// This node's range.
+        own: IpNet,
+    },
+    /// The range overlaps another node's, which comes first by name.
+    OtherNode {
+        /// The other node.
+        node: Box<str>,
+        /// Its range.
+        range: IpNet,
+    },
+    /// The range overlaps a subnet of the underlay: a route would cut nodes off.
+    Underlay {
+        /// The subnet.
+        subnet: IpNet,
+    },
+    /// The range cannot be one of pods: a single address, loopback, multicast or link-local.
+    Unusable,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refusal {
+            node,
+            range,
+            reason,
+        } = self;
+        write!(f, "no route to {range} of node {node}: ")?;
+        match reason {
+            Reason::NoAddress => write!(
+                f,
+                "the node has no InternalIP of that family; check the kubelet's --node-ip"
+            ),
+            Reason::OtherSubnet { address } => write!(
+                f,
+                "its address {address} is on no subnet of this node, and static routes work \
+                 within one subnet only; give the underlay's routers routes to the pod ranges or \
+                 put the nodes on one subnet"
+            ),
+            Reason::OwnAddress { address } => write!(
+                f,
+                "its address {address} is one of this node's own; two nodes share an address or \
+                 this node is registered twice"
+            ),
+            Reason::OwnRange { own } => write!(
+                f,
+                "it overlaps this node's own range {own}; each node needs a range of its own"
+            ),
+            Reason::OtherNode { node, range } => write!(
+                f,
+                "it overlaps {range} of node {node}; each node needs a range of its own"
+            ),
+            Reason::Underlay { subnet } => write!(
+                f,
+                "it overlaps {subnet}, the subnet of an interface of this node that is not \
+                 podwire's; choose a cluster CIDR apart from the underlay, or remove the interface \
+                 if another network plugin left it behind"
+            ),
+            Reason::Unusable => write!(f, "that is no range for pods"),
+        }
+    }
+}
+
+/// The routes this node needs.
+///
+/// `subnets` are those of the underlay: the interfaces of pods are not among them.
+/// The order of peers does not matter. A range claimed twice goes to the node
+/// whose name comes first.
+pub fn plan<'a>(
+    backend: &dyn Backend,
+    own: &Node,
+    peers: impl IntoIterator<Item = &'a Node>,
+    subnets: &[Subnet],
+) -> Plan {
+    let mut plan = Plan::default();
+    let mut accepted = Ranges::default();
+    // Without these a packet for an address no pod has would take the default
+    // route, and a router that knows this node as the way to the range would
+    // send it back, until its hop limit is used up.
+    for range in own.ranges.iter().map(IpNet::trunc) {
+        match sound(&range, subnets) {
+            Ok(()) => {
+                let key = RouteKey {
+                    destination: range,
+                    metric: LAST_RESORT_METRIC,
+                };
+                plan.routes.insert(key, RouteTarget::Unreachable);
+            }
+            Err(reason) => {
+                plan.refusals.push(Refusal {
+                    node: own.name.clone(),
+                    range,
+                    reason,
+                });
+            }
+        }
+    }
+    let mut peers: Vec<&Node> = peers.into_iter().collect();
+    peers.sort_by(|one, other| one.name.cmp(&other.name));
+    for peer in peers {
+        for range in peer.ranges.iter().map(IpNet::trunc) {
+            let route = sound(&range, subnets)
+                .and_then(|()| not_own(own, peer, &range, subnets))
+                .and_then(|()| accepted.free(&range))
+                .and_then(|()| backend.route(peer, range, subnets));
+            match route {
+                Ok(Route { key, target }) => {
+                    accepted.insert(range, &peer.name);
+                    plan.routes.insert(key, target);
+                }
+                Err(reason) => {
+                    plan.refusals.push(Refusal {
+                        node: peer.name.clone(),
+                        range,
+                        reason,
+                    });
+                }
+            }
+        }
+    }
+    plan
+}
+
+/// Whether a range can be one of pods on this underlay at all.
+fn sound(range: &IpNet, subnets: &[Subnet]) -> Result<(), Reason> {
+    let first = range.network();
+    let link_local = match first {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let single = range.prefix_len() == range.max_prefix_len();
+    if single
+        || range.prefix_len() == 0
+        || link_local
+        || first.is_loopback()
+        || first.is_multicast()
+        || first.is_unspecified()
+    {
+        return Err(Reason::Unusable);
+    }
+    match subnets
+        .iter()
+        .find(|subnet| overlap(&subnet.address, range))
+    {
+        Some(subnet) => Err(Reason::Underlay {
+            subnet: subnet.address.trunc(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn not_own(own: &Node, peer: &Node, range: &IpNet, subnets: &[Subnet]) -> Result<(), Reason> {
+    if let Some(own) = own.ranges.iter().find(|own| overlap(own, range)) {
+        return Err(Reason::OwnRange { own: own.trunc() });
+    }
+    match peer.address_like(range) {
+        Some(address)
+            if subnets
+                .iter()
+                .any(|subnet| subnet.address.addr() == address) =>
+        {
+            Err(Reason::OwnAddress { address })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Disjoint ranges, by their first address.
+#[derive(Default)]
+struct Ranges<'a>(BTreeMap<IpAddr, (IpNet, &'a str)>);
+
+impl<'a> Ranges<'a> {
+    fn insert(&mut self, range: IpNet, node: &'a str) {
+        self.0.insert(range.network(), (range, node));
+    }
+
+    /// Among disjoint ranges only the neighbours of a new one can overlap it.
+    fn free(&self, range: &IpNet) -> Result<(), Reason> {
+        let before = self.0.range(..=range.network()).next_back();
+        let after = self.0.range(range.network()..).next();
+        match before
+            .into_iter()
+            .chain(after)
+            .find(|(_, (other, _))| overlap(other, range))
+        {
+            Some((_, (range, node))) => Err(Reason::OtherNode {
+                node: (*node).into(),
+                range: *range,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::backend::HostGateway;
+
+    fn node(name: &str, addresses: &[&str], ranges: &[&str]) -> Node {
+        Node {
+            name: name.into(),
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+        }
+    }
+
+    fn underlay() -> Vec<Subnet> {
+        [
+            ("192.168.64.11/24", 2),
+            ("fd00:64::11/64", 2),
+            ("172.16.5.1/16", 3),
+        ]
+        .map(|(address, interface)| Subnet {
+            address: address.parse().unwrap(),
+            interface,
+        })
+        .to_vec()
+    }
+
+    fn own() -> Node {
+        node(
+            "node-1",
+            &["192.168.64.11", "fd00:64::11"],
+            &["10.200.1.0/24", "fd00:200:0:1::/64"],
+        )
+    }
+
+    fn routes(plan: &Plan) -> Vec<String> {
+        let routes = plan.routes.iter();
+        routes
+            .map(|(key, target)| {
+                Route {
+                    key: *key,
+                    target: *target,
+                }
+                .to_string()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_peer_is_the_gateway_to_its_ranges_in_both_families() {
+        let peer = node(
+            "node-2",
+            &["fd00:64::12", "192.168.64.12"],
+            &["10.200.2.0/24", "fd00:200:0:2::/64"],
+        );
+        let plan = plan(&HostGateway, &own(), [&peer], &underlay());
+        assert_eq!(
+            routes(&plan),
+            [
+                "unreachable 10.200.1.0/24 metric 4000000000",
+                "10.200.2.0/24 via 192.168.64.12 (interface 2)",
+                "unreachable fd00:200:0:1::/64 metric 4000000000",
+                "fd00:200:0:2::/64 via fd00:64::12 (interface 2)",
+            ]
+        );
+        assert_eq!(plan.refusals, []);
+    }
+
+    #[test]
+    fn host_bits_of_a_range_do_not_matter() {
+        let peer = node("p", &["192.168.64.12"], &["10.200.2.77/24"]);
+        let plan = plan(&HostGateway, &node("o", &[], &[]), [&peer], &underlay());
+        assert_eq!(
+            routes(&plan),
+            ["10.200.2.0/24 via 192.168.64.12 (interface 2)"]
+        );
+    }
+
+    #[rstest]
+    #[case::no_address_of_the_family(&["fd00:64::12"], "10.200.2.0/24", Reason::NoAddress)]
+    #[case::other_subnet(&["192.168.65.12"], "10.200.2.0/24",
+        Reason::OtherSubnet { address: "192.168.65.12".parse().unwrap() })]
+    #[case::other_subnet_six(&["fd00:65::12"], "fd00:200:0:2::/64",
+        Reason::OtherSubnet { address: "fd00:65::12".parse().unwrap() })]
+    #[case::own_address(&["172.16.5.1"], "10.200.2.0/24",
+        Reason::OwnAddress { address: "172.16.5.1".parse().unwrap() })]
+    #[case::own_range(&["192.168.64.12"], "10.200.1.128/25",
+        Reason::OwnRange { own: "10.200.1.0/24".parse().unwrap() })]
+    #[case::own_range_inside(&["192.168.64.12"], "10.200.0.0/16",
+        Reason::OwnRange { own: "10.200.1.0/24".parse().unwrap() })]
+    #[case::underlay(&["192.168.64.12"], "192.168.0.0/16",
+        Reason::Underlay { subnet: "192.168.64.0/24".parse().unwrap() })]
+    #[case::underlay_part(&["192.168.64.12"], "172.16.9.0/24",
+        Reason::Underlay { subnet: "172.16.0.0/16".parse().unwrap() })]
+    #[case::single_address(&["192.168.64.12"], "10.200.2.1/32", Reason::Unusable)]
+    #[case::everything(&["192.168.64.12"], "0.0.0.0/0", Reason::Unusable)]
+    #[case::loopback(&["192.168.64.12"], "127.0.0.0/8", Reason::Unusable)]
+    #[case::multicast(&["fd00:64::12"], "ff00::/8", Reason::Unusable)]
+    #[case::link_local(&["fd00:64::12"], "fe80::/64", Reason::Unusable)]
+    fn a_peer_that_cannot_be_reached_is_refused_with_the_reason(
+        #[case] addresses: &[&str],
+        #[case] range: &str,
+        #[case] reason: Reason,
+    ) {
+        let good = node("good", &["192.168.64.13"], &["10.200.3.0/24"]);
+        let bad = node("bad", addresses, &[range]);
+        let plan = plan(&HostGateway, &own(), [&bad, &good], &underlay());
+        assert_eq!(
+            plan.refusals,
+            [Refusal {
+                node: "bad".into(),
+                range: range.parse().unwrap(),
+                reason
+            }]
+        );
+        // One bad peer costs nobody else anything.
+        assert!(routes(&plan).contains(&"10.200.3.0/24 via 192.168.64.13 (interface 2)".into()));
+        assert_eq!(plan.routes.len(), 3);
+    }
+
+    #[test]
+    fn a_range_claimed_twice_goes_to_the_first_by_name() {
+        let one = node("a", &["192.168.64.12"], &["10.200.2.0/24"]);
+        let other = node("b", &["192.168.64.13"], &["10.200.2.128/25"]);
+        for peers in [[&one, &other], [&other, &one]] {
+            let plan = plan(&HostGateway, &own(), peers, &underlay());
+            assert_eq!(plan.refusals.len(), 1);
+            assert_eq!(&*plan.refusals[0].node, "b");
+            assert!(
+                plan.refusals[0]
+                    .to_string()
+                    .contains("overlaps 10.200.2.0/24 of node a")
+            );
+        }
+    }
+
+    #[test]
+    fn the_longest_matching_subnet_decides_the_interface() {
+        let subnets = [
+            ("192.168.0.1/16", 7),
+            ("192.168.64.11/24", 2),
+            ("192.168.64.9/24", 5),
+        ]
+        .map(|(address, interface)| Subnet {
+            address: address.parse().unwrap(),
+            interface,
+        });
+        let peer = node("p", &["192.168.64.12"], &["10.200.2.0/24"]);
+        let plan = plan(&HostGateway, &node("o", &[], &[]), [&peer], &subnets);
+        assert_eq!(
+            routes(&plan),
+            ["10.200.2.0/24 via 192.168.64.12 (interface 2)"]
+        );
+    }
+
+    #[test]
+    fn a_node_alone_has_only_its_own_range() {
+        let plan = plan(&HostGateway, &own(), [], &underlay());
+        assert_eq!(plan.routes.len(), 2);
+        let bare = super::plan(&HostGateway, &node("o", &[], &[]), [], &[]);
+        assert_eq!(bare, Plan::default());
+    }
+
+    fn any_node() -> impl Strategy<Value = Node> {
+        ("[a-f]", 10_u8..20, 0_u8..12, 22_u8..27).prop_map(|(name, host, third, length)| {
+            node(
+                &name,
+                &[&format!("192.168.64.{host}")],
+                &[&format!("10.200.{third}.0/{length}")],
+            )
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_peers_does_not_matter(
+            peers in prop::collection::btree_map("[a-z]{1,3}", any_node(), 0..12)
+                .prop_map(|nodes| nodes.into_iter()
+                    .map(|(name, node)| Node { name: name.into(), ..node })
+                    .collect::<Vec<_>>())
+                .prop_flat_map(|nodes| (Just(nodes.clone()), Just(nodes).prop_shuffle()))
+        ) {
+            let (one, other) = peers;
+            prop_assert_eq!(
+                plan(&HostGateway, &own(), &one, &underlay()),
+                plan(&HostGateway, &own(), &other, &underlay())
+            );
+        }
+
+        #[test]
+        fn no_two_routes_overlap_and_every_range_is_routed_or_refused(
+            peers in prop::collection::vec(any_node(), 0..12)
+        ) {
+            let plan = plan(&HostGateway, &own(), &peers, &underlay());
+            let ranges: Vec<IpNet> = plan.routes.keys().map(|key| key.destination).collect();
+            for (i, one) in ranges.iter().enumerate() {
+                for other in &ranges[i + 1..] {
+                    prop_assert!(!overlap(one, other), "{} {}", one, other);
+                }
+            }
+            let wanted: usize = peers.iter().map(|peer| peer.ranges.len()).sum();
+            prop_assert_eq!(plan.routes.len() - 2 + plan.refusals.len(), wanted);
+        }
+    }
+}

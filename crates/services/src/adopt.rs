@@ -1,0 +1,390 @@
+//! Reading back what the kernel holds, and what of it can stay.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use linux::nftables::{
+    Batch, Chain, Element, Error, Expression, Family as TableFamily, LiveChain, LiveRule, LiveSet,
+    Nftables, Value,
+};
+
+use crate::compile::{self, Number, SetNames, TABLE};
+use crate::difference::{Programmed, Ranges, Shadow};
+use crate::model::{Backend, Family, FrontendKey, Protocol};
+
+/// How often reading is begun anew because somebody committed meanwhile.
+const ATTEMPTS: usize = 10;
+
+/// What the kernel holds of ours.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    /// Generation at which all of it was read.
+    pub(crate) generation: u32,
+    table: bool,
+    chains: Vec<LiveChain>,
+    rules: HashMap<String, Vec<Option<Vec<Expression>>>>,
+    sets: Vec<LiveSet>,
+    /// Elements of the fixed maps that are not what they should be.
+    wrong_dispatch: Vec<Element>,
+    kinds: Vec<Element>,
+    /// Contents of the sets.
+    pub(crate) shadow: Shadow,
+    /// Elements whose bytes make no sense, by set.
+    foreign: Vec<(&'static str, Element)>,
+}
+
+/// Number and slots of a frontend, as they come.
+type ReadFrontend = (Option<Number>, Vec<(u32, Backend)>);
+
+/// Reads until nothing changed from the first to the last answer.
+pub(crate) fn observe(nft: &mut Nftables) -> Result<Observed, Error> {
+    for _ in 0..ATTEMPTS {
+        let before = nft.generation()?.id;
+        let observed = read(nft, before)?;
+        if nft.generation()?.id == before {
+            return Ok(observed);
+        }
+    }
+    Err(Error::Interrupted(format!(
+        "reading back table inet {TABLE}"
+    )))
+}
+
+fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
+    let inet = TableFamily::Inet;
+    let mut observed = Observed {
+        generation,
+        table: nft.tables(inet)?.iter().any(|name| name == TABLE),
+        chains: Vec::new(),
+        rules: HashMap::new(),
+        sets: Vec::new(),
+        wrong_dispatch: Vec::new(),
+        kinds: Vec::new(),
+        shadow: Shadow::default(),
+        foreign: Vec::new(),
+    };
+    if !observed.table {
+        return Ok(observed);
+    }
+    observed.chains = nft.chains(inet, TABLE)?;
+    for LiveRule {
+        chain, expressions, ..
+    } in nft.rules(inet, TABLE)?
+    {
+        observed.rules.entry(chain).or_default().push(expressions);
+    }
+    observed.sets = nft.sets(inet, TABLE)?;
+    if !observed.sets_match() {
+        return Ok(observed); // rebuilt whole: contents do not matter
+    }
+    let mut programmed: HashMap<FrontendKey, ReadFrontend> = HashMap::new();
+    for (index, family) in Family::ALL.into_iter().enumerate() {
+        let names = SetNames::of(family);
+        for element in nft.elements(inet, TABLE, names.services)? {
+            match read_service(&element, family) {
+                Some((key, number)) => programmed.entry(key).or_default().0 = Some(number),
+                None => observed.foreign.push((names.services, element)),
+            }
+        }
+        for element in nft.elements(inet, TABLE, names.backends)? {
+            match read_backend(&element, family) {
+                Some((key, slot, backend)) => {
+                    programmed.entry(key).or_default().1.push((slot, backend));
+                }
+                None => observed.foreign.push((names.backends, element)),
+            }
+        }
+        for element in nft.elements(inet, TABLE, names.cluster_ips)? {
+            match read_address(&element.key, family) {
+                Some(address) => {
+                    observed.shadow.cluster_ips.insert(address);
+                }
+                None => observed.foreign.push((names.cluster_ips, element)),
+            }
+        }
+        for element in nft.elements(inet, TABLE, names.hairpin)? {
+            let half = element.key.len() / 2;
+            match read_address(&element.key[..half], family) {
+                Some(address) if element == compile::hairpin_element(address) => {
+                    observed.shadow.hairpin.insert(address);
+                }
+                _ => observed.foreign.push((names.hairpin, element)),
+            }
+        }
+        observed.shadow.ranges[index] = Ranges {
+            pods: read_ranges(nft.elements(inet, TABLE, names.pod_ranges)?, family),
+            cluster: read_ranges(nft.elements(inet, TABLE, names.cluster_ranges)?, family),
+            services: read_ranges(nft.elements(inet, TABLE, names.service_ranges)?, family),
+        };
+    }
+    observed.shadow.frontends = programmed
+        .into_iter()
+        .map(|(key, (number, mut slots))| {
+            slots.sort_unstable();
+            let slots = slots.into();
+            (key, Programmed { number, slots })
+        })
+        .collect();
+    for element in nft.elements(inet, TABLE, compile::DISPATCH)? {
+        let number = element
+            .key
+            .as_slice()
+            .try_into()
+            .map(|bytes| Number(u32::from_ne_bytes(bytes)))
+            .ok()
+            .filter(|number| compile::dispatch_element(*number) == element);
+        match number {
+            Some(number) => {
+                observed.shadow.numbers.insert(number);
+            }
+            None => observed.wrong_dispatch.push(element),
+        }
+    }
+    observed.kinds = nft.elements(inet, TABLE, compile::MASQUERADE_KINDS)?;
+    observed.shadow.chains = observed
+        .chains
+        .iter()
+        .filter(|chain| chain.base.is_none() && compile::is_number_chain(&chain.name))
+        .map(|chain| chain.name.clone())
+        .collect();
+    Ok(observed)
+}
+
+impl Observed {
+    fn sets_match(&self) -> bool {
+        compile::sets().iter().all(|wanted| {
+            self.sets
+                .iter()
+                .any(|live| live.name == wanted.name && live.matches(wanted))
+        })
+    }
+
+    fn chain(&self, name: &str) -> Option<&LiveChain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    fn same_rules(&self, chain: &Chain) -> bool {
+        let live = self.rules.get(&chain.name).map_or(&[][..], Vec::as_slice);
+        live.len() == chain.rules.len()
+            && live
+                .iter()
+                .zip(&chain.rules)
+                .all(|(live, wanted)| live.as_ref() == Some(&wanted.expressions))
+    }
+
+    /// Puts into `batch` what makes sets and chains what they should be, and
+    /// returns what the sets hold after that and what had to be done, in words.
+    pub(crate) fn repair(self, batch: &mut Batch) -> (Shadow, Vec<String>) {
+        if !self.table {
+            batch.add_table();
+            build(batch);
+            return (Shadow::default(), Vec::new());
+        }
+        let fixed = compile::chains();
+        let same_hooks = fixed.iter().all(|wanted| {
+            self.chain(&wanted.name)
+                .is_none_or(|live| live.base == wanted.base)
+        });
+        if !self.sets_match() || !same_hooks {
+            let known = self
+                .sets
+                .iter()
+                .any(|live| compile::sets().iter().any(|set| set.name == live.name));
+            self.tear_down(batch, &fixed);
+            build(batch);
+            let told = if known {
+                vec!["sets or hooks of another layout: all made anew".to_owned()]
+            } else {
+                Vec::new()
+            };
+            return (Shadow::default(), told);
+        }
+        let mut told = Vec::new();
+        let mut shadow = self.shadow.clone();
+        let wanted: BTreeMap<String, Chain> = fixed
+            .iter()
+            .cloned()
+            .chain(
+                shadow
+                    .numbers
+                    .iter()
+                    .flat_map(|number| compile::number_chains(*number)),
+            )
+            .map(|chain| (chain.name.clone(), chain))
+            .collect();
+        // All chains before all rules: rules name chains.
+        for chain in wanted.values().filter(|c| self.chain(&c.name).is_none()) {
+            told.push(format!("chain {} was missing", chain.name));
+            batch.add_chain(chain);
+        }
+        for chain in wanted.values().filter(|chain| !self.same_rules(chain)) {
+            if self.chain(&chain.name).is_some() {
+                told.push(format!("chain {} had other rules", chain.name));
+                batch.flush_chain(&chain.name);
+            }
+            for rule in &chain.rules {
+                batch.add_rule(&chain.name, rule);
+            }
+        }
+        // A number's chain that no element names is not checked above: made anew if needed.
+        let unchecked: Vec<String> = shadow
+            .chains
+            .iter()
+            .filter(|name| !wanted.contains_key(*name))
+            .cloned()
+            .collect();
+        if !self.wrong_dispatch.is_empty() {
+            told.push("the dispatch map had elements of others".to_owned());
+            batch.delete_elements(compile::DISPATCH, &self.wrong_dispatch);
+        }
+        for name in &unchecked {
+            batch.flush_chain(name);
+        }
+        for name in &unchecked {
+            batch.delete_chain(name);
+            shadow.chains.remove(name);
+        }
+        shadow.chains.extend(
+            wanted
+                .into_keys()
+                .filter(|name| compile::is_number_chain(name)),
+        );
+        let kinds = compile::masquerade_kinds();
+        let wrong: Vec<&Element> = self.kinds.iter().filter(|e| !kinds.contains(e)).collect();
+        let missing: Vec<&Element> = kinds.iter().filter(|e| !self.kinds.contains(e)).collect();
+        if !wrong.is_empty() || !missing.is_empty() {
+            told.push("the map of masquerade kinds was changed".to_owned());
+            batch.delete_elements(compile::MASQUERADE_KINDS, wrong);
+            batch.add_elements(compile::MASQUERADE_KINDS, missing);
+        }
+        for (set, element) in &self.foreign {
+            told.push(format!("{set} had an element of others"));
+            batch.delete_elements(set, [element]);
+        }
+        (shadow, told)
+    }
+
+    /// Deletes all of ours, and nothing else that may be in the table.
+    fn tear_down(&self, batch: &mut Batch, fixed: &[Chain]) {
+        let ours: Vec<&LiveChain> = self
+            .chains
+            .iter()
+            .filter(|live| {
+                compile::is_number_chain(&live.name)
+                    || fixed.iter().any(|chain| chain.name == live.name)
+            })
+            .collect();
+        for chain in &ours {
+            batch.flush_chain(&chain.name);
+        }
+        let names: HashSet<String> = compile::sets().into_iter().map(|set| set.name).collect();
+        for set in self.sets.iter().filter(|set| names.contains(&set.name)) {
+            batch.delete_set(&set.name);
+        }
+        for chain in &ours {
+            batch.delete_chain(&chain.name);
+        }
+    }
+}
+
+/// All sets and fixed chains, into a table without them.
+fn build(batch: &mut Batch) {
+    for set in compile::sets() {
+        batch.add_set(&set);
+    }
+    let chains = compile::chains();
+    for chain in &chains {
+        batch.add_chain(chain);
+    }
+    for chain in &chains {
+        for rule in &chain.rules {
+            batch.add_rule(&chain.name, rule);
+        }
+    }
+    batch.add_elements(compile::MASQUERADE_KINDS, &compile::masquerade_kinds());
+}
+
+const fn address_length(family: Family) -> usize {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 16,
+    }
+}
+
+fn read_address(bytes: &[u8], family: Family) -> Option<IpAddr> {
+    match family {
+        Family::V4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
+        Family::V6 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into()),
+    }
+}
+
+fn read_key(bytes: &[u8], family: Family) -> Option<(FrontendKey, &[u8])> {
+    let (address, rest) = bytes.split_at_checked(address_length(family))?;
+    let (protocol, rest) = rest.split_at_checked(4)?;
+    let (port, rest) = rest.split_at_checked(4)?;
+    let key = FrontendKey {
+        address: read_address(address, family)?,
+        protocol: Protocol::from_number(protocol[0])?,
+        port: u16::from_be_bytes([port[0], port[1]]),
+    };
+    Some((key, rest))
+}
+
+/// Reads what [`compile::service_element`] writes.
+fn read_service(element: &Element, family: Family) -> Option<(FrontendKey, Number)> {
+    let (key, _) = read_key(&element.key, family)?;
+    let Some(Value::Bytes(value)) = &element.value else {
+        return None;
+    };
+    let number = Number(u32::from_ne_bytes(value.as_slice().try_into().ok()?));
+    (compile::service_element(&key, number) == *element).then_some((key, number))
+}
+
+/// Reads what [`compile::backend_element`] writes.
+fn read_backend(element: &Element, family: Family) -> Option<(FrontendKey, u32, Backend)> {
+    let (key, rest) = read_key(&element.key, family)?;
+    let slot = u32::from_ne_bytes(rest.try_into().ok()?);
+    let Some(Value::Bytes(value)) = &element.value else {
+        return None;
+    };
+    let (address, port) = value.split_at_checked(address_length(family))?;
+    let backend = Backend {
+        address: read_address(address, family)?,
+        port: u16::from_be_bytes([*port.first()?, *port.get(1)?]),
+    };
+    (compile::backend_element(&key, slot, backend) == *element).then_some((key, slot, backend))
+}
+
+fn read_ranges(mut elements: Vec<Element>, family: Family) -> Vec<(u128, u128)> {
+    // An end sorts before a start with the same key.
+    elements.sort_by(|a, b| (&a.key, !a.end).cmp(&(&b.key, !b.end)));
+    let number = |key: &[u8]| {
+        read_address(key, family).map(|address| match address {
+            IpAddr::V4(v4) => u128::from(u32::from(v4)),
+            IpAddr::V6(v6) => u128::from(v6),
+        })
+    };
+    let mut ranges: Vec<(u128, u128)> = Vec::new();
+    let mut open: Option<u128> = None;
+    for element in elements {
+        let Some(value) = number(&element.key) else {
+            continue;
+        };
+        match (element.end, open) {
+            (false, _) => open = Some(value),
+            (true, Some(first)) => {
+                ranges.push((first, value.saturating_sub(1)));
+                open = None;
+            }
+            (true, None) => {} // the end mark before the first range
+        }
+    }
+    if let Some(first) = open {
+        let greatest = match family {
+            Family::V4 => u128::from(u32::MAX),
+            Family::V6 => u128::MAX,
+        };
+        ranges.push((first, greatest));
+    }
+    ranges
+}

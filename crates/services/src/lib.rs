@@ -1,0 +1,25 @@
+//! Services: from Services and endpoint slices to the rules that send packets
+//! to endpoints.
+//!
+//! - [`model`]: what the proxy is told;
+//! - [`table`]: the service table, pure and incremental;
+//! - [`compile`]: from the table to nftables objects, pure;
+//! - [`difference`]: from what the kernel has to what it should have, pure;
+//! - [`conversations`]: which UDP and SCTP entries of conntrack are wrong, pure but for the deletion;
+//! - [`simulate`]: what the planned rules would do with a packet, pure;
+//! - [`proxy`]: applies differences, adopts what a previous run left, audits.
+
+mod adopt;
+pub mod compile;
+pub mod conversations;
+pub mod difference;
+pub mod model;
+pub mod proxy;
+pub mod simulate;
+pub mod table;
+
+pub use model::{
+    Backend, Endpoint, EndpointSlice, Family, FrontendKey, NodeFacts, Protocol, Service,
+    ServiceName, ServicePort, SlicePort, TrafficPolicy,
+};
+pub use proxy::{Error, Proxy, Stats};

@@ -1,0 +1,257 @@
+//! Namespaces for tests: a node with two pods on routed veths, and an outside host.
+
+#![allow(dead_code, unreachable_pub, reason = "shared by several test binaries")]
+
+use std::net::IpAddr;
+use std::process::{Child, Command, Stdio};
+
+use linux::namespace::NetworkNamespace;
+use podwire_services::{
+    Endpoint, EndpointSlice, Family, NodeFacts, Protocol, Service, ServiceName, ServicePort,
+    SlicePort, TrafficPolicy,
+};
+
+/// A namespace that external programs can be run in: a sleeping process holds it.
+pub struct Space {
+    pub namespace: NetworkNamespace,
+    holder: Child,
+}
+
+impl Space {
+    pub fn new() -> Self {
+        let namespace = NetworkNamespace::create().expect("tests need root");
+        let holder = namespace
+            .run(|| {
+                Command::new("sleep")
+                    .arg("infinity")
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+            })
+            .expect("entered")
+            .expect("coreutils are installed");
+        let space = Self { namespace, holder };
+        space.ip("link set lo up");
+        space
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
+    pub fn enter(&self) -> std::io::Result<()> {
+        self.namespace.enter()
+    }
+
+    /// Runs a program inside and returns what it printed.
+    pub fn command(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self
+            .namespace
+            .run(|| Command::new(program).args(arguments).output())
+            .expect("entered")
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub fn ip(&self, line: &str) {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        self.command("ip", &arguments);
+    }
+
+    pub fn set(&self, path: &str, value: &str) {
+        self.namespace
+            .run(|| std::fs::write(format!("/proc/sys/{path}"), value))
+            .expect("entered")
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// The node's address, and that of the host outside.
+pub const NODE4: &str = "192.168.64.11";
+pub const NODE6: &str = "fd00:64::11";
+pub const OUTSIDE4: &str = "192.168.64.1";
+pub const OUTSIDE6: &str = "fd00:64::1";
+/// The node's address on the bridge, where there is one.
+pub const BRIDGE4: &str = "10.200.1.1";
+pub const BRIDGE6: &str = "fd00:200:0:1::1";
+
+/// How pods hang on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    Routed,
+    Bridge,
+}
+
+pub struct World {
+    pub node: Space,
+    pub pods: Vec<Space>,
+    pub outside: Space,
+}
+
+/// The addresses of pod `n`.
+pub fn pod4(n: usize) -> String {
+    format!("10.200.1.{}", n + 10)
+}
+pub fn pod6(n: usize) -> String {
+    format!("fd00:200:0:1::{:x}", n + 10)
+}
+
+impl World {
+    /// A node without pods.
+    pub fn new() -> Self {
+        Self::with(Attach::Routed, 0)
+    }
+
+    pub fn with(attach: Attach, pods: usize) -> Self {
+        let node = Space::new();
+        let outside = Space::new();
+        node.set("net/ipv4/ip_forward", "1");
+        node.set("net/ipv6/conf/all/forwarding", "1");
+        node.ip(&format!(
+            "link add eth0 type veth peer name eth0 netns {}",
+            outside.pid()
+        ));
+        for (space, v4, v6) in [(&node, NODE4, NODE6), (&outside, OUTSIDE4, OUTSIDE6)] {
+            space.ip(&format!("addr add {v4}/24 dev eth0"));
+            space.ip(&format!("addr add {v6}/64 dev eth0 nodad"));
+            space.ip("link set eth0 up");
+        }
+        node.ip(&format!("route add default via {OUTSIDE4}"));
+        node.ip(&format!("-6 route add default via {OUTSIDE6}"));
+        if attach == Attach::Bridge {
+            node.ip("link add pwbr0 type bridge");
+            node.set("net/ipv6/conf/pwbr0/accept_dad", "0");
+            node.ip(&format!("addr add {BRIDGE4}/24 dev pwbr0"));
+            node.ip(&format!("addr add {BRIDGE6}/64 dev pwbr0 nodad"));
+            node.ip("link set pwbr0 up");
+        }
+        let pods = (0..pods)
+            .map(|n| {
+                let pod = Space::new();
+                node.ip(&format!(
+                    "link add pw{n} type veth peer name eth0 netns {}",
+                    pod.pid()
+                ));
+                match attach {
+                    Attach::Routed => {
+                        pod.ip(&format!("addr add {}/32 dev eth0", pod4(n)));
+                        pod.ip(&format!("addr add {}/128 dev eth0 nodad", pod6(n)));
+                        pod.ip("link set eth0 up");
+                        node.ip(&format!("addr add 169.254.1.1/32 dev pw{n}"));
+                        node.ip(&format!("addr add fe80::1/64 dev pw{n} nodad"));
+                        node.ip(&format!("link set pw{n} up"));
+                        pod.ip("route add 169.254.1.1 dev eth0");
+                        pod.ip("route add default via 169.254.1.1");
+                        pod.ip("-6 route add default via fe80::1 dev eth0");
+                        node.ip(&format!("route add {}/32 dev pw{n}", pod4(n)));
+                        node.ip(&format!("-6 route add {}/128 dev pw{n}", pod6(n)));
+                    }
+                    Attach::Bridge => {
+                        node.ip(&format!("link set pw{n} master pwbr0"));
+                        node.ip(&format!("link set pw{n} type bridge_slave hairpin on"));
+                        node.ip(&format!("link set pw{n} up"));
+                        pod.ip(&format!("addr add {}/24 dev eth0", pod4(n)));
+                        pod.ip(&format!("addr add {}/64 dev eth0 nodad", pod6(n)));
+                        pod.ip("link set eth0 up");
+                        pod.ip(&format!("route add default via {BRIDGE4}"));
+                        pod.ip(&format!("-6 route add default via {BRIDGE6}"));
+                    }
+                }
+                pod
+            })
+            .collect();
+        Self {
+            node,
+            pods,
+            outside,
+        }
+    }
+
+    pub fn facts(&self) -> NodeFacts {
+        NodeFacts {
+            node: "node-1".to_owned(),
+            zone: None,
+            addresses: vec![address(NODE4), address(NODE6)],
+            pod_cidrs: ["10.200.1.0/24", "fd00:200:0:1::/64"].map(cidr).to_vec(),
+            cluster_cidrs: ["10.200.0.0/16", "fd00:200::/48"].map(cidr).to_vec(),
+            node_addresses: vec![address(NODE4), address(NODE6)],
+            service_cidrs: ["10.96.0.0/12", "fd00:96::/112"].map(cidr).to_vec(),
+        }
+    }
+
+    pub fn nft(&self, arguments: &[&str]) -> String {
+        self.node.command("nft", arguments)
+    }
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("a literal")
+}
+
+fn cidr(text: &str) -> ipnet::IpNet {
+    text.parse().expect("a literal")
+}
+
+/// A Service with one TCP and one UDP port of the same number.
+pub fn service(name: &str, ips: &[&str], port: u16, node_port: Option<u16>) -> Service {
+    Service {
+        name: ServiceName::new("default", name),
+        cluster_ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
+        external_ips: Vec::new(),
+        ports: [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]
+            .into_iter()
+            .map(|(name, protocol)| ServicePort {
+                name: name.to_owned(),
+                protocol,
+                port,
+                node_port,
+            })
+            .collect(),
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        foreign: false,
+    }
+}
+
+/// A slice of ready endpoints on this node.
+pub fn slice(service: &str, name: &str, addresses: &[&str], port: u16) -> EndpointSlice {
+    EndpointSlice {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        service: service.to_owned(),
+        family: if name.ends_with('6') {
+            Family::V6
+        } else {
+            Family::V4
+        },
+        ports: [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]
+            .into_iter()
+            .map(|(name, protocol)| SlicePort {
+                name: name.to_owned(),
+                protocol,
+                port: Some(port),
+            })
+            .collect(),
+        endpoints: addresses
+            .iter()
+            .map(|address| Endpoint {
+                address: (*address).to_owned(),
+                node: Some("node-1".to_owned()),
+                ..Endpoint::default()
+            })
+            .collect(),
+    }
+}

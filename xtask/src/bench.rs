@@ -1,0 +1,32 @@
+//! `cargo xtask bench …`: each subject is a benchmark of a crate, run with the
+//! release build of the programs.
+
+use clap::Subcommand;
+
+use crate::{setup, shell};
+
+/// What to measure.
+#[derive(Subcommand)]
+pub(crate) enum Subject {
+    /// A lab's start: two nodes with the example, fifty nodes with ten pods each
+    Lab,
+}
+
+/// Builds the programs and runs the benchmark as root.
+pub(crate) fn run(subject: Subject) -> anyhow::Result<()> {
+    setup::install(setup::Purpose::Run)?;
+    shell::run(shell::command("cargo", &["build", "--release", "--bins"]))?;
+    let (package, bench) = match subject {
+        Subject::Lab => ("podwire-lab", "lab"),
+    };
+    let mut command = shell::command("cargo", &["bench", "--package", package, "--bench", bench]);
+    command.env("PODWIRE_BIN", shell::root().join("target/release/podwire"));
+    if !shell::is_root() {
+        let runner = format!(
+            "CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER",
+            std::env::consts::ARCH.to_uppercase()
+        );
+        command.env(runner, "sudo --preserve-env");
+    }
+    shell::run(command)
+}

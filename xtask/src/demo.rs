@@ -1,0 +1,64 @@
+//! `cargo xtask demo`: from a fresh machine to a cluster that answers.
+
+use crate::{setup, shell};
+
+const LAB: &str = "demo";
+
+/// Builds podwire, brings the lab up, shows it at work and says what to try next.
+pub(crate) fn run() -> anyhow::Result<()> {
+    setup::install(setup::Purpose::Run)?;
+    shell::run(shell::command("cargo", &["build", "--release", "--bins"]))?;
+    let podwire = shell::root().join("target/release/podwire");
+    let podwire = podwire.to_string_lossy();
+    shell::run(shell::root_command(
+        &podwire,
+        &[
+            "lab",
+            "up",
+            "--name",
+            LAB,
+            "--nodes",
+            "2",
+            "-f",
+            "examples/shop.yaml",
+        ],
+    ))?;
+
+    println!("\nFrom a pod, ten times the Service that both nodes serve:");
+    shell::run(shell::root_command(
+        &podwire,
+        &[
+            "lab",
+            "exec",
+            "--name",
+            LAB,
+            "web-0",
+            "--",
+            "toolbox",
+            "get",
+            "--count",
+            "10",
+            "http://10.96.0.20:8080/hostname",
+        ],
+    ))?;
+    println!("\nThrough the API, with the ordinary kubectl:");
+    let kubeconfig = format!("--kubeconfig=/run/podwire/lab/{LAB}/kubeconfig");
+    shell::run(shell::root_command(
+        "kubectl",
+        &[&kubeconfig, "get", "nodes,pods,services", "-o", "wide"],
+    ))?;
+
+    println!(
+        "
+Look around:
+  export KUBECONFIG=$(sudo {podwire} lab kubeconfig --name {LAB})
+  sudo {podwire} lab status --name {LAB}
+  sudo --preserve-env=KUBECONFIG kubectl get pods -A -o wide
+  sudo --preserve-env=KUBECONFIG kubectl scale deployment/catalog --replicas=5
+  sudo {podwire} lab exec --name {LAB} web-0 -- curl -s http://10.96.0.20:8080
+  sudo {podwire} lab node add --name {LAB}
+Take it down:
+  sudo {podwire} lab down --name {LAB}"
+    );
+    Ok(())
+}
