@@ -67,6 +67,22 @@ pub struct Options {
     pub health_bind: SocketAddr,
 }
 
+impl Options {
+    /// The options of the agent of a node, each at its default.
+    #[must_use]
+    pub fn new(node: &str) -> Options {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            options: Options,
+        }
+        use clap::Parser as _;
+        let mut options = Command::parse_from(["podwire", "--node", ""]).options;
+        options.node = node.to_owned();
+        options
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;

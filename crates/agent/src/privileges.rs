@@ -36,14 +36,8 @@ mod tests {
             set_capabilities(None, sets).unwrap();
             let options = crate::Options {
                 kubeconfig: Some("/nowhere".into()),
-                node: "n".into(),
-                cluster_cidr: vec![],
-                service_cidr: vec![],
-                attach: crate::Attach::Routed,
-                cni_conf_dir: "/nowhere".into(),
-                cni_bin_dir: None,
                 no_cni_conf: true,
-                health_bind: "127.0.0.1:0".parse().unwrap(),
+                ..crate::Options::new("n")
             };
             crate::run_until(options, std::future::pending()).unwrap_err()
         };

@@ -65,14 +65,8 @@ impl Host {
     fn options(&self) -> Options {
         Options {
             kubeconfig: Some(self.files.path().join("kubeconfig")),
-            node: "own".into(),
-            cluster_cidr: vec![],
-            service_cidr: vec![],
-            attach: Attach::Routed,
             cni_conf_dir: self.files.path().join("net.d"),
-            cni_bin_dir: None,
-            no_cni_conf: false,
-            health_bind: "127.0.0.1:10256".parse().expect("an address"),
+            ..Options::new("own")
         }
     }
 

@@ -16,6 +16,10 @@ use crate::netfilter::wire::{Attributes, Message, NLM_F_DUMP, Writer};
 /// How often a dump is begun anew because the rules changed under it.
 const DUMP_ATTEMPTS: usize = 10;
 
+/// How often a set is listed while its hash table grows, which takes
+/// milliseconds after elements were added.
+const LISTING_ATTEMPTS: usize = 100;
+
 /// Why something asked of nftables did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -366,40 +370,52 @@ impl Nftables {
         )
     }
 
-    /// The elements of a set or map, in no order, each once: the kernel walks
-    /// a hash table that may be growing at that moment, and then shows some
-    /// elements twice (`rhashtable_walk_next`).
+    /// The elements of a set or map, in no order, each once.
+    ///
+    /// The kernel walks a hash table that may be growing at that moment: it
+    /// grows in the background after elements were added. A listing that goes
+    /// over several messages then shows some elements twice and, for each of
+    /// those, may leave one out (`nft_rhash_walk` counts positions). Such a
+    /// listing is told by its repetitions and read again.
     ///
     /// # Errors
-    /// If the socket fails.
+    /// If the socket fails, or the table never comes to rest.
     pub fn elements(
         &mut self,
         family: Family,
         table: &str,
         set: &str,
     ) -> Result<Vec<Element>, Error> {
-        let mut elements = self.dump(
-            &format!(
-                "listing the elements of {set} of table {} {table}",
-                family.name()
-            ),
-            MSG_GETSETELEM,
-            family,
-            |w| {
-                w.put_text(1, table);
-                w.put_text(2, set);
-            },
-            |m, found| {
-                if m.kind == message(MSG_NEWSETELEM)
-                    && let Some(list) = m.attributes().nested(3)
-                {
-                    found.extend(list.filter_map(|(_, bytes)| read_element(Attributes(bytes))));
-                }
-            },
-        )?;
-        let mut seen = HashSet::with_capacity(elements.len());
-        elements.retain(|element: &Element| seen.insert((element.key.clone(), element.end)));
-        Ok(elements)
+        let listing = format!(
+            "listing the elements of {set} of table {} {table}",
+            family.name()
+        );
+        for _ in 0..LISTING_ATTEMPTS {
+            let elements = self.dump(
+                &listing,
+                MSG_GETSETELEM,
+                family,
+                |w| {
+                    w.put_text(1, table);
+                    w.put_text(2, set);
+                },
+                |m, found| {
+                    if m.kind == message(MSG_NEWSETELEM)
+                        && let Some(list) = m.attributes().nested(3)
+                    {
+                        found.extend(list.filter_map(|(_, bytes)| read_element(Attributes(bytes))));
+                    }
+                },
+            )?;
+            let mut seen = HashSet::with_capacity(elements.len());
+            if elements
+                .iter()
+                .all(|element| seen.insert((&element.key, element.end)))
+            {
+                return Ok(elements);
+            }
+        }
+        Err(Error::Interrupted(listing))
     }
 }
 
