@@ -9,4 +9,4 @@ pub mod ranges;
 pub mod store;
 
 pub use ranges::{Range, RangeSet};
-pub use store::{Attachment, Claim, Error, Pod, Reservation, Reserved, Store};
+pub use store::{Attachment, Claim, Entry, Error, Hold, Lease, Pod, Reservation, Reserved, Store};

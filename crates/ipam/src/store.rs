@@ -9,6 +9,10 @@
 //! | `released` | addresses that were given back, oldest first |
 //! | `lock` | locked while anything of the network changes |
 //!
+//! Who reserves holds the file of the attachment locked until the [`Lease`] is
+//! dropped: a reservation that nobody uses yet and whose file nobody holds is
+//! one whose maker died.
+//!
 //! Every change is made under the lock, which the kernel releases when its
 //! holder dies, and in an order that leaves something a later call can finish
 //! or undo at every step: the attachment is written first and removed last.
@@ -16,11 +20,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -196,6 +202,62 @@ pub struct Reserved {
     pub gateway: IpAddr,
 }
 
+/// The addresses of a reservation, by who made it. Until it is dropped (or its
+/// process dies) the reservation counts as one that is being put to use, which
+/// nobody takes for a leak.
+#[derive(Debug)]
+pub struct Lease {
+    addresses: Vec<Reserved>,
+    _hold: Hold,
+}
+
+impl Deref for Lease {
+    type Target = [Reserved];
+
+    fn deref(&self) -> &[Reserved] {
+        &self.addresses
+    }
+}
+
+/// A reservation that nobody else can hold at the same time. Its end gives it
+/// free, and does not release the addresses.
+#[derive(Debug)]
+pub struct Hold {
+    _file: File,
+}
+
+/// A reservation as it lies on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What was reserved, and for whom.
+    pub reservation: Reservation,
+    /// When.
+    pub since: SystemTime,
+}
+
+/// The networks with reservations below `root`, by name.
+///
+/// # Errors
+/// When the folder is there and cannot be listed.
+pub fn networks(root: &Path) -> Result<Vec<String>, Error> {
+    let mut names: Vec<_> = entries(root)?
+        .into_iter()
+        .filter(|(path, name)| path.is_dir() && valid_network(name))
+        .map(|(_, name)| name)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn valid_network(name: &str) -> bool {
+    let first = name.chars().next();
+    first.is_some_and(|first| first.is_ascii_alphanumeric())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        && name.len() <= 200
+}
+
 /// The reservations of one network.
 #[derive(Debug)]
 pub struct Store {
@@ -211,15 +273,7 @@ impl Store {
     /// The store of `network` below `root`; its folder is made by the first
     /// reservation.
     pub fn new(root: &Path, network: &str) -> Result<Self, Error> {
-        let valid = network
-            .chars()
-            .next()
-            .is_some_and(|first| first.is_ascii_alphanumeric())
-            && network
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-            && network.len() <= 200;
-        if !valid {
+        if !valid_network(network) {
             return Err(Error::NetworkName(network.to_owned()));
         }
         Ok(Self {
@@ -229,8 +283,9 @@ impl Store {
 
     /// Reserves one address of each of `sets` for the claim's attachment. An
     /// attachment that holds addresses of all sets already keeps them. Nothing
-    /// is reserved when it fails.
-    pub fn reserve(&self, claim: &Claim, sets: &[RangeSet]) -> Result<Vec<Reserved>, Error> {
+    /// is reserved when it fails. Waits while another holds the attachment's
+    /// reservation.
+    pub fn reserve(&self, claim: &Claim, sets: &[RangeSet]) -> Result<Lease, Error> {
         let folder = self.directory.join(ATTACHMENTS);
         fs::DirBuilder::new()
             .recursive(true)
@@ -241,18 +296,21 @@ impl Store {
                 path: folder.clone(),
                 source,
             })?;
-        let _lock = self.lock()?;
         let file = self.attachment_file(&claim.attachment);
-        if let Some(found) = read(&file)? {
-            if self.is_complete(&found, &file)?
-                && let Some(reserved) = describe(&found.addresses, sets)
-                && claim.wanted.iter().all(|a| found.addresses.contains(a))
-            {
-                return Ok(reserved);
-            }
-            // Half made by one that died, or of an earlier configuration.
-            self.remove(&file, Some(&found))?;
+        let (lock, hold) = self.lock_and_hold(&file)?;
+        let found = read(&file)?;
+        if let (Some(hold), Some(found)) = (hold, &found)
+            && self.is_complete(found, &file)?
+            && let Some(addresses) = describe(&found.addresses, sets)
+            && claim.wanted.iter().all(|a| found.addresses.contains(a))
+        {
+            return Ok(Lease {
+                addresses,
+                _hold: hold,
+            });
         }
+        // Half made by one that died, or of an earlier configuration.
+        self.remove(&file, found.as_ref())?;
 
         let held = self.held()?;
         let released = self.released();
@@ -269,9 +327,59 @@ impl Store {
             addresses,
             notes: claim.notes.clone(),
         };
-        self.write(&reservation, &file)?;
-        Ok(describe(&reservation.addresses, sets)
-            .expect("the addresses were chosen from these sets a moment ago"))
+        let hold = self.write(&reservation, &file)?;
+        drop(lock);
+        Ok(Lease {
+            addresses: describe(&reservation.addresses, sets)
+                .expect("the addresses were chosen from these sets a moment ago"),
+            _hold: hold,
+        })
+    }
+
+    /// Takes the lock when nobody holds the reservation in `file`, and holds
+    /// that reservation if there is one.
+    fn lock_and_hold(&self, file: &Path) -> Result<(Locked, Option<Hold>), Error> {
+        loop {
+            let lock = self.lock()?;
+            let Some(held) = open(file)? else {
+                return Ok((lock, None));
+            };
+            match held.try_lock() {
+                Ok(()) => return Ok((lock, Some(Hold { _file: held }))),
+                // Waited for without the lock, which the holder may need.
+                Err(TryLockError::WouldBlock) => {
+                    drop(lock);
+                    held.lock()
+                }
+                Err(TryLockError::Error(source)) => Err(source),
+            }
+            .map_err(|source| Error::Io {
+                action: "hold",
+                path: file.to_owned(),
+                source,
+            })?;
+        }
+    }
+
+    /// Holds an attachment's reservation; `None` when there is none or another
+    /// holds it: it is being put to use.
+    pub fn try_hold(&self, attachment: &Attachment) -> Result<Option<Hold>, Error> {
+        let path = self.attachment_file(attachment);
+        let Some(file) = open(&path)? else {
+            return Ok(None);
+        };
+        match file.try_lock() {
+            // What was opened may be an earlier reservation's file.
+            Ok(()) if inode(&path)? == Some(inode_of(&file, &path)?) => {
+                Ok(Some(Hold { _file: file }))
+            }
+            Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(Error::Io {
+                action: "hold",
+                path,
+                source,
+            }),
+        }
     }
 
     fn choose(
@@ -341,12 +449,75 @@ impl Store {
 
     /// All reservations, ordered by address.
     pub fn list(&self) -> Result<Vec<Reservation>, Error> {
+        let entries = self.entries()?;
+        Ok(entries.into_iter().map(|entry| entry.reservation).collect())
+    }
+
+    /// All reservations with their times, ordered by address.
+    pub fn entries(&self) -> Result<Vec<Entry>, Error> {
         let mut found = Vec::new();
         for (path, _) in entries(&self.directory.join(ATTACHMENTS))? {
-            found.extend(read(&path)?);
+            let Some(reservation) = read(&path)? else {
+                continue;
+            };
+            let since = match fs::symlink_metadata(&path).and_then(|m| m.modified()) {
+                Ok(since) => since,
+                // Released meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => {
+                    return Err(Error::Io {
+                        action: "look at",
+                        path,
+                        source,
+                    });
+                }
+            };
+            found.push(Entry { reservation, since });
         }
-        found.sort_by(|a: &Reservation, b| a.addresses.cmp(&b.addresses));
+        found.sort_by(|a: &Entry, b| a.reservation.addresses.cmp(&b.reservation.addresses));
         Ok(found)
+    }
+
+    /// Addresses whose files belong to no attachment, and attachments' files
+    /// that are damaged: the remains of others' work on the folder.
+    pub fn strays(&self) -> Result<Vec<PathBuf>, Error> {
+        match self.lock_if_present()? {
+            Some(lock) => self.find_strays(&lock),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes what [`Store::strays`] finds, and says what that was.
+    pub fn remove_strays(&self) -> Result<Vec<PathBuf>, Error> {
+        let Some(lock) = self.lock_if_present()? else {
+            return Ok(Vec::new());
+        };
+        let strays = self.find_strays(&lock)?;
+        for path in &strays {
+            unlink(path)?;
+        }
+        Ok(strays)
+    }
+
+    fn find_strays(&self, _lock: &Locked) -> Result<Vec<PathBuf>, Error> {
+        let mut owners = HashSet::new();
+        let mut strays = Vec::new();
+        for (path, _) in entries(&self.directory.join(ATTACHMENTS))? {
+            match read(&path)? {
+                Some(found) if path == self.attachment_file(&found.attachment) => {
+                    owners.extend(inode(&path)?);
+                }
+                _ => strays.push(path),
+            }
+        }
+        for address in self.held()? {
+            let path = self.address_file(address);
+            if inode(&path)?.is_some_and(|own| !owners.contains(&own)) {
+                strays.push(path);
+            }
+        }
+        strays.sort();
+        Ok(strays)
     }
 
     /// How many addresses are held.
@@ -418,11 +589,13 @@ impl Store {
             .collect()
     }
 
-    fn write(&self, reservation: &Reservation, file: &Path) -> Result<(), Error> {
+    fn write(&self, reservation: &Reservation, file: &Path) -> Result<Hold, Error> {
         let mut text = serde_json::to_vec_pretty(reservation)
             .expect("a reservation is text, lists and maps of text");
         text.push(b'\n');
-        self.write_whole(file, &text)?;
+        let hold = Hold {
+            _file: self.write_whole(file, &text)?,
+        };
         for address in &reservation.addresses {
             let path = self.address_file(*address);
             if let Err(source) = fs::hard_link(file, &path) {
@@ -445,15 +618,16 @@ impl Store {
             .copied()
             .collect();
         if rest.len() != released.len() {
-            self.write_released(&rest)?;
+            // A full disk must not undo what is complete.
+            let _ = self.write_released(&rest);
         }
-        Ok(())
+        Ok(hold)
     }
 
-    /// Writes a file aside and renames it into place. The lock is held, so
-    /// one name for the file aside is enough, and what a dead process left
-    /// there is overwritten.
-    fn write_whole(&self, file: &Path, text: &[u8]) -> Result<(), Error> {
+    /// Writes a file aside and renames it into place, and gives it, locked. The
+    /// store's lock is held, so one name for the file aside is enough, and what
+    /// a dead process left there is overwritten.
+    fn write_whole(&self, file: &Path, text: &[u8]) -> Result<File, Error> {
         let aside = self.directory.join("new");
         let failed = |source| Error::Io {
             action: "write",
@@ -471,8 +645,16 @@ impl Store {
             .mode(0o644)
             .open(&aside)
             .map_err(failed)?;
-        out.write_all(text).map_err(failed)?;
-        fs::rename(&aside, file).map_err(failed)
+        let written = out
+            .lock()
+            .and_then(|()| out.write_all(text))
+            .and_then(|()| fs::rename(&aside, file));
+        if let Err(error) = written {
+            // Half a file on a full disk is room that others need.
+            let _ = fs::remove_file(&aside);
+            return Err(failed(error));
+        }
+        Ok(out)
     }
 
     fn write_released(&self, addresses: &[IpAddr]) -> Result<(), Error> {
@@ -482,6 +664,7 @@ impl Store {
             .map(|address| format!("{address}\n"))
             .collect();
         self.write_whole(&self.directory.join("released"), text.as_bytes())
+            .map(drop)
     }
 
     /// Whether all addresses of a reservation have their file, and not one of
@@ -544,6 +727,28 @@ fn describe(addresses: &[IpAddr], sets: &[RangeSet]) -> Option<Vec<Reserved>> {
             })
         })
         .collect()
+}
+
+/// `None` when the file is missing.
+fn open(path: &Path) -> Result<Option<File>, Error> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Io {
+            action: "open",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn inode_of(file: &File, path: &Path) -> Result<u64, Error> {
+    let metadata = file.metadata().map_err(|source| Error::Io {
+        action: "look at",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(metadata.ino())
 }
 
 /// `None` when the file is missing or damaged.

@@ -98,12 +98,12 @@ fn asking_again_gives_the_same_and_releasing_again_is_fine() {
     let root = TempDir::new().unwrap();
     let store = store(&root);
     assert_eq!(store.release(&claim("a").attachment).unwrap(), None);
-    let once = store.reserve(&claim("a"), &dual()).unwrap();
-    assert_eq!(store.reserve(&claim("a"), &dual()).unwrap(), once);
+    let once = store.reserve(&claim("a"), &dual()).unwrap().to_vec();
+    assert_eq!(*store.reserve(&claim("a"), &dual()).unwrap(), *once);
     assert_eq!(store.count().unwrap(), 2);
     let mut other = claim("a");
     other.attachment.interface = "eth1".to_owned();
-    assert_ne!(store.reserve(&other, &dual()).unwrap(), once);
+    assert_ne!(*store.reserve(&other, &dual()).unwrap(), *once);
     let released = store.release(&claim("a").attachment).unwrap().unwrap();
     assert_eq!(released.addresses[0], once[0].address.addr());
     assert_eq!(store.release(&claim("a").attachment).unwrap(), None);
@@ -189,7 +189,7 @@ fn what_a_death_left_half_made_is_finished_or_undone() {
     // The attachment's file is there; the last or both addresses' are not.
     for missing in 1..=2 {
         for repeat in [true, false] {
-            let given = store.reserve(&claim("a"), &dual()).unwrap();
+            let given = store.reserve(&claim("a"), &dual()).unwrap().to_vec();
             for path in address_files(&given).iter().rev().take(missing) {
                 fs::remove_file(path).unwrap();
             }
@@ -205,7 +205,7 @@ fn what_a_death_left_half_made_is_finished_or_undone() {
     }
 
     // Meanwhile another took the address that was not linked yet.
-    let given = store.reserve(&claim("a"), &small()).unwrap();
+    let given = store.reserve(&claim("a"), &small()).unwrap().to_vec();
     let path = &address_files(&given)[0];
     fs::remove_file(path).unwrap();
     fs::write(path, "{}").unwrap();
@@ -222,6 +222,55 @@ fn what_a_death_left_half_made_is_finished_or_undone() {
     assert_eq!(store.list().unwrap(), []);
     store.release(&attachment).unwrap();
     assert_eq!(store.count().unwrap(), 0);
+}
+
+#[test]
+fn a_reservation_is_held_while_its_maker_lives_and_uses_it() {
+    let root = TempDir::new().unwrap();
+    let store = store(&root);
+    let attachment = claim("a").attachment;
+    assert!(store.try_hold(&attachment).unwrap().is_none());
+    let lease = store.reserve(&claim("a"), &dual()).unwrap();
+    assert!(store.try_hold(&attachment).unwrap().is_none());
+    drop(lease);
+    let hold = store.try_hold(&attachment).unwrap().unwrap();
+    // One who asks again waits until nobody is about to take it away, and then
+    // gets what is there by then.
+    let given = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| store.reserve(&claim("a"), &dual()).unwrap().to_vec());
+        store.release(&attachment).unwrap();
+        drop(hold);
+        waiting.join().unwrap()
+    });
+    assert_eq!(store.find(&attachment).unwrap().unwrap().addresses.len(), 2);
+    assert_eq!(given.len(), 2);
+}
+
+#[test]
+fn files_that_belong_to_nobody_are_found_and_removed() {
+    let root = TempDir::new().unwrap();
+    let store = store(&root);
+    assert_eq!(store.strays().unwrap(), Vec::<std::path::PathBuf>::new());
+    drop(store.reserve(&claim("a"), &dual()).unwrap());
+    drop(store.reserve(&claim("b"), &dual()).unwrap());
+    assert_eq!(store.strays().unwrap(), Vec::<std::path::PathBuf>::new());
+    let folder = root.path().join("pods");
+    let own = folder.join(format!("attachments/{}.json", claim("b").attachment.key()));
+    fs::remove_file(own).unwrap();
+    fs::write(folder.join("attachments/damaged.json"), "{").unwrap();
+    let strays = store.strays().unwrap();
+    let names: Vec<_> = strays
+        .iter()
+        .map(|path| path.file_name().unwrap())
+        .collect();
+    assert_eq!(names, ["10.0.0.3.json", "damaged.json", "fd00::3.json"]);
+    assert_eq!(store.remove_strays().unwrap(), strays);
+    assert_eq!(store.count().unwrap(), 2);
+    assert_eq!(store.list().unwrap().len(), 1);
+    assert_eq!(
+        podwire_ipam::store::networks(root.path()).unwrap(),
+        ["pods"]
+    );
 }
 
 #[test]
@@ -244,7 +293,7 @@ fn threads_never_get_the_same_address() {
                     let store = store(root);
                     (0..25)
                         .map(|n| claim(&format!("{thread}-{n}")))
-                        .flat_map(|claim| store.reserve(&claim, ranges).unwrap())
+                        .flat_map(|claim| store.reserve(&claim, ranges).unwrap().to_vec())
                         .map(|r| r.address.addr())
                         .collect::<Vec<_>>()
                 })
