@@ -9,4 +9,6 @@ pub mod ranges;
 pub mod store;
 
 pub use ranges::{Range, RangeSet};
-pub use store::{Attachment, Claim, Entry, Error, Hold, Lease, Pod, Reservation, Reserved, Store};
+pub use store::{
+    Attachment, Claim, Entry, Error, Hold, Lease, Pod, Releasing, Reservation, Reserved, Store,
+};

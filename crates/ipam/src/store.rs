@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | `ADDRESS.json` | one per address handed out: who holds it |
 //! | `attachments/KEY.json` | the same file (a hard link), found by container and interface |
+//! | `releasing/KEY.INODE.json` | the attachment's file once it was detached, while the slow removal of its interface goes on; its addresses are still held, and the attachment may reserve others |
 //! | `released` | addresses that were given back, oldest first |
 //! | `lock` | locked while anything of the network changes |
 //!
@@ -47,6 +48,8 @@ const NAMED_HOLDERS: usize = 10;
 const SUFFIX: &str = ".json";
 /// Folder of the attachments' files.
 const ATTACHMENTS: &str = "attachments";
+/// Folder of the files of attachments whose interfaces are being removed.
+const RELEASING: &str = "releasing";
 
 /// A failure to reserve, release or list.
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +181,15 @@ impl fmt::Display for Reservation {
             addresses.join(" ")
         )
     }
+}
+
+/// A reservation whose attachment is gone and whose addresses rest until what
+/// used them is gone too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Releasing {
+    file: PathBuf,
+    /// What it was; `None` when its file is damaged.
+    pub reservation: Option<Reservation>,
 }
 
 /// A wish for addresses.
@@ -418,6 +430,12 @@ impl Store {
                     .list()
                     .unwrap_or_default()
                     .into_iter()
+                    .chain(
+                        self.releasing()
+                            .unwrap_or_default()
+                            .into_iter()
+                            .filter_map(|retired| retired.reservation),
+                    )
                     .filter(|r| r.addresses.iter().any(|a| set.contains(*a)))
                     .collect(),
             })
@@ -433,6 +451,65 @@ impl Store {
         let found = read(&file)?;
         self.remove(&file, found.as_ref())?;
         Ok(found)
+    }
+
+    /// Ends an attachment's reservation without giving its addresses back yet:
+    /// they stay held until [`Self::free`], and the attachment can reserve
+    /// others at once. Returns what it held. Fine when it holds nothing.
+    pub fn retire(&self, attachment: &Attachment) -> Result<Option<Reservation>, Error> {
+        let Some(_lock) = self.lock_if_present()? else {
+            return Ok(None);
+        };
+        let file = self.attachment_file(attachment);
+        let (Some(found), Some(own)) = (read(&file)?, inode(&file)?) else {
+            // Damaged: nothing says what to wait for.
+            self.remove(&file, None)?;
+            return Ok(None);
+        };
+        let folder = self.directory.join(RELEASING);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::Io {
+                    action: "make the folder",
+                    path: folder,
+                    source: error,
+                });
+            }
+            _ => {}
+        }
+        // The inode's number is no other file's as long as this one exists.
+        let aside = folder.join(format!("{}.{own}{SUFFIX}", attachment.key()));
+        fs::rename(&file, &aside).map_err(|source| Error::Io {
+            action: "set aside",
+            path: file,
+            source,
+        })?;
+        Ok(Some(found))
+    }
+
+    /// What was retired and not freed yet, in no order.
+    pub fn releasing(&self) -> Result<Vec<Releasing>, Error> {
+        let mut found = Vec::new();
+        for (file, _) in entries(&self.directory.join(RELEASING))? {
+            let reservation = read(&file)?;
+            found.push(Releasing { file, reservation });
+        }
+        Ok(found)
+    }
+
+    /// Gives the addresses of retired reservations back. Fine when another was
+    /// faster.
+    pub fn free(&self, releasing: &[Releasing]) -> Result<(), Error> {
+        if releasing.is_empty() {
+            return Ok(());
+        }
+        let Some(_lock) = self.lock_if_present()? else {
+            return Ok(());
+        };
+        for retired in releasing {
+            self.remove(&retired.file, retired.reservation.as_ref())?;
+        }
+        Ok(())
     }
 
     /// What an attachment holds.
@@ -509,6 +586,9 @@ impl Store {
                 }
                 _ => strays.push(path),
             }
+        }
+        for (path, _) in entries(&self.directory.join(RELEASING))? {
+            owners.extend(inode(&path)?);
         }
         for address in self.held()? {
             let path = self.address_file(address);

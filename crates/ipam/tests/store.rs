@@ -111,6 +111,37 @@ fn asking_again_gives_the_same_and_releasing_again_is_fine() {
 }
 
 #[test]
+fn a_retired_reservation_holds_its_addresses_until_it_is_freed() {
+    let root = TempDir::new().unwrap();
+    let store = store(&root);
+    let given = store.reserve(&claim("a"), &small()).unwrap().to_vec();
+    let held = store.retire(&claim("a").attachment).unwrap().unwrap();
+    assert_eq!(held.addresses, [given[0].address.addr()]);
+    assert_eq!(store.find(&claim("a").attachment).unwrap(), None);
+    assert_eq!(store.retire(&claim("a").attachment).unwrap(), None);
+
+    // The same container again, and all others, get other addresses.
+    let again = store.reserve(&claim("a"), &small()).unwrap().to_vec();
+    assert_ne!(again, given);
+    store.retire(&claim("a").attachment).unwrap();
+    for container in ["b", "c", "d"] {
+        let other = store.reserve(&claim(container), &small()).unwrap().to_vec();
+        assert!(other != given && other != again);
+    }
+    let full = store.reserve(&claim("e"), &small()).unwrap_err();
+    assert!(full.to_string().contains("5 held"), "{full}");
+
+    let retired = store.releasing().unwrap();
+    assert_eq!(retired.len(), 2);
+    assert!(store.strays().unwrap().is_empty());
+    store.free(&retired).unwrap();
+    store.free(&retired).unwrap();
+    assert!(store.releasing().unwrap().is_empty());
+    assert_eq!(store.count().unwrap(), 3);
+    store.reserve(&claim("e"), &small()).unwrap();
+}
+
+#[test]
 fn a_full_pool_says_how_many_are_held_and_by_whom_and_reserves_nothing() {
     let root = TempDir::new().unwrap();
     let store = store(&root);
