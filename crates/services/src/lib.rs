@@ -7,17 +7,22 @@
 //! - [`difference`]: from what the kernel has to what it should have, pure;
 //! - [`conversations`]: which UDP and SCTP entries of conntrack are wrong, pure but for the deletion;
 //! - [`simulate`]: what the planned rules would do with a packet, pure;
-//! - [`proxy`]: applies differences, adopts what a previous run left, audits.
+//! - [`data_plane`]: what each proxy is to the rest;
+//! - [`nftables`]: the nftables proxy: applies differences, adopts what a previous run left, audits;
+//! - [`proxy`]: takes events, holds the table, and looks after conversations.
 
 mod adopt;
 pub mod compile;
 pub mod conversations;
+pub mod data_plane;
 pub mod difference;
 pub mod model;
+pub mod nftables;
 pub mod proxy;
 pub mod simulate;
 pub mod table;
 
+pub use data_plane::{DataPlane, ProxyMode};
 pub use model::{
     Backend, Endpoint, EndpointSlice, Family, FrontendKey, NodeFacts, Protocol, Service,
     ServiceName, ServicePort, SlicePort, TrafficPolicy,

@@ -3,17 +3,13 @@
 use std::collections::HashSet;
 
 use linux::conntrack::{self, Conntrack};
-use linux::nftables::{self, Batch, Family as TableFamily, Nftables};
+use linux::nftables;
 
-use crate::adopt::{self, Observed};
-use crate::compile::{self, TABLE};
 use crate::conversations;
-use crate::difference::{Shadow, difference, everything};
+use crate::data_plane::{Applied, DataPlane, ProxyMode};
 use crate::model::{EndpointSlice, FrontendKey, NodeFacts, Service, ServiceName};
+use crate::nftables::NftablesDataPlane;
 use crate::table::Table;
-
-/// How often a refused batch is worked out anew from what the kernel then holds.
-const ATTEMPTS: usize = 3;
 
 /// Why Services could not be brought into the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +28,7 @@ pub enum Error {
 pub struct Stats {
     /// Frontends that were looked at.
     pub frontends: usize,
-    /// Elements added and deleted.
+    /// Elements or rules added and deleted.
     pub elements: usize,
     /// Bytes sent to the kernel; 0 if it needed no change.
     pub bytes: usize,
@@ -48,44 +44,44 @@ pub struct Stats {
 /// Services in the kernel of one network namespace.
 ///
 /// Blocking; meant for a thread of its own. Events are taken up at once and
-/// reach the kernel together, in one atomic batch, with the next [`Self::sync`].
+/// reach the kernel together with the next [`Self::sync`].
 #[derive(Debug)]
 pub struct Proxy {
-    nft: Nftables,
     table: Table,
-    shadow: Shadow,
-    /// What the kernel held when it was last read, until it is compared.
-    observed: Option<Observed>,
-    /// The generation after our last commit; another one means that somebody
-    /// else committed since.
-    generation: Option<u32>,
+    data_plane: Box<dyn DataPlane>,
     conntrack: Conntrack,
     /// Frontends whose conversations are yet to be looked at.
     unchecked: HashSet<FrontendKey>,
-    /// Whether a commit failed, so that the shadow cannot be trusted.
-    stale: bool,
 }
 
 impl Proxy {
-    /// Connects to the calling thread's network namespace and reads what a
-    /// previous run left there. Changes nothing yet: tell it all Services and
-    /// slices there are, then call [`Self::sync`].
+    /// The nftables proxy: connects to the calling thread's network namespace
+    /// and reads what a previous run left there. Changes nothing yet: tell it
+    /// all Services and slices there are, then call [`Self::sync`].
     ///
     /// # Errors
     /// If nftables cannot be used.
     pub fn start(facts: NodeFacts) -> Result<Self, Error> {
-        let mut nft = Nftables::open()?;
-        let observed = adopt::observe(&mut nft)?;
+        Self::with(Box::new(NftablesDataPlane::start()?), facts)
+    }
+
+    /// A proxy of any kind. Changes nothing yet, as [`Self::start`].
+    ///
+    /// # Errors
+    /// If conntrack cannot be used.
+    pub fn with(data_plane: Box<dyn DataPlane>, facts: NodeFacts) -> Result<Self, Error> {
         Ok(Self {
-            nft,
             table: Table::new(facts),
-            shadow: Shadow::default(),
-            observed: Some(observed),
-            generation: None,
+            data_plane,
             conntrack: Conntrack::open()?,
             unchecked: HashSet::new(),
-            stale: false,
         })
+    }
+
+    /// Which proxy this is.
+    #[must_use]
+    pub fn mode(&self) -> ProxyMode {
+        self.data_plane.mode()
     }
 
     /// The table, for reports.
@@ -119,131 +115,46 @@ impl Proxy {
         self.table.set_facts(facts);
     }
 
-    /// Brings the kernel to what the events so far ask for, in one batch: all
-    /// of it or, on an error, nothing.
+    /// Brings the kernel to what the events so far ask for.
     ///
     /// # Errors
     /// If the kernel refuses; the changes are kept for the next call.
     pub fn sync(&mut self) -> Result<Stats, Error> {
-        let mut attempt = 1;
-        loop {
-            if self.stale {
-                self.observed = Some(adopt::observe(&mut self.nft)?);
-                self.stale = false;
-            }
-            match self.sync_once() {
-                Ok(mut stats) => {
-                    stats.conversations = self.check_conversations();
-                    return Ok(stats);
-                }
-                // Somebody changed what is ours: look, and begin again from there.
-                Err(
-                    error @ (nftables::Error::GenerationChanged | nftables::Error::Refused { .. }),
-                ) if attempt < ATTEMPTS => {
-                    tracing::debug!(%error, attempt, "comparing everything with the kernel");
-                    attempt += 1;
-                }
-                Err(error) => return Err(error.into()),
+        let changes = self.table.take_changes();
+        match self.data_plane.sync(&self.table, &changes) {
+            Ok(applied) => Ok(self.finish(applied)),
+            Err(error) => {
+                self.table.return_changes(changes);
+                Err(error)
             }
         }
     }
 
-    fn sync_once(&mut self) -> Result<Stats, nftables::Error> {
-        let generation = self.observed.as_ref().map(|observed| observed.generation);
-        let mut batch = Batch::new(TableFamily::Inet, TABLE, generation);
-        let full = self.observed.is_some();
-        let first = self.generation.is_none();
-        let mut repaired = Vec::new();
-        if let Some(observed) = self.observed.take() {
-            (self.shadow, repaired) = observed.repair(&mut batch);
-            // What the shadow says is true only once the batch is in.
-        }
-        let mut changes = self.table.take_changes();
-        let asked = !changes.is_empty();
-        if full {
-            changes.merge(everything(&self.table, &self.shadow));
-        }
-        let difference = difference(&self.table, &self.shadow, &changes);
-        if full && !asked && !difference.is_empty() {
-            repaired.push("elements were added or deleted".to_owned());
-        }
-        for chain in &difference.chains {
-            batch.add_chain(chain);
-        }
-        for chain in &difference.chains {
-            for rule in &chain.rules {
-                batch.add_rule(&chain.name, rule);
-            }
-        }
-        for (set, elements) in &difference.delete {
-            batch.delete_elements(set, elements);
-        }
-        for (set, elements) in &difference.add {
-            batch.add_elements(set, elements);
-        }
-        let stats = Stats {
-            frontends: changes.frontends.len(),
-            conversations: 0,
-            elements: batch.elements(),
-            bytes: if batch.is_empty() { 0 } else { batch.len() },
-            full,
-            repaired: if first { Vec::new() } else { repaired },
-        };
-        if !batch.is_empty()
-            && let Err(error) = self.nft.commit(batch)
-        {
-            self.table.return_changes(changes);
-            self.stale = true;
-            return Err(error);
-        }
-        self.shadow.apply(difference);
+    /// Looks whether somebody else changed what is ours and puts it right.
+    ///
+    /// # Errors
+    /// If the kernel cannot be read, or refuses the repair.
+    pub fn audit(&mut self) -> Result<Stats, Error> {
+        let applied = self.data_plane.audit(&self.table)?;
+        Ok(self.finish(applied))
+    }
+
+    fn finish(&mut self, applied: Applied) -> Stats {
+        let frontends = applied.frontends.len();
         self.unchecked.extend(
-            changes
+            applied
                 .frontends
                 .into_iter()
                 .filter(conversations::concerns),
         );
-        self.generation = match (stats.bytes, generation, self.generation) {
-            (0, Some(read), _) => Some(read),
-            (0, None, known) => known,
-            (_, Some(read), _) => Some(read.wrapping_add(1)),
-            (_, None, known) => known.map(|known| known.wrapping_add(1)),
-        };
-        for text in &stats.repaired {
-            tracing::warn!(
-                table = TABLE,
-                "somebody changed podwire's rules: {text}; put right"
-            );
+        Stats {
+            frontends,
+            elements: applied.elements,
+            bytes: applied.bytes,
+            full: applied.full,
+            conversations: self.check_conversations(),
+            repaired: applied.repaired,
         }
-        Ok(stats)
-    }
-
-    /// Deletes the numbers and chains that no frontend needs any more.
-    fn collect(&mut self) -> Result<(), nftables::Error> {
-        let unused = self.shadow.unused();
-        if unused.numbers.is_empty() && unused.chains.is_empty() {
-            return Ok(());
-        }
-        let mut batch = Batch::new(TableFamily::Inet, TABLE, None);
-        let elements: Vec<_> = unused
-            .numbers
-            .iter()
-            .map(|number| compile::dispatch_element(*number))
-            .collect();
-        batch.delete_elements(compile::DISPATCH, &elements);
-        for chain in &unused.chains {
-            batch.flush_chain(chain);
-        }
-        for chain in &unused.chains {
-            batch.delete_chain(chain);
-        }
-        if let Err(error) = self.nft.commit(batch) {
-            self.stale = true;
-            return Err(error);
-        }
-        self.generation = self.generation.map(|known| known.wrapping_add(1));
-        self.shadow.forget(&unused);
-        Ok(())
     }
 
     /// Ends conversations with endpoints that are gone. If conntrack cannot be
@@ -262,28 +173,5 @@ impl Proxy {
                 0
             }
         }
-    }
-
-    /// Looks whether somebody else changed what is ours and puts it right.
-    /// Costs one small message while nobody commits to nftables but podwire.
-    ///
-    /// # Errors
-    /// If the kernel cannot be read, or refuses the repair.
-    pub fn audit(&mut self) -> Result<Stats, Error> {
-        let now = self.nft.generation()?;
-        if self.generation == Some(now.id) && !self.stale {
-            self.collect()?;
-            return Ok(Stats {
-                conversations: self.check_conversations(),
-                ..Stats::default()
-            });
-        }
-        tracing::debug!(
-            process = now.process,
-            name = now.process_name,
-            "nftables changed; comparing everything with the kernel"
-        );
-        self.observed = Some(adopt::observe(&mut self.nft)?);
-        self.sync()
     }
 }

@@ -1,0 +1,81 @@
+//! What brings the service table into the kernel of one network namespace: one
+//! trait, and an implementation for each proxy. They share the table; only the
+//! way from it to the kernel differs.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use crate::Error;
+use crate::model::FrontendKey;
+use crate::table::{Changes, Table};
+
+/// The proxies there are, by kube-proxy's names of its modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProxyMode {
+    /// Maps of an nftables table of our own: cost does not grow with the number
+    /// of Services.
+    Nftables,
+    /// Chains in the tables of iptables, one rule for each frontend and backend.
+    Iptables,
+    /// Virtual servers of IPVS.
+    Ipvs,
+}
+
+impl ProxyMode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Nftables, Self::Iptables, Self::Ipvs];
+
+    /// As command lines and reports name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::Ipvs => "ipvs",
+        }
+    }
+}
+
+impl fmt::Display for ProxyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What an application or an audit did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Frontends that were looked at.
+    pub frontends: HashSet<FrontendKey>,
+    /// Elements or rules added and deleted.
+    pub elements: usize,
+    /// Bytes sent to the kernel or to the program that speaks to it.
+    pub bytes: usize,
+    /// Whether everything was compared with what the kernel holds.
+    pub full: bool,
+    /// What others had damaged and was put right.
+    pub repaired: Vec<String>,
+}
+
+/// One way of bringing the service table into the kernel.
+///
+/// The first [`Self::sync`] adopts what a previous run left and changes only
+/// what differs. What it makes stays when it is dropped.
+pub trait DataPlane: fmt::Debug + Send {
+    /// Which proxy this is.
+    fn mode(&self) -> ProxyMode;
+
+    /// Brings the kernel to the table: the frontends and addresses that
+    /// `changes` names, or everything if the kernel's state is not known.
+    ///
+    /// # Errors
+    /// If the kernel refuses; the caller keeps the changes for the next call.
+    fn sync(&mut self, table: &Table, changes: &Changes) -> Result<Applied, Error>;
+
+    /// Looks whether somebody else changed what is ours, puts it right, and
+    /// clears away what is no longer needed.
+    ///
+    /// # Errors
+    /// If the kernel cannot be read, or refuses the repair.
+    fn audit(&mut self, table: &Table) -> Result<Applied, Error>;
+}

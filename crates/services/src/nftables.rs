@@ -1,0 +1,181 @@
+//! The nftables proxy: applies differences to the maps of table `inet podwire`,
+//! adopts what a previous run left, audits.
+
+use linux::nftables::{self, Batch, Family as TableFamily, Nftables};
+
+use crate::Error;
+use crate::adopt::{self, Observed};
+use crate::compile::{self, TABLE};
+use crate::data_plane::{Applied, DataPlane, ProxyMode};
+use crate::difference::{Shadow, difference, everything};
+use crate::table::{Changes, Table};
+
+/// How often a refused batch is worked out anew from what the kernel then holds.
+const ATTEMPTS: usize = 3;
+
+/// The rules and maps in the kernel of one network namespace.
+#[derive(Debug)]
+pub struct NftablesDataPlane {
+    nft: Nftables,
+    shadow: Shadow,
+    /// What the kernel held when it was last read, until it is compared.
+    observed: Option<Observed>,
+    /// The generation after our last commit; another one means that somebody
+    /// else committed since.
+    generation: Option<u32>,
+    /// Whether a commit failed, so that the shadow cannot be trusted.
+    stale: bool,
+}
+
+impl NftablesDataPlane {
+    /// Connects to the calling thread's network namespace and reads what a
+    /// previous run left there.
+    ///
+    /// # Errors
+    /// If nftables cannot be used.
+    pub fn start() -> Result<Self, Error> {
+        let mut nft = Nftables::open()?;
+        let observed = adopt::observe(&mut nft)?;
+        Ok(Self {
+            nft,
+            shadow: Shadow::default(),
+            observed: Some(observed),
+            generation: None,
+            stale: false,
+        })
+    }
+
+    fn sync_once(&mut self, table: &Table, changes: &Changes) -> Result<Applied, nftables::Error> {
+        let generation = self.observed.as_ref().map(|observed| observed.generation);
+        let mut batch = Batch::new(TableFamily::Inet, TABLE, generation);
+        let full = self.observed.is_some();
+        let first = self.generation.is_none();
+        let mut repaired = Vec::new();
+        if let Some(observed) = self.observed.take() {
+            (self.shadow, repaired) = observed.repair(&mut batch);
+            // What the shadow says is true only once the batch is in.
+        }
+        let asked = !changes.is_empty();
+        let mut changes = changes.clone();
+        if full {
+            changes.merge(everything(table, &self.shadow));
+        }
+        let difference = difference(table, &self.shadow, &changes);
+        if full && !asked && !difference.is_empty() {
+            repaired.push("elements were added or deleted".to_owned());
+        }
+        for chain in &difference.chains {
+            batch.add_chain(chain);
+        }
+        for chain in &difference.chains {
+            for rule in &chain.rules {
+                batch.add_rule(&chain.name, rule);
+            }
+        }
+        for (set, elements) in &difference.delete {
+            batch.delete_elements(set, elements);
+        }
+        for (set, elements) in &difference.add {
+            batch.add_elements(set, elements);
+        }
+        let applied = Applied {
+            elements: batch.elements(),
+            bytes: if batch.is_empty() { 0 } else { batch.len() },
+            full,
+            repaired: if first { Vec::new() } else { repaired },
+            frontends: changes.frontends,
+        };
+        if !batch.is_empty()
+            && let Err(error) = self.nft.commit(batch)
+        {
+            self.stale = true;
+            return Err(error);
+        }
+        self.shadow.apply(difference);
+        self.generation = match (applied.bytes, generation, self.generation) {
+            (0, Some(read), _) => Some(read),
+            (0, None, known) => known,
+            (_, Some(read), _) => Some(read.wrapping_add(1)),
+            (_, None, known) => known.map(|known| known.wrapping_add(1)),
+        };
+        for text in &applied.repaired {
+            tracing::warn!(
+                table = TABLE,
+                "somebody changed podwire's rules: {text}; put right"
+            );
+        }
+        Ok(applied)
+    }
+
+    /// Deletes the numbers and chains that no frontend needs any more.
+    fn collect(&mut self) -> Result<(), nftables::Error> {
+        let unused = self.shadow.unused();
+        if unused.numbers.is_empty() && unused.chains.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new(TableFamily::Inet, TABLE, None);
+        let elements: Vec<_> = unused
+            .numbers
+            .iter()
+            .map(|number| compile::dispatch_element(*number))
+            .collect();
+        batch.delete_elements(compile::DISPATCH, &elements);
+        for chain in &unused.chains {
+            batch.flush_chain(chain);
+        }
+        for chain in &unused.chains {
+            batch.delete_chain(chain);
+        }
+        if let Err(error) = self.nft.commit(batch) {
+            self.stale = true;
+            return Err(error);
+        }
+        self.generation = self.generation.map(|known| known.wrapping_add(1));
+        self.shadow.forget(&unused);
+        Ok(())
+    }
+}
+
+impl DataPlane for NftablesDataPlane {
+    fn mode(&self) -> ProxyMode {
+        ProxyMode::Nftables
+    }
+
+    /// One atomic batch: all of it or, on an error, nothing.
+    fn sync(&mut self, table: &Table, changes: &Changes) -> Result<Applied, Error> {
+        let mut attempt = 1;
+        loop {
+            if self.stale {
+                self.observed = Some(adopt::observe(&mut self.nft)?);
+                self.stale = false;
+            }
+            match self.sync_once(table, changes) {
+                Ok(applied) => return Ok(applied),
+                // Somebody changed what is ours: look, and begin again from there.
+                Err(
+                    error @ (nftables::Error::GenerationChanged | nftables::Error::Refused { .. }),
+                ) if attempt < ATTEMPTS => {
+                    tracing::debug!(%error, attempt, "comparing everything with the kernel");
+                    attempt += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Costs one small message while nobody commits to nftables but podwire.
+    fn audit(&mut self, table: &Table) -> Result<Applied, Error> {
+        let now = self.nft.generation()?;
+        if self.generation == Some(now.id) && !self.stale {
+            self.collect()?;
+            return Ok(Applied::default());
+        }
+        tracing::debug!(
+            process = now.process,
+            name = now.process_name,
+            "nftables changed; comparing everything with the kernel"
+        );
+        self.observed = Some(adopt::observe(&mut self.nft)?);
+        self.sync(table, &Changes::default())
+    }
+}
