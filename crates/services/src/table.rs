@@ -27,6 +27,8 @@ pub enum FrontendKind {
 pub struct Frontend {
     /// The Service it belongs to.
     pub service: Arc<ServiceName>,
+    /// The name of the Service's port; empty if it has none.
+    pub port_name: Arc<str>,
     /// From where it is meant to be used.
     pub kind: FrontendKind,
     /// Which of the lists below applies to its traffic.
@@ -229,6 +231,19 @@ impl Table {
         self.frontends
             .iter()
             .filter_map(|(key, claims)| Some((key, claims.first()?)))
+    }
+
+    /// The frontends a Service holds, sorted by key.
+    #[must_use]
+    pub fn frontends_of(&self, name: &ServiceName) -> Vec<(FrontendKey, &Frontend)> {
+        let claims = self.entries.get(name).map_or(&[][..], |e| &e.claims);
+        let mut held: Vec<_> = claims
+            .iter()
+            .filter_map(|key| Some((*key, self.frontend(key)?)))
+            .filter(|(_, frontend)| *frontend.service == *name)
+            .collect();
+        held.sort_unstable_by_key(|(key, _)| *key);
+        held
     }
 
     /// All cluster addresses, in no order.
@@ -523,6 +538,7 @@ fn compute(entry: &Entry, name: &ServiceName, facts: &NodeFacts) -> Computed {
             } else {
                 serving.into()
             };
+            let port_name: Arc<str> = port.name.as_str().into();
             let mut claim = |address: IpAddr, number: u16, kind: FrontendKind| {
                 let policy = match kind {
                     FrontendKind::Cluster => service.internal_policy,
@@ -535,6 +551,7 @@ fn compute(entry: &Entry, name: &ServiceName, facts: &NodeFacts) -> Computed {
                 };
                 frontends.entry(key).or_insert_with(|| Frontend {
                     service: Arc::clone(&service_name),
+                    port_name: Arc::clone(&port_name),
                     kind,
                     policy,
                     cluster: Arc::clone(&cluster),
