@@ -169,6 +169,16 @@ pub fn version_of(configuration: &Value) -> Result<Version, Error> {
 }
 
 impl Network {
+    /// A network of which nothing but the name is known.
+    pub(crate) fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            bridge: DEFAULT_BRIDGE.to_owned(),
+            state: ipam::store::DEFAULT_ROOT.into(),
+            valid_attachments: None,
+        }
+    }
+
     /// Reads what removing needs.
     pub fn parse(value: &Value) -> Result<Self, Error> {
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);

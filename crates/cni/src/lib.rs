@@ -5,11 +5,13 @@
 //! stdout. See the CNI specification, versions 0.1.0 to 1.1.0.
 //!
 //! [`plugin::run`] is all of it; the other modules are the protocol
-//! ([`arguments`], [`configuration`], [`result`], [`version`], [`error`]) and
-//! the ways to attach a pod ([`attach`]).
+//! ([`arguments`], [`configuration`], [`result`], [`version`], [`error`]), the
+//! ways to attach a pod ([`attach`]), and finding and freeing what vanished
+//! sandboxes left behind ([`audit`]).
 
 pub mod arguments;
 pub mod attach;
+pub mod audit;
 pub mod configuration;
 pub mod error;
 pub mod plugin;

@@ -20,7 +20,11 @@ use crate::version::Version;
 /// Largest configuration read, in bytes.
 const LARGEST_CONFIGURATION: u64 = 16 * 1024 * 1024;
 /// Note of a reservation: the bridge its pod is attached to.
-const NOTE_BRIDGE: &str = "bridge";
+pub(crate) const NOTE_BRIDGE: &str = "bridge";
+/// Note of a reservation: how its pod is attached.
+pub(crate) const NOTE_ATTACH: &str = "attach";
+/// Note of a reservation: the path of the sandbox's namespace.
+pub(crate) const NOTE_SANDBOX: &str = "sandbox";
 /// Note of a reservation: the hardware address of the pod's interface.
 const NOTE_MAC: &str = "mac";
 
@@ -155,6 +159,11 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         notes: [
             (NOTE_BRIDGE.to_owned(), configuration.network.bridge.clone()),
             (NOTE_MAC.to_owned(), mac.to_string()),
+            (
+                NOTE_ATTACH.to_owned(),
+                configuration.attach.as_str().to_owned(),
+            ),
+            (NOTE_SANDBOX.to_owned(), path.display().to_string()),
         ]
         .into(),
     };
@@ -238,6 +247,19 @@ fn remove(
     attach::detach(&mut Socket::open_route()?, &remains)?;
     store.release(attachment)?;
     Ok(())
+}
+
+/// Removes a reservation whose sandbox is gone, and what is left of it on the
+/// node.
+pub(crate) fn free(name: &str, store: &Store, reservation: &Reservation) -> Result<(), Error> {
+    let network = Network::named(name);
+    remove(
+        &network,
+        store,
+        &reservation.attachment,
+        Some(reservation),
+        None,
+    )
 }
 
 /// Compares what there is with what ADD answered.

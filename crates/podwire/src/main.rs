@@ -1,5 +1,6 @@
 //! The podwire binary: the command line, and dispatch to the parts.
 
+mod ipam;
 mod output;
 
 use std::ffi::{OsStr, OsString};
@@ -50,6 +51,8 @@ enum Command {
     /// The first process of a lab's node
     #[command(hide = true)]
     LabNode(lab::node::Options),
+    /// The addresses pods of this node hold, and what of them leaks
+    Ipam(ipam::Options),
     /// Small network tools for examples and tests
     Toolbox(toolbox::Options),
     /// Print a shell's completion script
@@ -86,6 +89,7 @@ fn applet(own_name: &OsStr, arguments: impl Iterator<Item = OsString>) -> Option
 fn run(command: Command) -> ExitCode {
     match command {
         Command::Toolbox(options) => toolbox::report("podwire toolbox", toolbox::run(options)),
+        Command::Ipam(options) => ipam::run(&options),
         Command::Completion { shell } => output::print(&completion(shell)),
         Command::Version => {
             output::print(format!("podwire {}\n", env!("CARGO_PKG_VERSION")).as_bytes())

@@ -161,17 +161,32 @@ const LABEL: &str = "podwire";
 
 /// Attachments of a network whose cables the node has.
 pub fn attachments(socket: &mut Socket, network: &str) -> Result<Vec<Attachment>, Error> {
+    Ok(labelled(socket)?
+        .into_iter()
+        .filter_map(|(of, attachment)| (of == network).then_some(attachment))
+        .collect())
+}
+
+/// Attachments whose cables the node has, with the names of their networks.
+pub fn labelled(socket: &mut Socket) -> Result<Vec<(String, Attachment)>, Error> {
     Ok(link::list(socket)?
         .into_iter()
         .filter_map(|cable| {
             let alias = cable.alias?;
             let mut words = alias.split(' ');
-            let ours = words.next() == Some(LABEL) && words.next() == Some(network);
+            let ours = words.next() == Some(LABEL);
+            let network = words.next()?;
             let attachment = Attachment::new(words.next()?, words.next()?);
             (ours && words.next().is_none() && cable.name == host_interface(&attachment))
-                .then_some(attachment)
+                .then(|| (network.to_owned(), attachment))
         })
         .collect())
+}
+
+/// Whether an interface's name is that of a node's end of a cable.
+pub fn is_host_interface(name: &str) -> bool {
+    name.strip_prefix("pw")
+        .is_some_and(|hash| hash.len() == 11 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Compares the node's side of an attachment with what ADD made: the cable,

@@ -1,0 +1,378 @@
+//! Reservations beside the namespaces and interfaces that exist: what leaks,
+//! and freeing it.
+//!
+//! A runtime that loses a sandbox without DEL (a crash, a reset of its state)
+//! leaves a reservation behind. The kernel removes a pod's cable together with
+//! its namespace, so a reservation without a cable is one whose pod is gone. A
+//! macvlan has no end on the node: there, the sandbox's path says it, as far as
+//! who asks sees the runtime's files.
+//!
+//! An ADD at work holds its reservation ([`ipam::store::Hold`]), and so is never taken for a
+//! leak: what is held by nobody and has no cable was left by one that ended.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use ipam::{Attachment, Pod, Reservation, Store};
+use linux::link::{self, Link};
+use linux::netlink::Socket;
+use linux::{neighbour, route};
+use serde::Serialize;
+
+use crate::attach;
+use crate::configuration::{AttachMode, DEFAULT_BRIDGE};
+use crate::error::Error;
+use crate::plugin::{self, NOTE_ATTACH, NOTE_BRIDGE, NOTE_SANDBOX};
+
+/// How a reservation stands to what exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// The pod's interface exists.
+    Attached,
+    /// An ADD is at work on it.
+    InProgress,
+    /// Leaked: no interface belongs to it.
+    NoInterface,
+    /// Leaked: the sandbox's namespace is gone from its path.
+    NoSandbox,
+}
+
+impl State {
+    /// Whether nobody will ever give the addresses back.
+    pub fn is_leak(self) -> bool {
+        matches!(self, Self::NoInterface | Self::NoSandbox)
+    }
+
+    /// In words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::InProgress => "in progress",
+            Self::NoInterface => "leaked: no interface",
+            Self::NoSandbox => "leaked: sandbox gone",
+        }
+    }
+}
+
+/// A reservation and how it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// The network it is of.
+    pub network: String,
+    /// The addresses, one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// The pod, when the runtime named it.
+    pub pod: Option<Pod>,
+    /// Container and interface inside.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// The node's end of the pod's cable; none of a macvlan.
+    pub host_interface: Option<String>,
+    /// Seconds since it was made.
+    pub age_seconds: u64,
+    /// How it stands.
+    pub state: State,
+}
+
+/// Something of podwire's that belongs to no reservation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Stray {
+    /// The node's end of a cable.
+    Interface {
+        /// Its name.
+        name: String,
+        /// The network it was made for.
+        network: String,
+        /// The container it was made for.
+        container: String,
+    },
+    /// A route to one address on a pod's interface.
+    Route {
+        /// The address.
+        address: IpAddr,
+        /// The interface.
+        interface: String,
+    },
+    /// A permanent neighbour on a bridge.
+    Neighbour {
+        /// The address.
+        address: IpAddr,
+        /// The bridge.
+        interface: String,
+    },
+    /// A file of an address or an attachment.
+    File {
+        /// Where it lies.
+        path: PathBuf,
+    },
+}
+
+impl std::fmt::Display for Stray {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Interface {
+                name,
+                network,
+                container,
+            } => write!(
+                formatter,
+                "interface {name} of container {container}, network {network}, has no reservation"
+            ),
+            Self::Route { address, interface } => write!(
+                formatter,
+                "route to {address} on {interface} is of no reservation"
+            ),
+            Self::Neighbour { address, interface } => write!(
+                formatter,
+                "permanent neighbour {address} on {interface} is of no reservation"
+            ),
+            Self::File { path } => {
+                write!(
+                    formatter,
+                    "file {} belongs to no attachment",
+                    path.display()
+                )
+            }
+        }
+    }
+}
+
+/// All reservations, and what belongs to none.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Findings {
+    /// The reservations, by network and address.
+    pub reservations: Vec<Entry>,
+    /// What belongs to none.
+    pub strays: Vec<Stray>,
+}
+
+impl Findings {
+    /// Reservations that leak.
+    pub fn leaks(&self) -> impl Iterator<Item = &Entry> {
+        self.reservations
+            .iter()
+            .filter(|entry| entry.state.is_leak())
+    }
+
+    /// Whether nothing leaks.
+    pub fn is_clean(&self) -> bool {
+        self.strays.is_empty() && self.leaks().next().is_none()
+    }
+}
+
+/// Compares the reservations below `root` with the network namespace of the
+/// caller. Changes nothing.
+///
+/// # Errors
+/// When files or the kernel's tables cannot be read.
+pub fn examine(root: &Path) -> Result<Findings, Error> {
+    let now = SystemTime::now();
+    let mut socket = Socket::open_route()?;
+    let mut findings = Findings::default();
+    let mut reserved = HashSet::new();
+    let mut bridges = BTreeSet::from([DEFAULT_BRIDGE.to_owned()]);
+    let mut files = Vec::new();
+    for network in ipam::store::networks(root)? {
+        let store = Store::new(root, &network)?;
+        // The reservations first: what is added meanwhile has its interface then.
+        let entries = store.entries()?;
+        let cables = cables(&mut socket)?;
+        for entry in entries {
+            let reservation = entry.reservation;
+            let Some(state) = state(&mut socket, &store, &cables, &reservation)? else {
+                continue;
+            };
+            reserved.extend(reservation.addresses.iter().copied());
+            bridges.extend(reservation.notes.get(NOTE_BRIDGE).cloned());
+            findings.reservations.push(Entry {
+                network: network.clone(),
+                host_interface: has_cable(&reservation)
+                    .then(|| attach::host_interface(&reservation.attachment)),
+                addresses: reservation.addresses,
+                pod: reservation.pod,
+                attachment: reservation.attachment,
+                age_seconds: now
+                    .duration_since(entry.since)
+                    .map_or(0, |age| age.as_secs()),
+                state,
+            });
+        }
+        files.extend(store.strays()?.into_iter().map(|path| Stray::File { path }));
+    }
+    findings.strays = interfaces_without_reservation(&mut socket, root)?;
+    findings
+        .strays
+        .extend(ways_without_reservation(&mut socket, &bridges, &reserved)?);
+    findings.strays.extend(files);
+    // What a DEL took away or an ADD made since the reservations were read.
+    let mut held = HashSet::new();
+    for network in ipam::store::networks(root)? {
+        for reservation in Store::new(root, &network)?.list()? {
+            held.extend(reservation.addresses);
+        }
+    }
+    findings.strays.retain(|stray| match stray {
+        Stray::Route { address, .. } | Stray::Neighbour { address, .. } => !held.contains(address),
+        Stray::File { path } => path.exists(),
+        Stray::Interface { .. } => true,
+    });
+    Ok(findings)
+}
+
+/// What was freed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reclaimed {
+    /// Reservations of vanished sandboxes.
+    pub reservations: Vec<Reservation>,
+    /// Files of nobody.
+    pub files: Vec<PathBuf>,
+    /// Reservations that could not be freed, and why.
+    pub failures: Vec<String>,
+}
+
+/// Frees what vanished sandboxes hold in the stores below `root`, and removes
+/// what is left of them on the node. Reservations of macvlan pods are left to
+/// the runtime's GC: only who sees the runtime's files can judge them.
+///
+/// # Errors
+/// When the stores or the kernel's tables cannot be read. A reservation that
+/// cannot be freed does not keep the others.
+pub fn reclaim(root: &Path) -> Result<Reclaimed, Error> {
+    let mut socket = Socket::open_route()?;
+    let mut reclaimed = Reclaimed::default();
+    for network in ipam::store::networks(root)? {
+        let store = Store::new(root, &network)?;
+        let reservations = store.list()?;
+        let cables = cables(&mut socket)?;
+        for reservation in reservations {
+            let attachment = &reservation.attachment;
+            if !has_cable(&reservation) || cables.contains_key(&attach::host_interface(attachment))
+            {
+                continue;
+            }
+            // From here on no ADD can put it to use.
+            let Some(_hold) = store.try_hold(attachment)? else {
+                continue;
+            };
+            if link::get(&mut socket, &attach::host_interface(attachment))?.is_some() {
+                continue;
+            }
+            match plugin::free(&network, &store, &reservation) {
+                Ok(()) => reclaimed.reservations.push(reservation),
+                Err(error) => reclaimed.failures.push(format!("{reservation}: {error}")),
+            }
+        }
+        reclaimed.files.extend(store.remove_strays()?);
+    }
+    Ok(reclaimed)
+}
+
+/// Whether the node has an end of the pod's interface.
+fn has_cable(reservation: &Reservation) -> bool {
+    reservation.notes.get(NOTE_ATTACH).map(String::as_str) != Some(AttachMode::Macvlan.as_str())
+}
+
+fn cables(socket: &mut Socket) -> Result<HashMap<String, Link>, Error> {
+    let links = link::list(socket)?;
+    Ok(links
+        .into_iter()
+        .map(|link| (link.name.clone(), link))
+        .collect())
+}
+
+/// `None` when the reservation went away meanwhile.
+fn state(
+    socket: &mut Socket,
+    store: &Store,
+    cables: &HashMap<String, Link>,
+    reservation: &Reservation,
+) -> Result<Option<State>, Error> {
+    let attachment = &reservation.attachment;
+    let sandbox_gone = reservation
+        .notes
+        .get(NOTE_SANDBOX)
+        .is_some_and(|path| !Path::new(path).exists());
+    let name = attach::host_interface(attachment);
+    let attached = if has_cable(reservation) {
+        cables.contains_key(&name)
+    } else {
+        !sandbox_gone
+    };
+    if attached && !sandbox_gone {
+        return Ok(Some(State::Attached));
+    }
+    let Some(_hold) = store.try_hold(attachment)? else {
+        let released = store.find(attachment)?.is_none();
+        return Ok((!released).then_some(State::InProgress));
+    };
+    // Again, now that no ADD is at work.
+    Ok(match (has_cable(reservation), sandbox_gone) {
+        (_, true) => Some(State::NoSandbox),
+        (true, false) if link::get(socket, &name)?.is_some() => Some(State::Attached),
+        (_, false) => Some(State::NoInterface),
+    })
+}
+
+fn interfaces_without_reservation(socket: &mut Socket, root: &Path) -> Result<Vec<Stray>, Error> {
+    let mut strays = Vec::new();
+    for (network, attachment) in attach::labelled(socket)? {
+        // Looked up after the interface was seen: an ADD reserves first.
+        let reserved = Store::new(root, &network)?.find(&attachment)?.is_some();
+        let name = attach::host_interface(&attachment);
+        if !reserved && link::get(socket, &name)?.is_some() {
+            strays.push(Stray::Interface {
+                name,
+                network,
+                container: attachment.container_id,
+            });
+        }
+    }
+    Ok(strays)
+}
+
+/// Routes and neighbours of single addresses that nobody reserved.
+fn ways_without_reservation(
+    socket: &mut Socket,
+    bridges: &BTreeSet<String>,
+    reserved: &HashSet<IpAddr>,
+) -> Result<Vec<Stray>, Error> {
+    let links: HashMap<u32, String> = link::list(socket)?
+        .into_iter()
+        .map(|link| (link.index, link.name))
+        .collect();
+    let mut strays = Vec::new();
+    for route in route::list(socket, route::Filter::own())? {
+        let Some(interface) = route.link.and_then(|index| links.get(&index)) else {
+            continue;
+        };
+        let single = route.destination.prefix_len() == route.destination.max_prefix_len();
+        let address = route.destination.addr();
+        if single && attach::is_host_interface(interface) && !reserved.contains(&address) {
+            strays.push(Stray::Route {
+                address,
+                interface: interface.clone(),
+            });
+        }
+    }
+    for bridge in bridges {
+        let Some(link) = link::get(socket, bridge)? else {
+            continue;
+        };
+        for entry in neighbour::list(socket, Some(link.index))? {
+            // The kernel's own entries for groups are no pods.
+            let pod = entry.permanent && !entry.proxy && !entry.address.is_multicast();
+            if pod && !reserved.contains(&entry.address) {
+                strays.push(Stray::Neighbour {
+                    address: entry.address,
+                    interface: bridge.clone(),
+                });
+            }
+        }
+    }
+    Ok(strays)
+}
