@@ -17,6 +17,7 @@ use std::time::SystemTime;
 
 use ipam::{Attachment, Pod, Reservation, Store};
 use linux::link::{self, Link};
+use linux::namespace::NetworkNamespace;
 use linux::netlink::Socket;
 use linux::{neighbour, route};
 use serde::Serialize;
@@ -24,7 +25,7 @@ use serde::Serialize;
 use crate::attach;
 use crate::configuration::{AttachMode, DEFAULT_BRIDGE};
 use crate::error::Error;
-use crate::plugin::{self, NOTE_ATTACH, NOTE_BRIDGE, NOTE_SANDBOX};
+use crate::plugin::{self, NOTE_ATTACH, NOTE_BRIDGE, NOTE_NAMESPACE, NOTE_SANDBOX};
 
 /// How a reservation stands to what exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -177,8 +178,7 @@ pub fn examine(root: &Path) -> Result<Findings, Error> {
     let mut reserved = HashSet::new();
     let mut bridges = BTreeSet::from([DEFAULT_BRIDGE.to_owned()]);
     let mut files = Vec::new();
-    for network in ipam::store::networks(root)? {
-        let store = Store::new(root, &network)?;
+    for store in Store::all(root)? {
         // The reservations first: what is added meanwhile has its interface then.
         let entries = store.entries()?;
         let cables = cables(&mut socket)?;
@@ -190,7 +190,7 @@ pub fn examine(root: &Path) -> Result<Findings, Error> {
             reserved.extend(reservation.addresses.iter().copied());
             bridges.extend(reservation.notes.get(NOTE_BRIDGE).cloned());
             findings.reservations.push(Entry {
-                network: network.clone(),
+                network: store.network().to_owned(),
                 host_interface: has_cable(&reservation)
                     .then(|| attach::host_interface(&reservation.attachment)),
                 addresses: reservation.addresses,
@@ -211,8 +211,8 @@ pub fn examine(root: &Path) -> Result<Findings, Error> {
     findings.strays.extend(files);
     // What a DEL took away or an ADD made since the reservations were read.
     let mut held = HashSet::new();
-    for network in ipam::store::networks(root)? {
-        for reservation in Store::new(root, &network)?.list()? {
+    for store in Store::all(root)? {
+        for reservation in store.list()? {
             held.extend(reservation.addresses);
         }
     }
@@ -245,8 +245,7 @@ pub struct Reclaimed {
 pub fn reclaim(root: &Path) -> Result<Reclaimed, Error> {
     let mut socket = Socket::open_route()?;
     let mut reclaimed = Reclaimed::default();
-    for network in ipam::store::networks(root)? {
-        let store = Store::new(root, &network)?;
+    for store in Store::all(root)? {
         let reservations = store.list()?;
         let cables = cables(&mut socket)?;
         for reservation in reservations {
@@ -262,7 +261,7 @@ pub fn reclaim(root: &Path) -> Result<Reclaimed, Error> {
             if link::get(&mut socket, &attach::host_interface(attachment))?.is_some() {
                 continue;
             }
-            match plugin::free(&network, &store, &reservation) {
+            match plugin::free(&store, &reservation) {
                 Ok(()) => reclaimed.reservations.push(reservation),
                 Err(error) => reclaimed.failures.push(format!("{reservation}: {error}")),
             }
@@ -285,6 +284,20 @@ fn cables(socket: &mut Socket) -> Result<HashMap<String, Link>, Error> {
         .collect())
 }
 
+/// Whether the sandbox's path leads to its namespace no more.
+fn sandbox_gone(reservation: &Reservation) -> bool {
+    let Some(path) = reservation.notes.get(NOTE_SANDBOX) else {
+        return false;
+    };
+    match NetworkNamespace::open(path) {
+        Ok(namespace) => match (namespace.identity(), reservation.notes.get(NOTE_NAMESPACE)) {
+            (Ok(identity), Some(noted)) => identity.to_string() != *noted,
+            _ => false,
+        },
+        Err(error) => error.is_gone(),
+    }
+}
+
 /// `None` when the reservation went away meanwhile.
 fn state(
     socket: &mut Socket,
@@ -293,10 +306,7 @@ fn state(
     reservation: &Reservation,
 ) -> Result<Option<State>, Error> {
     let attachment = &reservation.attachment;
-    let sandbox_gone = reservation
-        .notes
-        .get(NOTE_SANDBOX)
-        .is_some_and(|path| !Path::new(path).exists());
+    let sandbox_gone = sandbox_gone(reservation);
     let name = attach::host_interface(attachment);
     let attached = if has_cable(reservation) {
         cables.contains_key(&name)
@@ -322,7 +332,13 @@ fn interfaces_without_reservation(socket: &mut Socket, root: &Path) -> Result<Ve
     let mut strays = Vec::new();
     for (network, attachment) in attach::labelled(socket)? {
         // Looked up after the interface was seen: an ADD reserves first.
-        let reserved = Store::new(root, &network)?.find(&attachment)?.is_some();
+        let store = Store::new(root, &network)?;
+        let reserved = store.find(&attachment)?.is_some()
+            || store.releasing()?.into_iter().any(|retired| {
+                retired
+                    .reservation
+                    .is_some_and(|reservation| reservation.attachment == attachment)
+            });
         let name = attach::host_interface(&attachment);
         if !reserved && link::get(socket, &name)?.is_some() {
             strays.push(Stray::Interface {

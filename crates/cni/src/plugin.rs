@@ -25,6 +25,8 @@ pub(crate) const NOTE_BRIDGE: &str = "bridge";
 pub(crate) const NOTE_ATTACH: &str = "attach";
 /// Note of a reservation: the path of the sandbox's namespace.
 pub(crate) const NOTE_SANDBOX: &str = "sandbox";
+/// Note of a reservation: that namespace, as `/proc/PID/ns/net` shows it.
+pub(crate) const NOTE_NAMESPACE: &str = "namespace";
 /// Note of a reservation: the hardware address of the pod's interface.
 const NOTE_MAC: &str = "mac";
 
@@ -164,6 +166,15 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
                 configuration.attach.as_str().to_owned(),
             ),
             (NOTE_SANDBOX.to_owned(), path.display().to_string()),
+            (
+                NOTE_NAMESPACE.to_owned(),
+                namespace
+                    .identity()
+                    .map_err(|error| {
+                        Error::Io(format!("cannot look at {}: {error}", path.display()))
+                    })?
+                    .to_string(),
+            ),
         ]
         .into(),
     };
@@ -251,8 +262,8 @@ fn remove(
 
 /// Removes a reservation whose sandbox is gone, and what is left of it on the
 /// node.
-pub(crate) fn free(name: &str, store: &Store, reservation: &Reservation) -> Result<(), Error> {
-    let network = Network::named(name);
+pub(crate) fn free(store: &Store, reservation: &Reservation) -> Result<(), Error> {
+    let network = Network::named(store.network());
     remove(
         &network,
         store,

@@ -247,20 +247,6 @@ pub struct Entry {
     pub since: SystemTime,
 }
 
-/// The networks with reservations below `root`, by name.
-///
-/// # Errors
-/// When the folder is there and cannot be listed.
-pub fn networks(root: &Path) -> Result<Vec<String>, Error> {
-    let mut names: Vec<_> = entries(root)?
-        .into_iter()
-        .filter(|(path, name)| path.is_dir() && valid_network(name))
-        .map(|(_, name)| name)
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
 fn valid_network(name: &str) -> bool {
     let first = name.chars().next();
     first.is_some_and(|first| first.is_ascii_alphanumeric())
@@ -273,6 +259,7 @@ fn valid_network(name: &str) -> bool {
 /// The reservations of one network.
 #[derive(Debug)]
 pub struct Store {
+    network: String,
     directory: PathBuf,
 }
 
@@ -289,8 +276,28 @@ impl Store {
             return Err(Error::NetworkName(network.to_owned()));
         }
         Ok(Self {
+            network: network.to_owned(),
             directory: root.join(network),
         })
+    }
+
+    /// The stores of all networks below `root`, by name.
+    ///
+    /// # Errors
+    /// When the folder is there and cannot be listed.
+    pub fn all(root: &Path) -> Result<Vec<Self>, Error> {
+        let mut stores: Vec<_> = entries(root)?
+            .into_iter()
+            .filter(|(path, _)| path.is_dir())
+            .filter_map(|(_, name)| Self::new(root, &name).ok())
+            .collect();
+        stores.sort_by(|one, other| one.network.cmp(&other.network));
+        Ok(stores)
+    }
+
+    /// The network's name.
+    pub fn network(&self) -> &str {
+        &self.network
     }
 
     /// Reserves one address of each of `sets` for the claim's attachment. An

@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use linux::namespace::NetworkNamespace;
 use serde_json::{Value, json};
@@ -206,6 +206,16 @@ impl Node {
             })
             .collect();
         assert!(neighbours.is_empty(), "{neighbours:?}");
+    }
+}
+
+/// Waits until what the kernel does in the background is done.
+#[track_caller]
+pub fn wait_until(done: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < end, "waited for 30 seconds");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
