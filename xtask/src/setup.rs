@@ -1,6 +1,6 @@
 //! Installs the programs podwire needs on Debian and Ubuntu.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
@@ -56,6 +56,11 @@ const PROGRAMS: &[Program] = &[
     test("docker-registry", "docker-registry"),
     test("skopeo", "skopeo"),
     test("busybox", "busybox-static"),
+    // A virtual machine for what the running kernel lacks, and the witnesses in it.
+    test("qemu-system-x86_64", "qemu-system-x86"),
+    test("setpriv", "util-linux"),
+    test("ipvsadm", "ipvsadm"),
+    test("wg", "wireguard-tools"),
 ];
 
 /// Files that are no programs of the search path.
@@ -100,6 +105,7 @@ pub(crate) fn install(purpose: Purpose) -> anyhow::Result<()> {
     }
     if purpose == Purpose::Test {
         distribution_kubectl()?;
+        virtual_machine_kernel()?;
         cargo_tool("nextest", "cargo-nextest")?;
         cargo_tool("deny", "cargo-deny")?;
     }
@@ -117,24 +123,84 @@ pub(crate) fn distribution_kubectl() -> anyhow::Result<PathBuf> {
     }
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
-    let mut download = shell::command("apt-get", &["download", "-qq", "kubernetes-client"]);
-    download.current_dir(&directory);
-    if shell::run(download).is_err() {
+    download("kubernetes-client", &directory)?;
+    Ok(kubectl)
+}
+
+/// The newest of Debian's small kernels, which the tests boot in a virtual machine
+/// where the running kernel lacks something. Unpacked below `target`, never
+/// installed. A distribution that has none goes without: its own kernels have
+/// modules for all that is tested.
+fn virtual_machine_kernel() -> anyhow::Result<()> {
+    let directory = shell::root().join("target/tools/kernel");
+    if directory.join("boot").is_dir() {
+        return Ok(());
+    }
+    let mut package = newest_small_kernel()?;
+    if package.is_none() {
         // The package lists may never have been fetched on this machine.
         shell::run(shell::root_command("apt-get", &["update", "-qq"]))?;
-        let mut download = shell::command("apt-get", &["download", "-qq", "kubernetes-client"]);
-        download.current_dir(&directory);
-        shell::run(download)?;
+        package = newest_small_kernel()?;
     }
-    let package = std::fs::read_dir(&directory)?
+    let Some(package) = package else {
+        eprintln!(
+            "the package sources of this machine have no linux-image-*-cloud-amd64: tests that \
+             need more than the running kernel has will fail and say what it lacks"
+        );
+        return Ok(());
+    };
+    // Made elsewhere and renamed: what is there is whole.
+    let tools = shell::root().join("target/tools");
+    let unfinished = tools.join(format!("kernel.{}", std::process::id()));
+    std::fs::create_dir_all(&unfinished)
+        .with_context(|| format!("cannot make {}", unfinished.display()))?;
+    download(&package, &unfinished)?;
+    std::fs::rename(&unfinished, &directory)
+        .with_context(|| format!("cannot rename {}", unfinished.display()))
+}
+
+/// The package of the highest version among those the package lists name.
+fn newest_small_kernel() -> anyhow::Result<Option<String>> {
+    let listed = shell::command("apt-cache", &["pkgnames", "linux-image-"])
+        .output()
+        .context("cannot start `apt-cache`")?;
+    let numbers = |package: &str| -> Vec<u64> {
+        package
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|number| number.parse().ok())
+            .collect()
+    };
+    Ok(String::from_utf8_lossy(&listed.stdout)
+        .lines()
+        .filter(|package| package.ends_with("-cloud-amd64"))
+        .filter(|package| package["linux-image-".len()..].starts_with(|c: char| c.is_ascii_digit()))
+        // The names without a full version are those of empty packages.
+        .filter(|package| numbers(package).len() > 3)
+        .max_by_key(|package| numbers(package))
+        .map(str::to_owned))
+}
+
+/// Fetches a package into `directory` and unpacks it there.
+fn download(package: &str, directory: &Path) -> anyhow::Result<()> {
+    let fetch = || {
+        let mut command = shell::command("apt-get", &["download", "-qq", package]);
+        command.current_dir(directory);
+        shell::run(command)
+    };
+    if fetch().is_err() {
+        // The package lists may never have been fetched on this machine.
+        shell::run(shell::root_command("apt-get", &["update", "-qq"]))?;
+        fetch()?;
+    }
+    let file = std::fs::read_dir(directory)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get download left no package of kubernetes-client")?;
+        .with_context(|| format!("apt-get download left no package of {package}"))?;
     let mut unpack = shell::command("dpkg-deb", &["-x"]);
-    unpack.arg(&package).arg(&directory);
+    unpack.arg(&file).arg(directory);
     shell::run(unpack)?;
-    Ok(kubectl)
+    std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
 }
 
 /// Installs a cargo subcommand from its source where it is missing. Built
