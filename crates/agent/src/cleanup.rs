@@ -9,7 +9,6 @@ use linux::nftables::{self, Batch, Family, Nftables};
 use routing::apply::OWN_INTERFACES;
 use services::compile::TABLE;
 
-use crate::conflist;
 use crate::error::Error;
 
 /// What was there and is gone.
@@ -35,12 +34,7 @@ pub struct Removed {
 /// When something cannot be listed or removed; what was removed so far stays removed.
 pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
     let mut removed = Removed::default();
-    let path = cni_conf_dir.join(conflist::FILE);
-    match std::fs::remove_file(&path) {
-        Ok(()) => removed.conflist = Some(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::Remove { path, source }),
-    }
+    removed.conflist = cni::install::remove_config_list(cni_conf_dir)?;
     let mut socket = Socket::open_route()?;
     removed.routes = routing::apply::remove_all(&mut socket)?;
     removed.table = remove_table()?;

@@ -29,12 +29,7 @@ pub enum Error {
     /// The packet filter cannot be asked, or refuses.
     #[error("cannot remove podwire's nftables table: {0}")]
     Nftables(#[from] linux::nftables::Error),
-    /// A file could not be removed.
-    #[error("cannot remove {path}: {source}", path = .path.display())]
-    Remove {
-        /// The file.
-        path: std::path::PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The CNI configuration could not be removed.
+    #[error(transparent)]
+    Install(#[from] cni::install::Error),
 }

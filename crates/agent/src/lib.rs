@@ -7,8 +7,9 @@
 //! - `cluster`: this node and its peers, validated, from Node objects;
 //! - `routes`: a thread that keeps routes and kernel settings;
 //! - `proxy`: a thread that keeps Services;
-//! - `conflist`: the CNI configuration, whose presence says that the node is
-//!   ready for pods: written when everything else is in force for the first time;
+//! - `run`: the loop, which writes the CNI configuration, whose presence says
+//!   that the node is ready for pods, when everything else is in force for the
+//!   first time;
 //! - `health`: what it says about itself over HTTP.
 //!
 //! Changes are taken up at once and applied together: while one change is being
@@ -18,13 +19,11 @@
 
 mod cleanup;
 mod cluster;
-mod conflist;
 mod error;
 mod feed;
 mod health;
 mod kernel_events;
 mod options;
-mod plugin;
 mod privileges;
 mod proxy;
 mod routes;

@@ -15,11 +15,11 @@ pub enum Attach {
 }
 
 impl Attach {
-    /// As the CNI configuration names it.
-    pub fn name(self) -> &'static str {
+    /// As the CNI configuration has it.
+    pub fn mode(self) -> cni::configuration::AttachMode {
         match self {
-            Attach::Bridge => "bridge",
-            Attach::Routed => "routed",
+            Attach::Bridge => cni::configuration::AttachMode::Bridge,
+            Attach::Routed => cni::configuration::AttachMode::Routed,
         }
     }
 }

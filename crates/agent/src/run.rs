@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use api::Event;
+use cni::install::{self, ConfigList};
 use routing::RouteTable;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,7 +18,7 @@ use crate::cluster::{Cluster, Nodes, OwnState};
 use crate::error::Error;
 use crate::options::Options;
 use crate::worker::Problems;
-use crate::{conflist, feed, health, kernel_events, plugin, privileges, proxy, routes, translate};
+use crate::{feed, health, kernel_events, privileges, proxy, routes, translate};
 
 /// What the loop is told.
 #[derive(Debug)]
@@ -294,7 +295,14 @@ impl Core {
                     Some("no pod range of this node can be used".to_owned()),
                 ),
                 Some(mtu) => (
-                    Some(conflist::text(self.options.attach, mtu, &routes.ranges)),
+                    Some(
+                        ConfigList {
+                            attach: Some(self.options.attach.mode()),
+                            mtu: Some(mtu),
+                            ranges: routes.ranges.clone(),
+                        }
+                        .text(),
+                    ),
                     None,
                 ),
             };
@@ -357,42 +365,38 @@ impl Core {
     }
 
     fn write(&mut self, text: String) {
-        let directory = &self.options.cni_conf_dir;
+        match self.install(&text) {
+            Ok(()) => self.written = Some(text),
+            Err(error) => self.conflist_problem = Some(error.to_string()),
+        }
+    }
+
+    /// The plugin first, the configuration that makes runtimes use it last.
+    fn install(&self, text: &str) -> Result<(), install::Error> {
         if let Some(binaries) = &self.options.cni_bin_dir {
-            match plugin::install(binaries) {
-                Ok(None) => {}
-                Ok(Some(path)) => tracing::info!("installed {}", path.display()),
-                Err(problem) => {
-                    self.conflist_problem = Some(problem);
-                    return;
-                }
+            let source = install::plugin_beside_this()?;
+            if let Some(path) = install::plugin(&source, binaries)? {
+                tracing::info!("installed {}", path.display());
             }
         }
-        if !self.options.no_cni_conf {
-            match conflist::write(directory, &text) {
-                Ok(true) => tracing::info!(
-                    "ready for pods: wrote {}",
-                    directory.join(conflist::FILE).display()
-                ),
-                Ok(false) => tracing::info!("ready for pods"),
-                Err(error) => {
-                    self.conflist_problem = Some(format!(
-                        "cannot write the CNI configuration {}: {error}",
-                        directory.join(conflist::FILE).display()
-                    ));
-                    return;
-                }
+        if self.options.no_cni_conf {
+            if self.written.is_none() {
+                tracing::info!("ready (no CNI configuration is written: --no-cni-conf)");
             }
-            for other in conflist::preferred_by_runtimes(directory) {
-                tracing::warn!(
-                    "{} comes before podwire's CNI configuration: container runtimes will use it \
-                     instead; remove it",
-                    other.display()
-                );
-            }
-        } else if self.written.is_none() {
-            tracing::info!("ready (no CNI configuration is written: --no-cni-conf)");
+            return Ok(());
         }
-        self.written = Some(text);
+        let directory = &self.options.cni_conf_dir;
+        match install::config_list(directory, text)? {
+            Some(path) => tracing::info!("ready for pods: wrote {}", path.display()),
+            None => tracing::info!("ready for pods"),
+        }
+        for other in install::preferred_by_runtimes(directory) {
+            tracing::warn!(
+                "{} comes before podwire's CNI configuration: container runtimes will use it \
+                 instead; remove it",
+                other.display()
+            );
+        }
+        Ok(())
     }
 }

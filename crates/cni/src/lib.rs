@@ -6,7 +6,8 @@
 //!
 //! [`plugin::run`] is all of it; the other modules are the protocol
 //! ([`arguments`], [`configuration`], [`result`], [`version`], [`error`]), the
-//! ways to attach a pod ([`attach`]), and finding and freeing what vanished
+//! ways to attach a pod ([`attach`]), putting the plugin on a node ([`install`],
+//! [`unmanaged`]), and finding and freeing what vanished
 //! sandboxes left behind ([`audit`]).
 
 pub mod arguments;
@@ -14,6 +15,8 @@ pub mod attach;
 pub mod audit;
 pub mod configuration;
 pub mod error;
+pub mod install;
 pub mod plugin;
 pub mod result;
+pub mod unmanaged;
 pub mod version;

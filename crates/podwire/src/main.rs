@@ -1,5 +1,6 @@
 //! The podwire binary: the command line, and dispatch to the parts.
 
+mod install;
 mod ipam;
 mod output;
 
@@ -51,6 +52,10 @@ enum Command {
     /// The first process of a lab's node
     #[command(hide = true)]
     LabNode(lab::node::Options),
+    /// Install the CNI plugin on this node
+    Install(install::Install),
+    /// Remove the CNI plugin from this node
+    Uninstall(install::Uninstall),
     /// The addresses pods of this node hold, and what of them leaks
     Ipam(ipam::Options),
     /// Small network tools for examples and tests
@@ -89,6 +94,8 @@ fn applet(own_name: &OsStr, arguments: impl Iterator<Item = OsString>) -> Option
 fn run(command: Command) -> ExitCode {
     match command {
         Command::Toolbox(options) => toolbox::report("podwire toolbox", toolbox::run(options)),
+        Command::Install(options) => install::install(&options),
+        Command::Uninstall(options) => install::uninstall(&options),
         Command::Ipam(options) => ipam::run(&options),
         Command::Completion { shell } => output::print(&completion(shell)),
         Command::Version => {
