@@ -34,23 +34,23 @@ impl Ranges {
     /// Those the node's facts ask for.
     #[must_use]
     pub fn of(facts: &NodeFacts, family: Family) -> Self {
-        let inside = facts
+        Self {
+            pods: compile::ranges(facts.pod_cidrs.iter().copied(), family),
+            cluster: compile::ranges(Self::inside(facts), family),
+            services: compile::ranges(facts.service_cidrs.iter().copied(), family),
+        }
+    }
+
+    /// Where pods go with their own address, as it is written in the facts.
+    pub(crate) fn inside(facts: &NodeFacts) -> Vec<IpNet> {
+        let nodes = facts.node_addresses.iter().chain(&facts.addresses);
+        facts
             .cluster_cidrs
             .iter()
             .chain(&facts.pod_cidrs)
             .copied()
-            .chain(
-                facts
-                    .node_addresses
-                    .iter()
-                    .chain(&facts.addresses)
-                    .map(|address| IpNet::from(*address)),
-            );
-        Self {
-            pods: compile::ranges(facts.pod_cidrs.iter().copied(), family),
-            cluster: compile::ranges(inside, family),
-            services: compile::ranges(facts.service_cidrs.iter().copied(), family),
-        }
+            .chain(nodes.map(|address| IpNet::from(*address)))
+            .collect()
     }
 
     /// With the names of their sets.

@@ -9,6 +9,7 @@
 //! - [`simulate`]: what the planned rules would do with a packet, pure;
 //! - [`data_plane`]: what each proxy is to the rest;
 //! - [`nftables`]: the nftables proxy: applies differences, adopts what a previous run left, audits;
+//! - [`iptables`]: the iptables proxy;
 //! - [`proxy`]: takes events, holds the table, and looks after conversations.
 
 mod adopt;
@@ -16,6 +17,7 @@ pub mod compile;
 pub mod conversations;
 pub mod data_plane;
 pub mod difference;
+pub mod iptables;
 pub mod model;
 pub mod nftables;
 pub mod proxy;

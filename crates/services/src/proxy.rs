@@ -7,6 +7,7 @@ use linux::nftables;
 
 use crate::conversations;
 use crate::data_plane::{Applied, DataPlane, ProxyMode};
+use crate::iptables;
 use crate::model::{EndpointSlice, FrontendKey, NodeFacts, Service, ServiceName};
 use crate::nftables::NftablesDataPlane;
 use crate::table::Table;
@@ -18,6 +19,9 @@ pub enum Error {
     /// to be done is kept and tried again with the next sync.
     #[error("programming Services: {0}")]
     Nftables(#[from] nftables::Error),
+    /// The programs of iptables are missing or refused.
+    #[error("programming Services by iptables: {0}")]
+    Iptables(#[from] iptables::program::Error),
     /// Conntrack cannot be used at all.
     #[error("looking after UDP conversations of Services: {0}")]
     Conntrack(#[from] conntrack::Error),

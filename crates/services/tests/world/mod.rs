@@ -181,6 +181,11 @@ impl World {
     }
 
     pub fn facts(&self) -> NodeFacts {
+        Self::plain_facts()
+    }
+
+    /// Those of a node, without making one.
+    pub fn plain_facts() -> NodeFacts {
         NodeFacts {
             node: "node-1".to_owned(),
             zone: None,

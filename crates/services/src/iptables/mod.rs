@@ -1,0 +1,164 @@
+//! The iptables proxy: the chains people know from kube-proxy, under names of
+//! our own. Each change is one `iptables-restore` a family with the chains that
+//! changed.
+
+pub mod compile;
+pub mod difference;
+pub mod program;
+pub mod save;
+
+use std::ffi::OsString;
+
+use linux::nftables::Nftables;
+
+use crate::Error;
+use crate::data_plane::{Applied, DataPlane, ProxyMode};
+use crate::model::Family;
+use crate::table::{Changes, Table};
+use difference::State;
+pub use program::{Programs, Reason, Variant};
+
+/// The chains in the kernel of one network namespace.
+#[derive(Debug)]
+pub struct IptablesDataPlane {
+    programs: Programs,
+    reason: Reason,
+    /// Of IPv4 and IPv6; absent when the kernel's state is not known.
+    states: [Option<State>; 2],
+    /// Whether a first sync was done: before it, what differs was not damaged
+    /// by others but left by a previous run.
+    begun: bool,
+    /// For the nft variant.
+    nft: Option<Nftables>,
+    /// The rule set's generation when we last looked, for the nft variant:
+    /// while it is the same, nobody changed anything.
+    generation: Option<u32>,
+}
+
+impl IptablesDataPlane {
+    /// Finds the programs and decides on the variant; changes nothing yet.
+    ///
+    /// # Errors
+    /// If the programs are not installed.
+    pub fn start(variant: Option<Variant>) -> Result<Self, Error> {
+        let (programs, reason) = program::choose(variant, &path())?;
+        tracing::info!(variant = programs.variant.name(), %reason, "iptables");
+        let nft = match programs.variant {
+            Variant::Nft => Nftables::open().ok(),
+            Variant::Legacy => None,
+        };
+        Ok(Self {
+            nft,
+            programs,
+            reason,
+            states: [None, None],
+            begun: false,
+            generation: None,
+        })
+    }
+
+    /// The variant in use, and why.
+    #[must_use]
+    pub fn variant(&self) -> (Variant, Reason) {
+        (self.programs.variant, self.reason)
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        Some(self.nft.as_mut()?.generation().ok()?.id)
+    }
+}
+
+fn path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_default()
+}
+
+impl DataPlane for IptablesDataPlane {
+    fn mode(&self) -> ProxyMode {
+        ProxyMode::Iptables
+    }
+
+    /// One `iptables-restore` a family, which changes each table in one instant.
+    fn sync(&mut self, table: &Table, changes: &Changes) -> Result<Applied, Error> {
+        let mut applied = Applied {
+            frontends: changes.frontends.clone(),
+            ..Applied::default()
+        };
+        let asked = !changes.is_empty();
+        for (index, family) in Family::ALL.into_iter().enumerate() {
+            let known = self.states[index].take();
+            let full = known.is_none();
+            let mut state = match known {
+                Some(state) => state,
+                None => State::read(save::parse(&self.programs.save(family, false)?)),
+            };
+            let difference = state.difference(table, changes, family);
+            if !difference.is_empty() {
+                let text = save::render(&difference);
+                // If it fails, the state stays unknown and is read again.
+                self.programs.restore(family, &text)?;
+                applied.elements += difference.size();
+                applied.bytes += text.len();
+                if full && self.begun && !asked {
+                    applied.repaired.extend(difference.describe());
+                }
+            }
+            state.apply(difference);
+            self.states[index] = Some(state);
+            applied.full |= full;
+        }
+        if applied.full {
+            applied
+                .frontends
+                .extend(table.frontends().map(|(key, _)| *key));
+        }
+        if applied.bytes > 0 || applied.full {
+            self.generation = self.generation();
+        }
+        self.begun = true;
+        for text in &applied.repaired {
+            tracing::warn!(
+                variant = self.programs.variant.name(),
+                "somebody changed podwire's rules of iptables: {text}; put right"
+            );
+        }
+        Ok(applied)
+    }
+
+    /// Reads everything back, but for the nft variant while nobody commits to
+    /// nftables.
+    fn audit(&mut self, table: &Table) -> Result<Applied, Error> {
+        let known = self.generation;
+        if known.is_some() && known == self.generation() {
+            return Ok(Applied::default());
+        }
+        self.states = [None, None];
+        self.sync(table, &Changes::default())
+    }
+}
+
+/// Removes all chains of ours, and the rules that lead to them. Returns whether
+/// there were any.
+///
+/// # Errors
+/// If a program fails. Programs that are not installed are no error: nothing
+/// was made with them.
+pub fn remove(except: Option<Variant>) -> Result<bool, Error> {
+    let mut found = false;
+    for variant in Variant::ALL {
+        if Some(variant) == except {
+            continue;
+        }
+        let Ok(programs) = Programs::find(variant, &path()) else {
+            continue;
+        };
+        for family in Family::ALL {
+            let state = State::read(save::parse(&programs.save(family, false)?));
+            if state.is_empty() {
+                continue;
+            }
+            programs.restore(family, &save::render(&state.removal()))?;
+            found = true;
+        }
+    }
+    Ok(found)
+}
