@@ -13,10 +13,12 @@
 pub mod arguments;
 pub mod attach;
 pub mod audit;
+pub mod bandwidth;
 pub mod configuration;
 pub mod error;
 pub mod install;
 pub mod plugin;
+pub mod reaper;
 pub mod result;
 pub mod unmanaged;
 pub mod version;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::IpAddr;
 
-use ipam::{Attachment, Claim, Reservation, Store};
+use ipam::{Attachment, Claim, Lease, Reservation, Store};
 use linux::link;
 use linux::namespace::NetworkNamespace;
 use linux::netlink::Socket;
@@ -14,6 +14,7 @@ use crate::arguments::{Arguments, Command, Extra};
 use crate::attach::{self, Order, Remains};
 use crate::configuration::{Configuration, Network, version_of};
 use crate::error::Error;
+use crate::reaper;
 use crate::result::AddResult;
 use crate::version::Version;
 
@@ -178,7 +179,7 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         ]
         .into(),
     };
-    let addresses = store.reserve(&claim, &configuration.ranges)?;
+    let addresses = reserve(&store, &claim, configuration)?;
     let order = Order {
         configuration,
         attachment: &arguments.attachment,
@@ -202,18 +203,45 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
                 mac,
                 namespace: Some(&namespace),
             };
-            let undone = attach::detach(&mut socket, &remains);
-            if undone.is_ok() {
-                let _ = store.release(&arguments.attachment);
+            if attach::detach(&mut socket, &remains).is_ok() {
+                let _ = retire(&configuration.network, &store, &arguments.attachment, true);
             }
             Err(error)
         }
     }
 }
 
+/// Reserves addresses. Those of pods whose interfaces are still being deleted
+/// are waited for when there are no others.
+fn reserve(store: &Store, claim: &Claim, configuration: &Configuration) -> Result<Lease, Error> {
+    match store.reserve(claim, &configuration.ranges) {
+        Err(ipam::Error::Full { .. } | ipam::Error::Taken { .. })
+            if !store.releasing()?.is_empty() =>
+        {
+            reaper::reap(&configuration.network.state)?;
+            Ok(store.reserve(claim, &configuration.ranges)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Ends the reservation of an attachment whose links are set aside, if there
+/// were any, and has the rest done in the background.
+fn retire(
+    network: &Network,
+    store: &Store,
+    attachment: &Attachment,
+    links: bool,
+) -> Result<(), Error> {
+    if store.retire(attachment)?.is_some() || links {
+        reaper::start(&network.state)?;
+    }
+    Ok(())
+}
+
 /// Removes an attachment. Everything may be gone already: the namespace, the
-/// interface, the reservation. The reservation goes last, so that a DEL that
-/// is killed can be repeated.
+/// interface, the reservation. The reservation is retired last, so that a DEL
+/// that is killed can be repeated.
 fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
     let store = store(network)?;
     let attachment = &arguments.attachment;
@@ -255,9 +283,8 @@ fn remove(
         ),
         namespace,
     };
-    attach::detach(&mut Socket::open_route()?, &remains)?;
-    store.release(attachment)?;
-    Ok(())
+    let links = attach::detach(&mut Socket::open_route()?, &remains)?;
+    retire(network, store, attachment, links)
 }
 
 /// Removes a reservation whose sandbox is gone, and what is left of it on the
@@ -335,6 +362,10 @@ fn collect_garbage(network: &Network) -> Result<(), Error> {
         {
             first_failure.get_or_insert(error);
         }
+    }
+    // Nobody waits for GC as they do for DEL: all is gone when it answers.
+    if let Err(error) = reaper::reap(&network.state) {
+        first_failure.get_or_insert(error);
     }
     first_failure.map_or(Ok(()), Err)
 }

@@ -111,6 +111,7 @@ fn the_bridge_has_the_gateways_and_keeps_its_address_and_settings() {
     let port = result["interfaces"][1]["name"].as_str().unwrap();
     assert_eq!(port.len(), 13);
     assert!(port.starts_with("pw"));
+    node.settle();
     assert!(!node.links().contains(&port.to_owned()));
     let other = node.links().into_iter().find(|l| l != "pwbr0").unwrap();
     let shown = ip(&node.namespace, &format!("link show {other}"));
@@ -196,6 +197,7 @@ fn a_pod_that_is_deleted_is_unreachable_and_leaves_nothing(#[case] mode: &str) {
     for address in first {
         assert!(!pings(&two.namespace, address));
     }
+    node.settle();
     assert_eq!(ip(&one.namespace, "link show").as_array().unwrap().len(), 1);
     node.call("DEL", &configuration, &one).ok();
     node.call("DEL", &configuration, &two).ok();
@@ -282,5 +284,6 @@ fn macvlan_pods_are_beside_the_node_on_the_network_of_an_interface() {
         assert_eq!(ip(&pod.namespace, "link show").as_array().unwrap().len(), 1);
         node.call("DEL", &configuration, pod).ok();
     }
+    node.settle();
     assert_eq!(node.reservations(), Vec::<String>::new());
 }

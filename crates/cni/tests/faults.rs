@@ -80,6 +80,7 @@ fn an_operation_killed_at_any_moment_leaves_nothing_after_del(#[case] mode: &str
             add * round / rounds,
         );
         node.call("DEL", &configuration, &pod).ok();
+        node.settle();
         assert_eq!(
             common::ip(&pod.namespace, "link show")
                 .as_array()
@@ -117,12 +118,7 @@ fn an_add_killed_at_any_moment_can_be_repeated_or_collected(#[case] mode: &str) 
             spawn(&node, "ADD", &configuration, &pod),
             add * round / rounds,
         );
-        if common::ip(&pod.namespace, "link show")
-            .as_array()
-            .unwrap()
-            .len()
-            == 1
-        {
+        if interfaces(&pod) == 1 {
             // A fresh sandbox of the same name, as after a runtime's restart.
             let result = node.call("ADD", &configuration, &pod).ok();
             for address in addresses(&result) {

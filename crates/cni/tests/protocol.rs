@@ -244,6 +244,7 @@ fn del_succeeds_with_anything_gone(#[case] mode: &str) {
     node.call("ADD", &configuration, &pod).ok();
     std::fs::remove_dir_all(node.state.path().join("pods")).unwrap();
     node.call("DEL", &configuration, &pod).ok();
+    node.settle();
     let left: Vec<_> = node.links().into_iter().filter(|l| l != "pwbr0").collect();
     assert_eq!(left, Vec::<String>::new());
 }
@@ -258,6 +259,7 @@ fn del_needs_no_ranges_and_finds_what_an_earlier_configuration_made() {
     let mut changed = node.configuration("routed");
     changed["ipam"].as_object_mut().unwrap().remove("ranges");
     node.call("DEL", &changed, &pod).ok();
+    node.settle();
     assert_eq!(node.links(), ["pwother"]);
     assert_eq!(node.reservations(), Vec::<String>::new());
     let neighbours = ip(&node.namespace, "neighbour show nud permanent").to_string();

@@ -612,9 +612,15 @@ impl Store {
         Ok(self.held()?.len())
     }
 
-    /// Whether every one of `sets` has an address to give.
+    /// Whether every one of `sets` has an address to give, now or as soon as
+    /// retired reservations are freed.
     pub fn has_room(&self, sets: &[RangeSet]) -> Result<(), Error> {
-        let held = self.held()?;
+        let mut held = self.held()?;
+        for retired in self.releasing()? {
+            for address in retired.reservation.iter().flat_map(|r| &r.addresses) {
+                held.remove(address);
+            }
+        }
         for set in sets {
             self.choose(set, &[], &held, &[])?;
         }

@@ -372,6 +372,52 @@ pub fn delete(index: u32) -> Request {
     )
 }
 
+/// Takes a link out of use until [`delete_group`] deletes it: down, under
+/// another name, in a group. The kernel forgets the routes and neighbours of a
+/// link that is down.
+pub fn retire(index: u32, name: &str, group: u32) -> [Request; 2] {
+    [
+        set_down(index),
+        change(
+            format!("set link {index} aside as {name}"),
+            index,
+            vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::Group(group),
+            ],
+        ),
+    ]
+}
+
+/// Moves a link to another namespace under a new name, to be deleted there with
+/// a group. The namespace must stay open until the request has been sent.
+pub fn retire_to(index: u32, namespace: &NetworkNamespace, name: &str, group: u32) -> [Request; 2] {
+    [
+        set_down(index),
+        change(
+            format!("set link {index} aside as {name} in another namespace"),
+            index,
+            vec![
+                in_namespace(namespace),
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::Group(group),
+            ],
+        ),
+    ]
+}
+
+/// Deletes all links of a group (not 0, which all others are in) at once: many
+/// for the price of one, see [`delete`]. `not_found` when there is none.
+pub fn delete_group(group: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(group));
+    Request::route(
+        format!("delete the links of group {group:#x}"),
+        &RouteNetlinkMessage::DelLink(message),
+        0,
+    )
+}
+
 /// Deletes a link by name; fine when there is none.
 pub fn delete_by_name(socket: &mut Socket, name: &str) -> Result<(), Error> {
     let mut message = LinkMessage::default();

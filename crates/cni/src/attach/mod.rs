@@ -32,6 +32,7 @@ use sha2::{Digest as _, Sha256};
 use crate::configuration::{AttachMode, Configuration};
 use crate::error::Error;
 use crate::result::{AddResult, Address, Interface, Route};
+use crate::{bandwidth, reaper};
 
 pub use pod::verify as verify_pod;
 
@@ -104,14 +105,18 @@ pub struct Remains<'a> {
 }
 
 /// Detaches a pod, whatever of the attachment exists: it stops being reachable
-/// at once, then its interface goes.
-pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<(), Error> {
-    let name = host_interface(remains.attachment);
-    let cable = link::get(socket, &name)?;
+/// at once, and its interfaces are set aside for the [`reaper`], their names
+/// free for new ones. Whether there were any.
+pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<bool, Error> {
+    let cable = link::get(socket, &host_interface(remains.attachment))?;
+    let shaper = link::get(socket, &bandwidth::interface(remains.attachment))?;
     let mut requests = Vec::new();
-    if let Some(cable) = &cable {
-        // The routes and neighbours of a link that is down are gone.
-        requests.push(link::set_down(cable.index));
+    for link in [&cable, &shaper].into_iter().flatten() {
+        requests.extend(link::retire(
+            link.index,
+            &reaper::aside_name(),
+            reaper::GROUP,
+        ));
     }
     if !remains.addresses.is_empty()
         && let Some(bridge) = link::get(socket, remains.bridge)?
@@ -123,24 +128,54 @@ pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<(), Error> {
                 .map(|address| neighbour::delete(bridge.index, *address)),
         );
     }
-    if let Some(cable) = &cable {
-        requests.push(link::delete(cable.index));
+    attempt(socket, &requests)?;
+    let inside = match remains.namespace {
+        Some(namespace) => detach_inside(namespace, remains, cable.as_ref())?,
+        None => false,
+    };
+    Ok(cable.is_some() || shaper.is_some() || inside)
+}
+
+/// Frees the name of the pod's interface in its namespace, which may live on
+/// and be attached again.
+fn detach_inside(
+    namespace: &NetworkNamespace,
+    remains: &Remains<'_>,
+    cable: Option<&link::Link>,
+) -> Result<bool, Error> {
+    let mut socket = namespace.route_socket()?;
+    let Some(own) = link::get(&mut socket, &remains.attachment.interface)? else {
+        return Ok(false);
+    };
+    match own.kind.as_deref() {
+        // The other end goes when the cable does.
+        Some("veth") if cable.is_some_and(|c| c.peer == Some(own.index)) => {
+            let requests = [
+                link::set_down(own.index),
+                link::set_name(own.index, &reaper::aside_name()),
+            ];
+            attempt(&mut socket, &requests)?;
+            Ok(true)
+        }
+        // Known by its address: another interface of the name, for which ADD
+        // was refused, is not ours to delete.
+        Some("macvlan") if own.mac == Some(remains.mac) => {
+            let node = NetworkNamespace::current()?;
+            let name = reaper::aside_name();
+            let requests = link::retire_to(own.index, &node, &name, reaper::GROUP);
+            attempt(&mut socket, &requests)?;
+            Ok(true)
+        }
+        _ => Ok(false),
     }
-    for outcome in socket.attempt_all(&requests)? {
+}
+
+/// Carries requests out; what is not there any more is fine.
+fn attempt(socket: &mut Socket, requests: &[Request]) -> Result<(), Error> {
+    for outcome in socket.attempt_all(requests)? {
         match outcome {
             Err(error) if !error.not_found() => return Err(error.into()),
             _ => {}
-        }
-    }
-    if cable.is_none()
-        && let Some(namespace) = remains.namespace
-    {
-        // A macvlan. Known by its address: another interface of the name, for
-        // which ADD was refused, is not ours to delete.
-        let mut inside = namespace.route_socket()?;
-        let interface = &remains.attachment.interface;
-        if link::get(&mut inside, interface)?.is_some_and(|l| l.mac == Some(remains.mac)) {
-            link::delete_by_name(&mut inside, interface)?;
         }
     }
     Ok(())
@@ -260,7 +295,11 @@ fn make_cable(
         Err(error) if error.already_exists() => {
             // ADD looked into the pod first, so it is the node's end: left by
             // an ADD that died, or of a pod whose namespace was replaced.
-            link::delete_by_name(socket, &name)?;
+            if let Some(left) = link::get(socket, &name)? {
+                let requests = link::retire(left.index, &reaper::aside_name(), reaper::GROUP);
+                attempt(socket, &requests)?;
+                reaper::start(&order.configuration.network.state)?;
+            }
             socket.execute(&request)?;
         }
         other => other?,

@@ -184,9 +184,28 @@ impl Node {
         names
     }
 
-    /// Nothing of any pod is left; the bridge may stay.
+    /// Waits until what DEL left to the background is done.
+    #[track_caller]
+    pub fn settle(&self) {
+        let left = || {
+            let links = self.links().into_iter().filter(|l| l.starts_with("pwx"));
+            let retired = std::fs::read_dir(self.state.path().join("pods/releasing"));
+            let retired = retired.into_iter().flatten().flatten();
+            links
+                .chain(retired.map(|f| f.path().display().to_string()))
+                .collect::<Vec<_>>()
+        };
+        eventually("the links of deleted pods go", || {
+            let left = left();
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        });
+    }
+
+    /// Nothing of any pod is left, at the latest when the background is done;
+    /// the bridge may stay.
     #[track_caller]
     pub fn assert_clean(&self) {
+        self.settle();
         assert_eq!(self.reservations(), Vec::<String>::new());
         let left: Vec<_> = self.links().into_iter().filter(|l| l != "pwbr0").collect();
         assert_eq!(left, Vec::<String>::new());
@@ -216,6 +235,19 @@ pub fn wait_until(done: impl Fn() -> bool) {
     while !done() {
         assert!(Instant::now() < end, "waited for 30 seconds");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until a condition holds; fails with what was seen last.
+#[track_caller]
+pub fn eventually<T, E: std::fmt::Debug>(what: &str, mut check: impl FnMut() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match check() {
+            Ok(value) => return value,
+            Err(seen) if Instant::now() > deadline => panic!("{what}: {seen:?}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
     }
 }
 

@@ -1,0 +1,7 @@
+//! bandwidth
+use ipam::Attachment;
+
+/// Name of the IFB device
+pub fn interface(attachment: &Attachment) -> String {
+    format!("pwi{}", &attachment.key()[..11])
+}

@@ -1,0 +1,170 @@
+//! The slow end of DEL. Deleting a link makes the kernel wait for all readers
+//! (an RCU barrier of 20 to 30 ms), for many links as long as for one. So DEL
+//! takes a pod's links out of use and sets them aside: down, renamed, in a
+//! group of their own. A process in the background, one at a time for each
+//! state directory, deletes the whole group with one request, then gives the
+//! addresses of its pods back, and begins anew if more came meanwhile.
+//!
+//! What is set aside is in the kernel and in the state directory, not in a
+//! process: when the one in the background is killed, the next DEL, GC or ADD
+//! that finds no address free goes on with its work.
+//!
+//! Order makes this safe. Links are set aside before the reservation is
+//! retired; so the links of every retired reservation are in the group (or gone)
+//! when the group is deleted afterwards.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ipam::{Releasing, Store};
+use linux::link;
+use linux::netlink::Socket;
+
+use crate::error::Error;
+
+/// The group of links that are to be deleted: "pwx" and a zero.
+pub const GROUP: u32 = 0x7077_7800;
+
+/// First argument of the plugin's binary as the process in the background.
+pub const ARGUMENT: &str = "reap";
+
+/// A name for a link that is set aside: `pwx` and 12 hexadecimal digits that no
+/// other has. The names of pods' links are free for new ones at once.
+pub fn aside_name() -> String {
+    // Seeded by the kernel's random numbers, as hash maps are.
+    let random = RandomState::new().hash_one(std::process::id());
+    format!("pwx{:012x}", random & 0xffff_ffff_ffff)
+}
+
+/// Who holds this is the only one to give addresses back for a state directory.
+/// The lock belongs to the open file, and goes with its last descriptor.
+#[derive(Debug)]
+struct Turn {
+    file: File,
+}
+
+impl Turn {
+    fn open(root: &Path) -> Result<Self, Error> {
+        let path = root.join("reaper.lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| Error::Io(format!("cannot open {}: {error}", path.display())))?;
+        Ok(Self { file })
+    }
+
+    /// Whether no other has it.
+    fn attempt(&self) -> Result<bool, Error> {
+        match self.file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(failed(&error)),
+        }
+    }
+}
+
+fn failed(error: &io::Error) -> Error {
+    Error::Io(format!("cannot lock reaper.lock: {error}"))
+}
+
+/// Deletes what is set aside now; whether there was anything.
+fn work(root: &Path) -> Result<bool, Error> {
+    // Before the links: theirs are in the group by now.
+    let retired = retired(root)?;
+    let links = delete_links()?;
+    for (store, retired) in &retired {
+        store.free(retired)?;
+    }
+    Ok(links || !retired.is_empty())
+}
+
+fn delete_links() -> Result<bool, Error> {
+    match Socket::open_route()?.execute(&link::delete_group(GROUP)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Retired reservations of all networks below `root`.
+fn retired(root: &Path) -> Result<Vec<(Store, Vec<Releasing>)>, Error> {
+    let mut found = Vec::new();
+    for network in ipam::store::networks(root)? {
+        let store = Store::new(root, &network)?;
+        let retired = store.releasing()?;
+        if !retired.is_empty() {
+            found.push((store, retired));
+        }
+    }
+    Ok(found)
+}
+
+/// Has what is set aside deleted in the background: by the process that is at
+/// it, else by a new one. Where none can be started, deletes it here and now.
+pub(crate) fn start(root: &Path) -> Result<(), Error> {
+    let Ok(turn) = Turn::open(root) else {
+        return work(root).map(drop);
+    };
+    if !turn.attempt()? {
+        // The other looks again after it has given its turn back.
+        return Ok(());
+    }
+    // The new process has the turn from its first moment, as its standard
+    // input; the end of this one does not give it back.
+    let started = Command::new("/proc/self/exe")
+        .arg(ARGUMENT)
+        .arg(root)
+        .stdin(turn.file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn();
+    match started {
+        // With the end of this process it becomes a child of init's.
+        Ok(_child) => Ok(()),
+        Err(_) => work(root).map(drop),
+    }
+}
+
+/// What the process in the background does. Its standard input is its turn.
+///
+/// # Errors
+///
+/// When the kernel or the state directory refuses.
+pub fn run(root: &Path) -> Result<(), Error> {
+    let input = io::stdin().as_fd().try_clone_to_owned();
+    let turn = Turn {
+        file: input.map_err(|error| failed(&error))?.into(),
+    };
+    while turn.attempt()? {
+        work(root)?;
+        turn.file.unlock().map_err(|error| failed(&error))?;
+        // Who came while the turn was taken left the work to this process.
+        if !delete_links()? && retired(root)?.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes what is set aside, here and now, after whoever is at it.
+///
+/// # Errors
+///
+/// When the kernel or the state directory refuses.
+pub fn reap(root: &Path) -> Result<(), Error> {
+    if let Ok(turn) = Turn::open(root) {
+        turn.file.lock().map_err(|error| failed(&error))?;
+        return work(root).map(drop);
+    }
+    work(root).map(drop)
+}
