@@ -26,6 +26,7 @@ use crate::attach;
 use crate::configuration::{AttachMode, DEFAULT_BRIDGE};
 use crate::error::Error;
 use crate::plugin::{self, NOTE_ATTACH, NOTE_BRIDGE, NOTE_NAMESPACE, NOTE_SANDBOX};
+use crate::reaper;
 
 /// How a reservation stands to what exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -235,8 +236,9 @@ pub struct Reclaimed {
     pub failures: Vec<String>,
 }
 
-/// Frees what vanished sandboxes hold in the stores below `root`, and removes
-/// what is left of them on the node. Reservations of macvlan pods are left to
+/// Frees what vanished sandboxes hold in the stores below `root`, removes what
+/// is left of them on the node, and deletes what DELs left to a background
+/// process that died. Reservations of macvlan pods are left to
 /// the runtime's GC: only who sees the runtime's files can judge them.
 ///
 /// # Errors
@@ -267,6 +269,9 @@ pub fn reclaim(root: &Path) -> Result<Reclaimed, Error> {
             }
         }
         reclaimed.files.extend(store.remove_strays()?);
+    }
+    if let Err(error) = reaper::reap(root) {
+        reclaimed.failures.push(error.to_string());
     }
     Ok(reclaimed)
 }

@@ -203,8 +203,10 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
                 mac,
                 namespace: Some(&namespace),
             };
-            if attach::detach(&mut socket, &remains).is_ok() {
-                let _ = retire(&configuration.network, &store, &arguments.attachment, true);
+            if attach::detach(&mut socket, &remains).is_ok()
+                && store.retire(&arguments.attachment).is_ok()
+            {
+                let _ = reaper::start(&configuration.network.state);
             }
             Err(error)
         }
@@ -225,20 +227,6 @@ fn reserve(store: &Store, claim: &Claim, configuration: &Configuration) -> Resul
     }
 }
 
-/// Ends the reservation of an attachment whose links are set aside, if there
-/// were any, and has the rest done in the background.
-fn retire(
-    network: &Network,
-    store: &Store,
-    attachment: &Attachment,
-    links: bool,
-) -> Result<(), Error> {
-    if store.retire(attachment)?.is_some() || links {
-        reaper::start(&network.state)?;
-    }
-    Ok(())
-}
-
 /// Removes an attachment. Everything may be gone already: the namespace, the
 /// interface, the reservation. The reservation is retired last, so that a DEL
 /// that is killed can be repeated.
@@ -253,22 +241,27 @@ fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
     // Whatever the path leads to now, the node's interfaces are not the pod's.
     let own = NetworkNamespace::current()?;
     let namespace = namespace.filter(|namespace| matches!(namespace.is_same_as(&own), Ok(false)));
-    remove(
+    let left = remove(
         network,
         &store,
         attachment,
         reservation.as_ref(),
         namespace.as_ref(),
-    )
+    )?;
+    if left {
+        reaper::start(&network.state)?;
+    }
+    Ok(())
 }
 
+/// Takes an attachment out of use; whether that left something to the reaper.
 fn remove(
     network: &Network,
     store: &Store,
     attachment: &Attachment,
     reservation: Option<&Reservation>,
     namespace: Option<&NetworkNamespace>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let remains = Remains {
         attachment,
         bridge: reservation
@@ -284,11 +277,11 @@ fn remove(
         namespace,
     };
     let links = attach::detach(&mut Socket::open_route()?, &remains)?;
-    retire(network, store, attachment, links)
+    Ok(store.retire(attachment)?.is_some() || links)
 }
 
-/// Removes a reservation whose sandbox is gone, and what is left of it on the
-/// node.
+/// Takes what is left of a reservation whose sandbox is gone out of use; the
+/// rest is the reaper's.
 pub(crate) fn free(store: &Store, reservation: &Reservation) -> Result<(), Error> {
     let network = Network::named(store.network());
     remove(
@@ -298,6 +291,7 @@ pub(crate) fn free(store: &Store, reservation: &Reservation) -> Result<(), Error
         Some(reservation),
         None,
     )
+    .map(drop)
 }
 
 /// Compares what there is with what ADD answered.

@@ -98,8 +98,7 @@ fn delete_links() -> Result<bool, Error> {
 /// Retired reservations of all networks below `root`.
 fn retired(root: &Path) -> Result<Vec<(Store, Vec<Releasing>)>, Error> {
     let mut found = Vec::new();
-    for network in ipam::store::networks(root)? {
-        let store = Store::new(root, &network)?;
+    for store in Store::all(root)? {
         let retired = store.releasing()?;
         if !retired.is_empty() {
             found.push((store, retired));
