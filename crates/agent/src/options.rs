@@ -24,6 +24,31 @@ impl Attach {
     }
 }
 
+/// At which of the node's addresses node ports answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddress {
+    /// At its primary ones.
+    Primary,
+    /// At those of all its interfaces.
+    All,
+    /// At those within a range.
+    Range(IpNet),
+}
+
+impl std::str::FromStr for NodePortAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "primary" => Ok(NodePortAddress::Primary),
+            "all" => Ok(NodePortAddress::All),
+            range => range.parse().map(NodePortAddress::Range).map_err(|_| {
+                format!("{range:?} is none of primary, all, and a range such as 192.0.2.0/24")
+            }),
+        }
+    }
+}
+
 /// Run a node's network: routes to the other nodes' pods, Services, CNI configuration.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -44,6 +69,27 @@ pub struct Options {
     /// refused. Without it: what can be seen from the Services there are.
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Vec<IpNet>,
+
+    /// At which of the node's addresses node ports answer: `primary`, `all`, or
+    /// ranges of addresses. Never at loopback and link-local addresses.
+    #[arg(long, value_name = "primary|all|CIDR", value_delimiter = ',')]
+    pub nodeport_addresses: Vec<NodePortAddress>,
+
+    /// Range that Services may take external addresses (spec.externalIPs) from.
+    /// Without it they get none: whoever may make a Service could take any
+    /// address with them (CVE-2020-8554).
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub external_ip_cidr: Vec<IpNet>,
+
+    /// Let pods ask cluster addresses under their node's address too.
+    #[arg(long)]
+    pub masquerade_all: bool,
+
+    /// Do not tell this node's pods from others: connections to cluster
+    /// addresses keep their source, and pods that ask a Service whose external
+    /// traffic policy is Local from outside get endpoints of this node only.
+    #[arg(long)]
+    pub no_local_detection: bool,
 
     /// How pods are attached.
     #[arg(long, value_enum, default_value_t = Attach::Routed)]

@@ -150,8 +150,10 @@ impl State {
     fn take(&mut self, proxy: &mut Proxy, message: Message) {
         match message {
             Message::Service(Event::Applied(service)) => {
-                for address in &service.spec.cluster_ips {
-                    self.ranges.insert(*address);
+                for text in &service.spec.cluster_ips {
+                    if let Some(address) = services::model::parse_address(text) {
+                        self.ranges.insert(address);
+                    }
                 }
                 proxy.service_changed(translate::service(service));
             }

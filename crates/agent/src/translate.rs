@@ -1,11 +1,15 @@
 //! From the API's kinds to what the Service proxy is told. Pure.
 
-use api::service::ServiceType;
+use api::service::{ServiceType, SessionAffinity};
 use api::{AddressType, TrafficPolicy};
 use services::model;
 
 use crate::cluster::{Cluster, Member};
-use crate::options::Options;
+use crate::options::{NodePortAddress, Options};
+
+/// How long a client keeps its endpoint where the Service does not say, in
+/// seconds (`v1.DefaultClientIPServiceAffinitySeconds`).
+const DEFAULT_AFFINITY: u32 = 10_800;
 
 /// A Service.
 pub(crate) fn service(service: api::Service) -> model::Service {
@@ -35,11 +39,24 @@ pub(crate) fn service(service: api::Service) -> model::Service {
         } else {
             Vec::new()
         },
-        // Not spec.externalIPs: any user could hijack any address with them
-        // (CVE-2020-8554).
-        external_ips: balancer
-            .filter_map(|entry| Some(entry.ip?.to_string()))
+        load_balancer_ips: balancer
+            .filter_map(|entry| Some(entry.ip?.into()))
+            .filter(|text: &String| !text.is_empty())
             .collect(),
+        external_ips: texts(&spec.external_ips),
+        source_ranges: if spec.kind == ServiceType::LoadBalancer {
+            texts(&spec.load_balancer_source_ranges)
+        } else {
+            Vec::new()
+        },
+        affinity: (spec.session_affinity == SessionAffinity::ClientIP).then(|| {
+            spec.session_affinity_config
+                .and_then(|config| config.client_ip?.timeout_seconds)
+                .unwrap_or(DEFAULT_AFFINITY)
+        }),
+        health_check_node_port: spec
+            .health_check_node_port
+            .filter(|_| spec.kind == ServiceType::LoadBalancer),
         ports: spec
             .ports
             .into_iter()
@@ -112,11 +129,35 @@ pub(crate) fn facts(options: &Options, cluster: &Cluster) -> model::NodeFacts {
             .flat_map(|member| member.addresses.iter().copied())
             .collect(),
         service_cidrs: options.service_cidr.clone(),
+        external_ip_cidrs: options.external_ip_cidr.clone(),
+        node_port_addresses: node_port_addresses(&options.nodeport_addresses),
+        masquerade_all: options.masquerade_all,
+        no_local_detection: options.no_local_detection,
+        // Told by the kernel, see `proxy`.
+        local_addresses: Vec::new(),
     }
 }
 
-fn texts(addresses: &[std::net::IpAddr]) -> Vec<String> {
-    addresses.iter().map(ToString::to_string).collect()
+fn texts(texts: &[Box<str>]) -> Vec<String> {
+    texts.iter().map(|text| text.to_string()).collect()
+}
+
+/// Everything, if that is among them; else the ranges; primary if there is none.
+fn node_port_addresses(options: &[NodePortAddress]) -> model::NodePortAddresses {
+    let ranges: Vec<ipnet::IpNet> = options
+        .iter()
+        .filter_map(|option| match option {
+            NodePortAddress::Range(range) => Some(*range),
+            NodePortAddress::Primary | NodePortAddress::All => None,
+        })
+        .collect();
+    if options.contains(&NodePortAddress::All) {
+        model::NodePortAddresses::All
+    } else if ranges.is_empty() {
+        model::NodePortAddresses::Primary
+    } else {
+        model::NodePortAddresses::Ranges(ranges)
+    }
 }
 
 fn policy(policy: TrafficPolicy) -> model::TrafficPolicy {
@@ -189,11 +230,54 @@ mod tests {
             {"ip": "203.0.113.3", "ipMode": "Proxy"}, {"hostname": "x"}]}});
         let spec = json!({"type": "LoadBalancer", "externalIPs": ["203.0.113.9"]});
         assert_eq!(
-            read(spec, json!({}), status.clone()).external_ips,
+            read(spec, json!({}), status.clone()).load_balancer_ips,
             ["203.0.113.1", "203.0.113.2"]
         );
         let spec = json!({"type": "ClusterIP", "externalIPs": ["203.0.113.9"]});
-        assert_eq!(read(spec, json!({}), status).external_ips, [""; 0]);
+        let service = read(spec, json!({}), status);
+        assert_eq!(service.load_balancer_ips, [""; 0]);
+        assert_eq!(service.external_ips, ["203.0.113.9"]);
+    }
+
+    #[test]
+    fn affinity_filter_and_health_check_are_taken_over() {
+        let spec = json!({"type": "LoadBalancer", "sessionAffinity": "ClientIP",
+            "loadBalancerSourceRanges": ["10.0.0.0/8", "nonsense"], "healthCheckNodePort": 32000});
+        let service = read(spec, json!({}), json!({}));
+        assert_eq!(service.affinity, Some(10_800));
+        assert_eq!(service.source_ranges, ["10.0.0.0/8", "nonsense"]);
+        assert_eq!(service.health_check_node_port, Some(32_000));
+        let spec = json!({"type": "NodePort", "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 15}},
+            "loadBalancerSourceRanges": ["10.0.0.0/8"], "healthCheckNodePort": 32000});
+        let service = read(spec, json!({}), json!({}));
+        assert_eq!(service.affinity, Some(15));
+        assert_eq!(service.source_ranges, [""; 0]);
+        assert_eq!(service.health_check_node_port, None);
+        assert_eq!(read(json!({}), json!({}), json!({})).affinity, None);
+    }
+
+    #[test]
+    fn an_object_with_numbers_that_are_no_ports_is_read_all_the_same() {
+        let spec = json!({"clusterIPs": ["10.96.0.1", "nonsense"],
+            "ports": [{"port": 70_000, "nodePort": -1}, {"port": 80}]});
+        let service = read(spec, json!({}), json!({}));
+        assert_eq!(service.ports[0].port, 70_000);
+        assert_eq!(service.cluster_ips, ["10.96.0.1", "nonsense"]);
+    }
+
+    #[rstest::rstest]
+    #[case(&[], model::NodePortAddresses::Primary)]
+    #[case(&["primary"], model::NodePortAddresses::Primary)]
+    #[case(&["all"], model::NodePortAddresses::All)]
+    #[case(&["10.0.0.0/8"], model::NodePortAddresses::Ranges(vec!["10.0.0.0/8".parse().unwrap()]))]
+    fn node_port_addresses_are_read(
+        #[case] given: &[&str],
+        #[case] expected: model::NodePortAddresses,
+    ) {
+        let given: Vec<NodePortAddress> = given.iter().map(|t| t.parse().unwrap()).collect();
+        assert_eq!(node_port_addresses(&given), expected);
+        assert!("10.0.0.0/33".parse::<NodePortAddress>().is_err());
     }
 
     #[test]
@@ -211,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_keeps_what_decides_and_loses_endpoints_without_address() {
+    fn a_slice_keeps_what_decides_and_the_text_of_addresses() {
         let read = |kind: &str, labels: Value| {
             slice(serde_json::from_value(json!({
                 "metadata": {"name": "s-1", "namespace": "d", "labels": labels}, "addressType": kind,
@@ -240,7 +324,11 @@ mod tests {
             }
         );
         assert_eq!(
-            slice.endpoints,
+            slice.endpoints[1].address, "nonsense",
+            "the table reports it"
+        );
+        assert_eq!(
+            slice.endpoints[..1],
             [model::Endpoint {
                 address: "10.1.0.5".into(),
                 ready: Some(false),

@@ -39,17 +39,6 @@ pub fn parse_address(text: &str) -> Option<IpAddr> {
         .then_some(IpAddr::V4(Ipv4Addr::from(octets)))
 }
 
-/// A list whose entries that are no addresses are left out.
-pub(crate) fn addresses<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpAddr>, D::Error> {
-    let texts = Option::<Vec<Cow<'de, str>>>::deserialize(from)?.unwrap_or_default();
-    let mut addresses: Vec<IpAddr> = texts
-        .iter()
-        .filter_map(|text| parse_address(text))
-        .collect();
-    addresses.shrink_to_fit();
-    Ok(addresses)
-}
-
 /// One address; absent, empty and unreadable are all `None`.
 pub(crate) fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
     let text = Option::<Cow<'de, str>>::deserialize(from)?;

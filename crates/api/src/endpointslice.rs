@@ -1,10 +1,8 @@
 //! EndpointSlice (discovery.k8s.io/v1).
 
-use std::net::IpAddr;
-
 use serde::Deserialize;
 
-use crate::decode::{addresses, null_default};
+use crate::decode::null_default;
 use crate::meta::{Metadata, Protocol, Resource};
 
 /// Some of the endpoints of a Service: one family, at most a hundred or so.
@@ -42,10 +40,10 @@ pub enum AddressType {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Endpoint {
-    /// Addresses, all of the same endpoint; consumers use the first. Text that
-    /// is no address is left out.
-    #[serde(deserialize_with = "addresses")]
-    pub addresses: Vec<IpAddr>,
+    /// Addresses, all of the same endpoint; consumers use the first. As text, so
+    /// that one that cannot be read can be named.
+    #[serde(deserialize_with = "null_default")]
+    pub addresses: Vec<Box<str>>,
     /// State.
     #[serde(deserialize_with = "null_default")]
     pub conditions: Conditions,
@@ -117,7 +115,7 @@ pub struct EndpointPort {
     #[serde(deserialize_with = "null_default")]
     pub protocol: Protocol,
     /// Port number; absent: all ports, which a proxy cannot program.
-    pub port: Option<u16>,
+    pub port: Option<i32>,
 }
 
 impl EndpointSlice {

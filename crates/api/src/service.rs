@@ -1,10 +1,8 @@
 //! Service (core/v1).
 
-use std::net::IpAddr;
-
 use serde::Deserialize;
 
-use crate::decode::{address, addresses, null_default};
+use crate::decode::null_default;
 use crate::meta::{Metadata, Protocol, Resource};
 
 /// A Service.
@@ -29,13 +27,13 @@ pub struct ServiceSpec {
     /// Type.
     #[serde(rename = "type")]
     pub kind: ServiceType,
-    /// Cluster addresses, at most one a family. `None` (headless) and text that
-    /// is no address are left out, so a headless Service has none.
-    #[serde(rename = "clusterIPs", deserialize_with = "addresses")]
-    pub cluster_ips: Vec<IpAddr>,
+    /// Cluster addresses, at most one a family; `None` for a headless Service.
+    /// As text, here and below, so that one that cannot be read can be named.
+    #[serde(rename = "clusterIPs", deserialize_with = "null_default")]
+    pub cluster_ips: Vec<Box<str>>,
     /// Further addresses the Service answers on, where the operator allows it.
-    #[serde(rename = "externalIPs", deserialize_with = "addresses")]
-    pub external_ips: Vec<IpAddr>,
+    #[serde(rename = "externalIPs", deserialize_with = "null_default")]
+    pub external_ips: Vec<Box<str>>,
     /// Ports.
     #[serde(deserialize_with = "null_default")]
     pub ports: Vec<ServicePort>,
@@ -51,8 +49,10 @@ pub struct ServiceSpec {
     /// filter that cannot be read must not become no filter.
     #[serde(deserialize_with = "null_default")]
     pub load_balancer_source_ranges: Vec<Box<str>>,
-    /// Port of the health check of a load balancer, when there is one.
-    pub health_check_node_port: Option<u16>,
+    /// Port of the health check of a load balancer, when there is one. A number
+    /// as it stands there, here and below: one that is no port must not make the
+    /// whole object unreadable.
+    pub health_check_node_port: Option<i32>,
     /// `PreferSameZone` (or its older name `PreferClose`) or `PreferSameNode`.
     pub traffic_distribution: Option<Box<str>>,
 }
@@ -122,9 +122,9 @@ pub struct ServicePort {
     /// Transport protocol.
     pub protocol: Protocol,
     /// Port on the Service's addresses.
-    pub port: u16,
+    pub port: i32,
     /// Port on the nodes' addresses; 0 or absent: none.
-    pub node_port: Option<u16>,
+    pub node_port: Option<i32>,
 }
 
 /// What a load balancer reported.
@@ -150,8 +150,7 @@ pub struct LoadBalancerStatus {
 #[serde(default, rename_all = "camelCase")]
 pub struct LoadBalancerIngress {
     /// Address; an entry with a host name has none.
-    #[serde(deserialize_with = "address")]
-    pub ip: Option<IpAddr>,
+    pub ip: Option<Box<str>>,
     /// `VIP` (or absent): the node programs the address; `Proxy`: it does not.
     pub ip_mode: Option<Box<str>>,
 }

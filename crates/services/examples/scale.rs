@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use linux::namespace::NetworkNamespace;
 use podwire_services::{
     Endpoint, EndpointSlice, Family, NodeFacts, Protocol, Proxy, Service, ServiceName, ServicePort,
-    SlicePort, TrafficPolicy,
+    SlicePort,
 };
 
 const CHANGES: usize = 50;
@@ -119,16 +119,13 @@ fn service(n: usize) -> Service {
             n / 256 % 256,
             n % 256
         )],
-        external_ips: Vec::new(),
         ports: vec![ServicePort {
             name: "http".to_owned(),
             protocol: Protocol::Tcp,
             port: 80,
             node_port: None,
         }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        foreign: false,
+        ..Service::default()
     }
 }
 

@@ -16,7 +16,7 @@ use linux::nftables::{
 };
 
 use crate::model::{Backend, Family, FrontendKey, TrafficPolicy};
-use crate::table::{Frontend, FrontendKind};
+use crate::table::Frontend;
 
 /// The table all of podwire's rules are in (family `inet`).
 pub const TABLE: &str = "podwire";
@@ -192,15 +192,15 @@ pub fn frontend(frontend: &Frontend) -> Wanted<'_> {
     }
     let cluster = at_most(&frontend.cluster, Number::MOST);
     let local = at_most(&frontend.local, Number::MOST_LOCAL);
-    let (backends, near, flags) = match (frontend.kind, frontend.policy) {
-        (FrontendKind::Cluster, TrafficPolicy::Cluster) => (cluster, &[][..], 0),
-        (FrontendKind::Cluster, TrafficPolicy::Local) => {
+    let (backends, near, flags) = match (frontend.kind.is_external(), frontend.policy) {
+        (false, TrafficPolicy::Cluster) => (cluster, &[][..], 0),
+        (false, TrafficPolicy::Local) => {
             let elsewhere = local.is_empty() && !cluster.is_empty();
             let flags = if elsewhere { Number::DISCARD } else { 0 };
             (local, &[][..], flags)
         }
-        (FrontendKind::External, TrafficPolicy::Cluster) => (cluster, &[][..], Number::EXTERNAL),
-        (FrontendKind::External, TrafficPolicy::Local) => {
+        (true, TrafficPolicy::Cluster) => (cluster, &[][..], Number::EXTERNAL),
+        (true, TrafficPolicy::Local) => {
             if cluster.is_empty() && local.is_empty() {
                 (cluster, local, Number::EXTERNAL)
             } else {

@@ -3,6 +3,8 @@
 //!
 //! - [`model`]: what the proxy is told;
 //! - [`table`]: the service table, pure and incremental;
+//! - [`endpoints`]: which endpoints of a Service are used and why others are not, pure;
+//! - [`report`]: what cannot be programmed and why;
 //! - [`compile`]: from the table to nftables objects, pure;
 //! - [`difference`]: from what the kernel has to what it should have, pure;
 //! - [`conversations`]: which UDP and SCTP entries of conntrack are wrong, pure but for the deletion;
@@ -17,16 +19,18 @@ pub mod compile;
 pub mod conversations;
 pub mod data_plane;
 pub mod difference;
+pub mod endpoints;
 pub mod iptables;
 pub mod model;
 pub mod nftables;
 pub mod proxy;
+pub mod report;
 pub mod simulate;
 pub mod table;
 
 pub use data_plane::{DataPlane, ProxyMode};
 pub use model::{
-    Backend, Endpoint, EndpointSlice, Family, FrontendKey, NodeFacts, Protocol, Service,
-    ServiceName, ServicePort, SlicePort, TrafficPolicy,
+    Backend, Endpoint, EndpointSlice, Family, FrontendKey, NodeFacts, NodePortAddresses, Protocol,
+    Service, ServiceName, ServicePort, SlicePort, TrafficPolicy,
 };
 pub use proxy::{Error, Proxy, Stats};

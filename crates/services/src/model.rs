@@ -5,9 +5,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+use serde::Serialize;
 
 /// IP version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
     /// IPv4.
     V4,
@@ -30,7 +31,7 @@ impl Family {
 }
 
 /// Transport protocol of a Service port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -48,6 +49,16 @@ impl Protocol {
             Self::Tcp => 6,
             Self::Udp => 17,
             Self::Sctp => 132,
+        }
+    }
+
+    /// As `nft` and `iptables` name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 
@@ -75,7 +86,7 @@ impl Protocol {
 }
 
 /// A Service's namespace and name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ServiceName {
     /// Namespace.
     pub namespace: String,
@@ -101,7 +112,7 @@ impl std::fmt::Display for ServiceName {
 }
 
 /// Which endpoints a kind of traffic may go to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub enum TrafficPolicy {
     /// Any.
     #[default]
@@ -110,7 +121,8 @@ pub enum TrafficPolicy {
     Local,
 }
 
-/// A port of a Service.
+/// A port of a Service. Numbers are as the object has them; the table reports
+/// those that are no ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// Its name; empty for the only port of a Service.
@@ -118,27 +130,40 @@ pub struct ServicePort {
     /// Its protocol.
     pub protocol: Protocol,
     /// The port at the Service's addresses.
-    pub port: u16,
+    pub port: i32,
     /// The port at the node's addresses, for Services that have one.
-    pub node_port: Option<u16>,
+    pub node_port: Option<i32>,
 }
 
 /// A Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
     /// `spec.clusterIPs`; without an address (empty, `None`) the Service is not proxied.
     pub cluster_ips: Vec<String>,
-    /// Addresses for traffic from outside: load-balancer addresses whose
-    /// `ipMode` is not `Proxy`, and permitted external addresses.
+    /// Addresses of its load balancer: those of `status.loadBalancer` whose
+    /// `ipMode` is not `Proxy`.
+    pub load_balancer_ips: Vec<String>,
+    /// `spec.externalIPs`; only those that [`NodeFacts::external_ip_cidrs`]
+    /// permits are programmed.
     pub external_ips: Vec<String>,
+    /// `spec.loadBalancerSourceRanges`: who may use the load-balancer addresses.
+    /// Of each family, no range or one of length zero means everybody. One that
+    /// cannot be read admits nobody, and keeps the filter in force.
+    pub source_ranges: Vec<String>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// `spec.internalTrafficPolicy`: of traffic to the cluster addresses.
     pub internal_policy: TrafficPolicy,
-    /// `spec.externalTrafficPolicy`: of traffic to node ports and external addresses.
+    /// `spec.externalTrafficPolicy`: of traffic to node ports, load-balancer
+    /// and external addresses.
     pub external_policy: TrafficPolicy,
+    /// Session affinity by client address: for how many seconds after its last
+    /// connection a client keeps its endpoint. Held between 1 and 86,400.
+    pub affinity: Option<u32>,
+    /// `spec.healthCheckNodePort`, of a load balancer whose external policy is `Local`.
+    pub health_check_node_port: Option<i32>,
     /// Labelled `service.kubernetes.io/headless` or `…/service-proxy-name`:
     /// somebody else's business, not programmed.
     pub foreign: bool,
@@ -151,8 +176,9 @@ pub struct SlicePort {
     pub name: String,
     /// Its protocol.
     pub protocol: Protocol,
-    /// The port at the endpoint's address; slices without one are not proxied.
-    pub port: Option<u16>,
+    /// The port at the endpoint's address, as the object has it; slices without
+    /// one are not proxied.
+    pub port: Option<i32>,
 }
 
 /// An endpoint of a slice.
@@ -191,6 +217,19 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
+/// At which of the node's addresses node ports answer. Never at loopback and
+/// link-local addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum NodePortAddresses {
+    /// At its primary ones.
+    #[default]
+    Primary,
+    /// At all of its interfaces, except addresses that belong to Services.
+    All,
+    /// At those within these ranges.
+    Ranges(Vec<IpNet>),
+}
+
 /// What the proxy has to know of its node and of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
@@ -198,8 +237,14 @@ pub struct NodeFacts {
     pub node: String,
     /// Its `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
-    /// Its primary addresses, at which node ports answer; one per family.
+    /// Its primary addresses; one per family.
     pub addresses: Vec<IpAddr>,
+    /// All addresses of its interfaces, but for interfaces that podwire made to
+    /// hold addresses of Services. Only needed where node ports answer at others
+    /// than the primary ones.
+    pub local_addresses: Vec<IpAddr>,
+    /// At which of them node ports answer.
+    pub node_port_addresses: NodePortAddresses,
     /// The ranges of its own pods.
     pub pod_cidrs: Vec<IpNet>,
     /// Ranges to which pods talk with their own address: cluster CIDRs, or the
@@ -210,10 +255,19 @@ pub struct NodeFacts {
     /// Ranges of Service addresses, where known: what is sent to an address of
     /// them that no Service has is dropped.
     pub service_cidrs: Vec<IpNet>,
+    /// Ranges that `spec.externalIPs` may be of. None by default: whoever may
+    /// make a Service could take any address with them (CVE-2020-8554).
+    pub external_ip_cidrs: Vec<IpNet>,
+    /// Pods ask cluster addresses under their node's address too.
+    pub masquerade_all: bool,
+    /// Pods of this node are not told from others: connections to cluster
+    /// addresses keep their source, and pods that ask a Service whose external
+    /// policy is `Local` from outside get local endpoints only.
+    pub no_local_detection: bool,
 }
 
 /// A place traffic is sent to: one address and port of an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Backend {
     /// Address.
     pub address: IpAddr,
@@ -222,7 +276,7 @@ pub struct Backend {
 }
 
 /// A place traffic is sent for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct FrontendKey {
     /// Address.
     pub address: IpAddr,
@@ -232,11 +286,48 @@ pub struct FrontendKey {
     pub port: u16,
 }
 
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::net::SocketAddr::new(self.address, self.port).fmt(f)
+    }
+}
+
+impl std::fmt::Display for FrontendKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let address = std::net::SocketAddr::new(self.address, self.port);
+        write!(f, "{address}/{}", self.protocol.name())
+    }
+}
+
+/// A port number as objects have it; `None` outside 1 to 65,535.
+#[must_use]
+pub fn parse_port(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|number| *number != 0)
+}
+
+/// Reads a range of addresses as leniently as [`parse_address`]; host bits are
+/// cleared. `None` for what is no range.
+#[must_use]
+pub fn parse_range(text: &str) -> Option<IpNet> {
+    let (address, length) = text.trim().split_once('/')?;
+    if length.is_empty() || !length.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let address = lenient_address(address)?;
+    IpNet::new(address, length.parse().ok()?)
+        .ok()
+        .map(|range| range.trunc())
+}
+
 /// Reads an address as the API server may hold it: old objects have IPv4
 /// addresses with leading zeros, which Kubernetes reads as decimal. `None` for
 /// what is no address, or none that can be sent to.
 #[must_use]
 pub fn parse_address(text: &str) -> Option<IpAddr> {
+    lenient_address(text).filter(|address| !address.is_unspecified() && !address.is_multicast())
+}
+
+fn lenient_address(text: &str) -> Option<IpAddr> {
     let address = match text.parse() {
         Ok(address) => address,
         Err(_) => {
@@ -265,11 +356,10 @@ pub fn parse_address(text: &str) -> Option<IpAddr> {
             IpAddr::V4(Ipv4Addr::from(octets))
         }
     };
-    let address = match address {
+    Some(match address {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),
         v4 => v4,
-    };
-    (!address.is_unspecified() && !address.is_multicast()).then_some(address)
+    })
 }
 
 #[cfg(test)]
@@ -296,6 +386,34 @@ mod tests {
         assert_eq!(
             parse_address(text),
             expected.map(|e| e.parse().expect("a literal"))
+        );
+    }
+
+    #[rstest::rstest]
+    #[case("10.0.0.0/8", Some("10.0.0.0/8"))]
+    #[case(" 10.1.2.3/8 ", Some("10.0.0.0/8"))]
+    #[case("010.001.000.000/016", Some("10.1.0.0/16"))]
+    #[case("0.0.0.0/0", Some("0.0.0.0/0"))]
+    #[case("::/0", Some("::/0"))]
+    #[case("fd00::/64", Some("fd00::/64"))]
+    #[case("10.0.0.0", None)]
+    #[case("10.0.0.0/33", None)]
+    #[case("10.0.0.0/-1", None)]
+    #[case("10.0.0.0/+8", None)]
+    #[case("/8", None)]
+    #[case("", None)]
+    fn ranges_are_read_leniently_or_not_at_all(#[case] text: &str, #[case] expected: Option<&str>) {
+        assert_eq!(
+            parse_range(text),
+            expected.map(|e| e.parse().expect("a literal"))
+        );
+    }
+
+    #[test]
+    fn port_numbers_are_those_of_sixteen_bits_without_zero() {
+        assert_eq!(
+            [-1, 0, 1, 65_535, 65_536, i32::MAX].map(parse_port),
+            [None, None, Some(1), Some(65_535), None, None]
         );
     }
 }

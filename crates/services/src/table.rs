@@ -1,25 +1,42 @@
 //! The service table: Services and endpoint slices in, frontends with their
 //! backends out. Pure; one event recomputes the Services it touches and notes
 //! which frontends changed.
-//!
-//! The rules are those of kube-proxy (`pkg/proxy/topology.go` and its tests).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{
-    Backend, EndpointSlice, Family, FrontendKey, NodeFacts, Protocol, Service, ServiceName,
-    TrafficPolicy, parse_address,
-};
+use ipnet::IpNet;
+use serde::Serialize;
 
-/// From where a frontend is meant to be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use crate::endpoints::{
+    Candidate, Excluded, Hint, State, better, judge_cluster, judge_local, used,
+};
+use crate::model::{
+    Backend, EndpointSlice, Family, FrontendKey, NodeFacts, NodePortAddresses, Protocol, Service,
+    ServiceName, TrafficPolicy, parse_address, parse_port, parse_range,
+};
+use crate::report::{AddressField, Problem};
+
+/// What kind of address a frontend has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum FrontendKind {
     /// A cluster address.
-    Cluster,
-    /// A node port or an external address.
-    External,
+    ClusterIp,
+    /// An address of the node.
+    NodePort,
+    /// An address of a load balancer.
+    LoadBalancer,
+    /// One of `spec.externalIPs`.
+    ExternalIp,
+}
+
+impl FrontendKind {
+    /// Whether it is meant to be asked from outside: its policy is the external one.
+    #[must_use]
+    pub const fn is_external(self) -> bool {
+        !matches!(self, Self::ClusterIp)
+    }
 }
 
 /// A frontend: where traffic is sent for, and where it may go.
@@ -27,9 +44,9 @@ pub enum FrontendKind {
 pub struct Frontend {
     /// The Service it belongs to.
     pub service: Arc<ServiceName>,
-    /// The name of the Service's port; empty if it has none.
+    /// The Service's name for the port; empty if it has none.
     pub port_name: Arc<str>,
-    /// From where it is meant to be used.
+    /// What kind of address it has.
     pub kind: FrontendKind,
     /// Which of the lists below applies to its traffic.
     pub policy: TrafficPolicy,
@@ -40,44 +57,85 @@ pub struct Frontend {
     /// All backends that still serve, whatever policy, topology and
     /// termination say, sorted: UDP conversations with them may go on.
     pub serving: Arc<[Backend]>,
+    /// Session affinity by client address, in seconds since a client's last
+    /// connection; 1 to 86,400.
+    pub affinity: Option<u32>,
+    /// Sources that may use it, sorted; `None` is everybody. A packet of the
+    /// node itself whose source is the frontend's own address may use it anyhow.
+    pub sources: Option<Arc<[IpNet]>>,
 }
 
-/// What an endpoint of a slice comes to on this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct State {
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-    local: bool,
-    zone_hint: Hint,
-    node_hint: Hint,
+/// What a load balancer asks at a Service's health-check node port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct HealthCheck {
+    /// The port, at the node's addresses.
+    pub port: u16,
+    /// Ready endpoints on this node; of a Service of both families, the
+    /// greater of the two counts.
+    pub local_endpoints: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hint {
-    Absent,
-    Elsewhere,
-    Here,
+/// A Service with all that decides about its endpoints, for people.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// The Service.
+    pub service: ServiceName,
+    /// Why nothing of it is programmed, if so.
+    pub not_programmed: Option<&'static str>,
+    /// Its frontends, sorted; those that another Service holds are left out.
+    pub frontends: Vec<FrontendKey>,
+    /// Its ports, for each family it has.
+    pub ports: Vec<ExplainedPort>,
+    /// What of it is left out.
+    pub problems: Vec<Problem>,
 }
 
-impl Hint {
-    fn of(hints: &[Arc<str>], here: Option<&str>) -> Self {
-        if hints.is_empty() {
-            Self::Absent
-        } else if here.is_some_and(|here| hints.iter().any(|hint| **hint == *here)) {
-            Self::Here
-        } else {
-            Self::Elsewhere
-        }
+/// A port of a Service for one family.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExplainedPort {
+    /// Its name.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The family.
+    pub family: Family,
+    /// All endpoints that slices name for it, sorted.
+    pub endpoints: Vec<ExplainedEndpoint>,
+}
+
+/// An endpoint and why it is or is not used.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExplainedEndpoint {
+    /// Address and port.
+    pub backend: Backend,
+    /// Its state.
+    pub state: State,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+    /// Why traffic of policy `Cluster` does not go to it; `None` if it does.
+    pub cluster: Option<Excluded>,
+    /// Why traffic of policy `Local` does not go to it; `None` if it does.
+    pub local: Option<Excluded>,
+}
+
+fn hint(hints: &[Arc<str>], here: Option<&str>) -> Hint {
+    if hints.is_empty() {
+        Hint::Absent
+    } else if here.is_some_and(|here| hints.iter().any(|hint| **hint == *here)) {
+        Hint::Here
+    } else {
+        Hint::Elsewhere
     }
 }
 
 /// A slice, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Slice {
+    name: Box<str>,
     family: Family,
-    ports: Vec<(Arc<str>, Protocol, u16)>,
+    ports: Box<[(Arc<str>, Protocol, u16)]>,
     endpoints: Box<[Known]>,
+    problems: Box<[Problem]>,
 }
 
 /// An endpoint of a slice, read. What it comes to depends on the node's facts,
@@ -89,22 +147,76 @@ struct Known {
     serving: bool,
     terminating: bool,
     node: Option<Arc<str>>,
-    zone_hints: Box<[Arc<str>]>,
-    node_hints: Box<[Arc<str>]>,
+    /// Most endpoints have none.
+    hints: Option<Box<Hints>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hints {
+    zones: Box<[Arc<str>]>,
+    nodes: Box<[Arc<str>]>,
 }
 
 impl Known {
     fn state(&self, facts: &NodeFacts) -> State {
+        let (zone_hint, node_hint) = match &self.hints {
+            None => (Hint::Absent, Hint::Absent),
+            Some(hints) => (
+                hint(&hints.zones, facts.zone.as_deref()),
+                hint(&hints.nodes, Some(&facts.node)),
+            ),
+        };
         State {
             ready: self.ready,
             serving: self.serving,
             terminating: self.terminating,
             local: self.node.as_deref() == Some(facts.node.as_str()),
-            zone_hint: Hint::of(&self.zone_hints, facts.zone.as_deref()),
-            node_hint: Hint::of(&self.node_hints, Some(&facts.node)),
+            zone_hint,
+            node_hint,
         }
     }
 }
+
+/// A Service, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    cluster_ips: Box<[IpAddr]>,
+    load_balancer_ips: Box<[IpAddr]>,
+    external_ips: Box<[IpAddr]>,
+    /// For each family; `None` is everybody.
+    sources: [Option<Arc<[IpNet]>>; 2],
+    ports: Box<[Port]>,
+    internal_policy: TrafficPolicy,
+    external_policy: TrafficPolicy,
+    affinity: Option<u32>,
+    health_check_node_port: Option<u16>,
+    foreign: bool,
+    problems: Box<[Problem]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Port {
+    name: Arc<str>,
+    protocol: Protocol,
+    port: Option<u16>,
+    node_port: Option<u16>,
+}
+
+impl Wanted {
+    /// Why nothing of it is to be programmed.
+    fn not_programmed(&self) -> Option<&'static str> {
+        if self.foreign {
+            Some("a label gives it to another proxy, or says that it is headless")
+        } else if self.cluster_ips.is_empty() {
+            Some("it has no cluster address")
+        } else {
+            None
+        }
+    }
+}
+
+/// The longest affinity Kubernetes allows, in seconds.
+const LONGEST_AFFINITY: u32 = 86_400;
 
 /// Keeps one copy of each name of a node, zone or port: there are few of them
 /// and many endpoints.
@@ -138,14 +250,28 @@ impl Names {
 /// its slices.
 #[derive(Debug, Default)]
 struct Entry {
-    service: Option<Service>,
-    slices: BTreeMap<String, Slice>,
-    /// Frontends it claims now.
-    claims: Vec<FrontendKey>,
-    /// Cluster addresses it holds now.
-    addresses: Vec<IpAddr>,
+    service: Option<Box<Wanted>>,
+    /// Sorted by name. A list, since most Services have one or two.
+    slices: Vec<Slice>,
+    computed: Computed,
+    /// Whether something of it was left out when last computed.
+    troubled: bool,
+}
+
+/// What a Service comes to, apart from its frontends.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Computed {
+    /// Frontends it claims, sorted.
+    claims: Box<[FrontendKey]>,
+    /// Cluster addresses it holds.
+    cluster_ips: Box<[IpAddr]>,
+    /// Load-balancer and permitted external addresses it holds.
+    external_ips: Box<[IpAddr]>,
     /// Addresses of its endpoints on this node.
-    local: Vec<IpAddr>,
+    local: Box<[IpAddr]>,
+    health_check: Option<HealthCheck>,
+    /// External addresses that are not permitted.
+    refused: Box<[IpAddr]>,
 }
 
 /// What changed since it was last asked: keys whose present value is in the table.
@@ -184,34 +310,50 @@ impl Changes {
 #[derive(Debug)]
 pub struct Table {
     facts: NodeFacts,
+    /// Addresses at which node ports answer.
+    node_port_addresses: Vec<IpAddr>,
     names: Names,
-    entries: HashMap<ServiceName, Entry>,
+    entries: HashMap<Arc<ServiceName>, Entry>,
     /// Which Service a slice belongs to: (namespace, slice) → name.
-    slices: HashMap<(String, String), String>,
-    /// Claims on each frontend in order of the claimant's name: the first holds
-    /// it, whatever the order of events was.
-    frontends: HashMap<FrontendKey, Vec<Frontend>>,
+    slices: HashMap<(Arc<str>, Box<str>), Arc<ServiceName>>,
+    /// Of the Services that claim a frontend, the first by name holds it,
+    /// whatever the order of events was.
+    frontends: HashMap<FrontendKey, Frontend>,
+    /// What the others that claim it want of it, by their names.
+    waiting: HashMap<FrontendKey, BTreeMap<Arc<ServiceName>, Frontend>>,
     /// How many Services hold an address.
     cluster_ips: HashMap<IpAddr, u32>,
+    /// How many Services have an address for traffic from outside.
+    external_ips: HashMap<IpAddr, u32>,
     /// How many Services have a local endpoint at an address.
     local_endpoints: HashMap<IpAddr, u32>,
+    health_checks: Arc<BTreeMap<ServiceName, HealthCheck>>,
     changes: Changes,
+    /// Services whose problems may have changed.
+    reports: BTreeSet<Arc<ServiceName>>,
 }
 
 impl Table {
     /// An empty table of a node.
     #[must_use]
     pub fn new(facts: NodeFacts) -> Self {
-        Self {
+        let mut table = Self {
             facts,
+            node_port_addresses: Vec::new(),
             names: Names::default(),
             entries: HashMap::new(),
             slices: HashMap::new(),
             frontends: HashMap::new(),
+            waiting: HashMap::new(),
             cluster_ips: HashMap::new(),
+            external_ips: HashMap::new(),
             local_endpoints: HashMap::new(),
+            health_checks: Arc::default(),
             changes: Changes::default(),
-        }
+            reports: BTreeSet::new(),
+        };
+        table.node_port_addresses = table.wanted_node_port_addresses();
+        table
     }
 
     /// The node's facts.
@@ -220,30 +362,35 @@ impl Table {
         &self.facts
     }
 
+    /// Addresses at which node ports answer, sorted.
+    #[must_use]
+    pub fn node_port_addresses(&self) -> &[IpAddr] {
+        &self.node_port_addresses
+    }
+
     /// The frontend that holds a key.
     #[must_use]
     pub fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.frontends.get(key)?.first()
+        self.frontends.get(key)
     }
 
     /// All frontends, in no order.
     pub fn frontends(&self) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
-        self.frontends
-            .iter()
-            .filter_map(|(key, claims)| Some((key, claims.first()?)))
+        self.frontends.iter()
     }
 
     /// The frontends a Service holds, sorted by key.
     #[must_use]
     pub fn frontends_of(&self, name: &ServiceName) -> Vec<(FrontendKey, &Frontend)> {
-        let claims = self.entries.get(name).map_or(&[][..], |e| &e.claims);
-        let mut held: Vec<_> = claims
+        let claims = self
+            .entries
+            .get(name)
+            .map_or(&[][..], |entry| &entry.computed.claims);
+        claims
             .iter()
             .filter_map(|key| Some((*key, self.frontend(key)?)))
             .filter(|(_, frontend)| *frontend.service == *name)
-            .collect();
-        held.sort_unstable_by_key(|(key, _)| *key);
-        held
+            .collect()
     }
 
     /// All cluster addresses, in no order.
@@ -268,6 +415,21 @@ impl Table {
         self.local_endpoints.contains_key(&address)
     }
 
+    /// Services with a health-check node port. Another pointer than last time
+    /// means that something changed.
+    #[must_use]
+    pub fn health_checks(&self) -> Arc<BTreeMap<ServiceName, HealthCheck>> {
+        Arc::clone(&self.health_checks)
+    }
+
+    /// Names of all Services that were told, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.service.is_some())
+            .map(|(name, _)| &**name)
+    }
+
     /// Whether nothing changed since [`Self::take_changes`].
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -284,14 +446,102 @@ impl Table {
         self.changes.merge(changes);
     }
 
+    /// Services whose [`Self::problems`] may be others than at the last call.
+    pub fn take_reports(&mut self) -> BTreeSet<Arc<ServiceName>> {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// What of a Service and its slices is left out, sorted; nothing if there
+    /// is no such Service.
+    #[must_use]
+    pub fn problems(&self, name: &ServiceName) -> Vec<Problem> {
+        self.entries
+            .get_key_value(name)
+            .map_or_else(Vec::new, |(name, entry)| self.problems_of(name, entry))
+    }
+
+    fn problems_of(&self, name: &Arc<ServiceName>, entry: &Entry) -> Vec<Problem> {
+        let Some(service) = entry.service.as_ref().filter(|s| !s.foreign) else {
+            return Vec::new();
+        };
+        let mut problems: Vec<Problem> = service.problems.to_vec();
+        problems.extend(
+            entry
+                .computed
+                .refused
+                .iter()
+                .map(|address| Problem::ExternalIpRefused { address: *address }),
+        );
+        problems.extend(
+            entry
+                .slices
+                .iter()
+                .flat_map(|slice| slice.problems.to_vec()),
+        );
+        problems.extend(entry.computed.claims.iter().filter_map(|key| {
+            let holder = &self.frontends.get(key)?.service;
+            (holder != name).then(|| Problem::Taken {
+                frontend: *key,
+                holder: (**holder).clone(),
+            })
+        }));
+        problems.sort_unstable();
+        problems.dedup();
+        problems
+    }
+
+    /// All that decides about a Service's endpoints; `None` if there is no such
+    /// Service.
+    #[must_use]
+    pub fn explain(&self, name: &ServiceName) -> Option<Explanation> {
+        let (name, entry) = self.entries.get_key_value(name)?;
+        let service = entry.service.as_ref()?;
+        let mut ports = Vec::new();
+        for family in families(&service.cluster_ips) {
+            for port in &service.ports {
+                let candidates = collect(entry, &self.facts, family, port);
+                let endpoints = candidates
+                    .iter()
+                    .zip(judge_cluster(&candidates))
+                    .zip(judge_local(&candidates))
+                    .map(|((&(backend, state), cluster), local)| ExplainedEndpoint {
+                        backend,
+                        state,
+                        node: node_of(entry, backend.address),
+                        cluster,
+                        local,
+                    })
+                    .collect();
+                ports.push(ExplainedPort {
+                    name: port.name.to_string(),
+                    protocol: port.protocol,
+                    family,
+                    endpoints,
+                });
+            }
+        }
+        Some(Explanation {
+            service: (**name).clone(),
+            not_programmed: service.not_programmed(),
+            frontends: self
+                .frontends_of(name)
+                .into_iter()
+                .map(|(key, _)| key)
+                .collect(),
+            ports,
+            problems: self.problems(name),
+        })
+    }
+
     /// A Service was made or changed.
     pub fn set_service(&mut self, service: Service) {
-        let name = service.name.clone();
-        let entry = self.entries.entry(name.clone()).or_default();
-        if entry.service.as_ref() == Some(&service) {
+        let read = self.read_service(&service);
+        let name = Arc::new(service.name);
+        let entry = self.entries.entry(Arc::clone(&name)).or_default();
+        if entry.service.as_deref() == Some(&read) {
             return;
         }
-        entry.service = Some(service);
+        entry.service = Some(Box::new(read));
         self.recompute(&name);
     }
 
@@ -305,35 +555,47 @@ impl Table {
 
     /// A slice was made or changed.
     pub fn set_slice(&mut self, slice: &EndpointSlice) {
-        let name = ServiceName::new(&slice.namespace, &slice.service);
-        let before = self.slices.insert(
-            (slice.namespace.clone(), slice.name.clone()),
-            slice.service.clone(),
-        );
-        if let Some(before) = before.filter(|before| *before != slice.service) {
-            self.drop_slice(&ServiceName::new(&slice.namespace, before), &slice.name);
+        let name = ServiceName::new(&*slice.namespace, &*slice.service);
+        let name = match self.entries.get_key_value(&name) {
+            Some((known, _)) => Arc::clone(known),
+            None => Arc::new(name),
+        };
+        let key = (self.names.get(&slice.namespace), slice.name.as_str().into());
+        let before = self.slices.insert(key, Arc::clone(&name));
+        if let Some(before) = before.filter(|before| *before != name) {
+            self.drop_slice(&before, &slice.name);
         }
         let read = self.read_slice(slice);
-        let entry = self.entries.entry(name.clone()).or_default();
-        if entry.slices.get(&slice.name) == Some(&read) {
-            return;
+        let entry = self.entries.entry(Arc::clone(&name)).or_default();
+        match entry
+            .slices
+            .binary_search_by(|known| (*known.name).cmp(&slice.name))
+        {
+            Ok(place) if entry.slices[place] == read => return,
+            Ok(place) => entry.slices[place] = read,
+            Err(place) => {
+                entry.slices.reserve_exact(1);
+                entry.slices.insert(place, read);
+            }
         }
-        entry.slices.insert(slice.name.clone(), read);
         self.recompute(&name);
     }
 
     /// A slice is gone.
     pub fn remove_slice(&mut self, namespace: &str, name: &str) {
-        let key = (namespace.to_owned(), name.to_owned());
+        let key = (self.names.get(namespace), name.into());
         if let Some(service) = self.slices.remove(&key) {
-            self.drop_slice(&ServiceName::new(namespace, service), name);
+            self.drop_slice(&service, name);
         }
     }
 
     fn drop_slice(&mut self, service: &ServiceName, slice: &str) {
         if let Some(entry) = self.entries.get_mut(service)
-            && entry.slices.remove(slice).is_some()
+            && let Ok(place) = entry
+                .slices
+                .binary_search_by(|known| (*known.name).cmp(slice))
         {
+            entry.slices.remove(place);
             self.recompute(service);
         }
     }
@@ -345,121 +607,349 @@ impl Table {
         }
         self.changes.facts = true;
         let all = facts.node != self.facts.node || facts.zone != self.facts.zone;
-        let node_ports = facts.addresses != self.facts.addresses;
+        let external = facts.external_ip_cidrs != self.facts.external_ip_cidrs;
         self.facts = facts;
-        if !all && !node_ports {
-            return;
-        }
-        let concerned = |entry: &Entry| {
-            entry
-                .service
-                .as_ref()
-                .is_some_and(|s| all || s.ports.iter().any(|p| p.node_port.is_some()))
-        };
-        let names: Vec<ServiceName> = self
+        let addresses = self.wanted_node_port_addresses();
+        let node_ports = addresses != self.node_port_addresses;
+        self.node_port_addresses = addresses;
+        self.recompute_those(|service| {
+            all || (external && !service.external_ips.is_empty())
+                || (node_ports && has_node_port(service))
+        });
+    }
+
+    fn recompute_those(&mut self, concerned: impl Fn(&Wanted) -> bool) {
+        let names: Vec<Arc<ServiceName>> = self
             .entries
             .iter()
-            .filter(|(_, entry)| concerned(entry))
-            .map(|(name, _)| name.clone())
+            .filter(|(_, entry)| entry.service.as_deref().is_some_and(&concerned))
+            .map(|(name, _)| Arc::clone(name))
             .collect();
         for name in names {
             self.recompute(&name);
         }
     }
 
+    /// Where node ports are to answer, as facts and Services are now.
+    fn wanted_node_port_addresses(&self) -> Vec<IpAddr> {
+        let facts = &self.facts;
+        let known = facts.addresses.iter().chain(&facts.local_addresses);
+        let mut addresses: Vec<IpAddr> = match &facts.node_port_addresses {
+            NodePortAddresses::Primary => facts.addresses.clone(),
+            NodePortAddresses::All => known
+                .filter(|address| facts.addresses.contains(address) || !self.is_service(address))
+                .copied()
+                .collect(),
+            NodePortAddresses::Ranges(ranges) => known
+                .filter(|address| ranges.iter().any(|range| range.contains(*address)))
+                .copied()
+                .collect(),
+        };
+        addresses.retain(|address| !address.is_loopback() && !is_link_local(address));
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Whether an address belongs to a Service.
+    fn is_service(&self, address: &IpAddr) -> bool {
+        self.cluster_ips.contains_key(address) || self.external_ips.contains_key(address)
+    }
+
+    fn read_service(&mut self, service: &Service) -> Wanted {
+        let mut problems = Vec::new();
+        let mut addresses = |field: AddressField, texts: &[String]| -> Box<[IpAddr]> {
+            let mut addresses = Vec::with_capacity(texts.len());
+            for text in texts {
+                match parse_address(text) {
+                    Some(address) => addresses.push(address),
+                    // Says that there is none.
+                    None if text.is_empty() || text == "None" => {}
+                    None => problems.push(Problem::Address {
+                        field,
+                        text: text.clone(),
+                    }),
+                }
+            }
+            addresses.sort_unstable();
+            addresses.dedup();
+            addresses.into()
+        };
+        let cluster_ips = addresses(AddressField::ClusterIp, &service.cluster_ips);
+        let load_balancer_ips = addresses(AddressField::LoadBalancer, &service.load_balancer_ips);
+        let external_ips = addresses(AddressField::ExternalIp, &service.external_ips);
+        let sources = read_sources(&service.source_ranges, &mut problems);
+        let names = &mut self.names;
+        let mut number = |field: &'static str, name: &str, number: i32| {
+            let port = parse_port(number);
+            if port.is_none() {
+                problems.push(Problem::Port {
+                    field,
+                    name: name.to_owned(),
+                    number,
+                });
+            }
+            port
+        };
+        let ports = service
+            .ports
+            .iter()
+            .map(|port| Port {
+                name: names.get(&port.name),
+                protocol: port.protocol,
+                port: number("spec.ports.port", &port.name, port.port),
+                node_port: port
+                    .node_port
+                    .filter(|number| *number != 0)
+                    .and_then(|node_port| number("spec.ports.nodePort", &port.name, node_port)),
+            })
+            .collect();
+        let health_check_node_port = service
+            .health_check_node_port
+            .filter(|number| *number != 0)
+            .and_then(|port| number("spec.healthCheckNodePort", "", port));
+        Wanted {
+            cluster_ips,
+            load_balancer_ips,
+            external_ips,
+            sources,
+            ports,
+            internal_policy: service.internal_policy,
+            external_policy: service.external_policy,
+            affinity: service
+                .affinity
+                .map(|seconds| seconds.clamp(1, LONGEST_AFFINITY)),
+            health_check_node_port,
+            foreign: service.foreign,
+            problems: problems.into(),
+        }
+    }
+
     fn read_slice(&mut self, slice: &EndpointSlice) -> Slice {
         let names = &mut self.names;
+        let mut problems = Vec::new();
         let ports = slice
             .ports
             .iter()
             .filter_map(|port| {
-                let number = port.port.filter(|number| *number != 0)?;
+                let Some(number) = parse_port(port.port?) else {
+                    problems.push(Problem::SlicePort {
+                        slice: slice.name.clone(),
+                        name: port.name.clone(),
+                        number: port.port?,
+                    });
+                    return None;
+                };
                 Some((names.get(&port.name), port.protocol, number))
             })
             .collect();
+        let mut unreadable = slice
+            .endpoints
+            .iter()
+            .filter(|endpoint| slice_address(slice, &endpoint.address).is_none());
+        if let Some(first) = unreadable.next() {
+            problems.push(Problem::EndpointAddresses {
+                slice: slice.name.clone(),
+                example: first.address.clone(),
+                count: 1 + unreadable.count(),
+            });
+        }
         let endpoints = slice
             .endpoints
             .iter()
             .filter_map(|endpoint| {
-                let address = parse_address(&endpoint.address)
-                    .filter(|address| Family::of(*address) == slice.family)?;
                 let ready = endpoint.ready.unwrap_or(true);
+                let hinted = !endpoint.zone_hints.is_empty() || !endpoint.node_hints.is_empty();
                 Some(Known {
-                    address,
+                    address: slice_address(slice, &endpoint.address)?,
                     ready,
                     serving: endpoint.serving.unwrap_or(ready),
                     terminating: endpoint.terminating.unwrap_or(false),
                     node: endpoint.node.as_deref().map(|node| names.get(node)),
-                    zone_hints: names.list(&endpoint.zone_hints),
-                    node_hints: names.list(&endpoint.node_hints),
+                    hints: hinted.then(|| {
+                        Box::new(Hints {
+                            zones: names.list(&endpoint.zone_hints),
+                            nodes: names.list(&endpoint.node_hints),
+                        })
+                    }),
                 })
             })
             .collect();
         Slice {
+            name: slice.name.as_str().into(),
             family: slice.family,
             ports,
             endpoints,
+            problems: problems.into(),
         }
     }
 
     /// Works out a Service anew and notes what differs.
     fn recompute(&mut self, name: &ServiceName) {
-        let Some(mut entry) = self.entries.remove(name) else {
+        let Some((name, mut entry)) = self.entries.remove_entry(name) else {
             return;
         };
-        let (frontends, addresses, local) = compute(&entry, name, &self.facts);
+        let (frontends, computed) = compute(&entry, &name, &self.facts, &self.node_port_addresses);
+        let old = std::mem::replace(&mut entry.computed, computed);
+        let new = &entry.computed;
 
-        recount(
-            &mut self.cluster_ips,
-            &mut self.changes.cluster_ips,
-            &entry.addresses,
-            &addresses,
-        );
-        recount(
-            &mut self.local_endpoints,
-            &mut self.changes.local_endpoints,
-            &entry.local,
-            &local,
-        );
-        entry.addresses = addresses;
-        entry.local = local;
-
-        let old = std::mem::take(&mut entry.claims);
-        for key in &old {
-            if !frontends.contains_key(key)
-                && let Some(claims) = self.frontends.get_mut(key)
-            {
-                claims.retain(|claim| *claim.service != *name);
-                if claims.is_empty() {
-                    self.frontends.remove(key);
-                }
-                self.changes.frontends.insert(*key);
+        let mut external = HashSet::new();
+        for (counts, changed, old, new) in [
+            (
+                &mut self.cluster_ips,
+                &mut self.changes.cluster_ips,
+                &old.cluster_ips,
+                &new.cluster_ips,
+            ),
+            (
+                &mut self.external_ips,
+                &mut external,
+                &old.external_ips,
+                &new.external_ips,
+            ),
+            (
+                &mut self.local_endpoints,
+                &mut self.changes.local_endpoints,
+                &old.local,
+                &new.local,
+            ),
+        ] {
+            recount(counts, changed, old, new);
+        }
+        if old.health_check != new.health_check {
+            let checks = Arc::make_mut(&mut self.health_checks);
+            match new.health_check {
+                Some(check) => checks.insert((*name).clone(), check),
+                None => checks.remove(&*name),
+            };
+        }
+        for key in &old.claims {
+            if new.claims.binary_search(key).is_err() {
+                self.unclaim(key, &name);
             }
         }
         for (key, frontend) in frontends {
-            entry.claims.push(key);
-            let claims = self.frontends.entry(key).or_default();
-            match claims.binary_search_by(|claim| claim.service.as_ref().cmp(name)) {
-                Ok(place) if claims[place] == frontend => continue,
-                Ok(place) => claims[place] = frontend,
-                Err(place) => claims.insert(place, frontend),
-            }
-            if claims.len() > 1 {
-                tracing::warn!(
-                    address = %key.address,
-                    port = key.port,
-                    protocol = ?key.protocol,
-                    holder = %claims[0].service,
-                    service = %name,
-                    "two Services claim the same address and port"
-                );
-            }
-            self.changes.frontends.insert(key);
+            self.claim(key, frontend);
         }
-        if entry.service.is_some() || !entry.slices.is_empty() {
-            self.entries.insert(name.clone(), entry);
+        let addresses_moved =
+            old.cluster_ips != new.cluster_ips || old.external_ips != new.external_ips;
+        let was_troubled = entry.troubled;
+        let known = entry.service.is_some() || !entry.slices.is_empty();
+        entry.troubled = known && !self.problems_of(&name, &entry).is_empty();
+        if was_troubled || entry.troubled {
+            self.reports.insert(Arc::clone(&name));
+        }
+        if known {
+            self.entries.insert(name, entry);
+        }
+        // Node ports do not answer at a Service's address that the node happens to have.
+        if addresses_moved && self.facts.node_port_addresses == NodePortAddresses::All {
+            let addresses = self.wanted_node_port_addresses();
+            if addresses != self.node_port_addresses {
+                self.node_port_addresses = addresses;
+                self.recompute_those(has_node_port);
+            }
         }
     }
+
+    /// A Service wants a frontend. The first by name gets it.
+    fn claim(&mut self, key: FrontendKey, frontend: Frontend) {
+        let Some(holder) = self.frontends.get_mut(&key) else {
+            self.frontends.insert(key, frontend);
+            self.changes.frontends.insert(key);
+            return;
+        };
+        if holder.service == frontend.service {
+            if *holder != frontend {
+                *holder = frontend;
+                self.changes.frontends.insert(key);
+            }
+            return;
+        }
+        let loser = if frontend.service < holder.service {
+            self.changes.frontends.insert(key);
+            std::mem::replace(holder, frontend)
+        } else {
+            frontend
+        };
+        let waiting = self.waiting.entry(key).or_default();
+        // One that waited and comes first now waits no more.
+        waiting.remove(&holder.service);
+        self.reports.insert(Arc::clone(&loser.service));
+        waiting.insert(Arc::clone(&loser.service), loser);
+    }
+
+    /// A Service wants a frontend no more: who waits longest by name gets it.
+    fn unclaim(&mut self, key: &FrontendKey, name: &Arc<ServiceName>) {
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            waiting.remove(name);
+            if self.frontends.get(key).is_some_and(|f| f.service == *name)
+                && let Some((_, next)) = waiting.pop_first()
+            {
+                self.reports.extend(waiting.keys().cloned());
+                self.reports.insert(Arc::clone(&next.service));
+                self.frontends.insert(*key, next);
+                self.changes.frontends.insert(*key);
+            }
+            if waiting.is_empty() {
+                self.waiting.remove(key);
+            }
+        }
+        if self.frontends.get(key).is_some_and(|f| f.service == *name) {
+            self.frontends.remove(key);
+            self.changes.frontends.insert(*key);
+        }
+    }
+}
+
+fn has_node_port(service: &Wanted) -> bool {
+    service.ports.iter().any(|port| port.node_port.is_some())
+}
+
+const fn is_link_local(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// The families of cluster addresses, in order.
+fn families(cluster_ips: &[IpAddr]) -> impl Iterator<Item = Family> {
+    Family::ALL
+        .into_iter()
+        .filter(|family| cluster_ips.iter().any(|a| Family::of(*a) == *family))
+}
+
+fn slice_address(slice: &EndpointSlice, text: &str) -> Option<IpAddr> {
+    parse_address(text).filter(|address| Family::of(*address) == slice.family)
+}
+
+/// Who may use load-balancer addresses of each family. An entry of the other
+/// family is as if it were not there; one that cannot be read admits nobody, but
+/// a filter remains a filter.
+fn read_sources(texts: &[String], problems: &mut Vec<Problem>) -> [Option<Arc<[IpNet]>>; 2] {
+    let mut ranges = Vec::new();
+    let mut unreadable = false;
+    for text in texts.iter().filter(|text| !text.trim().is_empty()) {
+        match parse_range(text) {
+            Some(range) => ranges.push(range),
+            None => {
+                unreadable = true;
+                problems.push(Problem::SourceRange { text: text.clone() });
+            }
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    Family::ALL.map(|family| {
+        let own: Vec<IpNet> = ranges
+            .iter()
+            .filter(|range| Family::of(range.addr()) == family)
+            .copied()
+            .collect();
+        let everybody = own.iter().any(|range| range.prefix_len() == 0);
+        (!everybody && (unreadable || !own.is_empty())).then(|| own.into())
+    })
 }
 
 /// Moves counts from an old list of addresses to a new one; notes those that
@@ -488,47 +978,51 @@ fn recount(
     }
 }
 
-type Computed = (BTreeMap<FrontendKey, Frontend>, Vec<IpAddr>, Vec<IpAddr>);
-
-/// The frontends, cluster addresses and local endpoints of one Service.
-fn compute(entry: &Entry, name: &ServiceName, facts: &NodeFacts) -> Computed {
+/// What one Service comes to.
+fn compute(
+    entry: &Entry,
+    name: &Arc<ServiceName>,
+    facts: &NodeFacts,
+    node_port_addresses: &[IpAddr],
+) -> (BTreeMap<FrontendKey, Frontend>, Computed) {
     let mut frontends = BTreeMap::new();
-    let Some(service) = entry.service.as_ref().filter(|service| !service.foreign) else {
-        return (frontends, Vec::new(), Vec::new());
+    let mut computed = Computed::default();
+    let Some(service) = entry
+        .service
+        .as_deref()
+        .filter(|service| service.not_programmed().is_none())
+    else {
+        return (frontends, computed);
     };
-    let mut addresses: Vec<IpAddr> = service
-        .cluster_ips
-        .iter()
-        .filter_map(|text| parse_address(text))
-        .collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    if addresses.is_empty() {
-        return (frontends, addresses, Vec::new());
-    }
-    let external: Vec<IpAddr> = service
-        .external_ips
-        .iter()
-        .filter_map(|text| parse_address(text))
-        .collect();
-    let service_name = Arc::new(name.clone());
+    let permitted = |address: &IpAddr| {
+        facts
+            .external_ip_cidrs
+            .iter()
+            .any(|range| range.contains(address))
+    };
+    let (external, refused): (Vec<IpAddr>, Vec<IpAddr>) =
+        service.external_ips.iter().partition(|ip| permitted(ip));
     let mut local = Vec::new();
-    for family in Family::ALL {
-        if !addresses.iter().any(|a| Family::of(*a) == family) {
-            continue;
-        }
+    let mut local_endpoints = 0;
+    for family in families(&service.cluster_ips) {
+        let of_family = |list: &[IpAddr]| -> Vec<IpAddr> {
+            list.iter()
+                .copied()
+                .filter(|a| Family::of(*a) == family)
+                .collect()
+        };
+        let mut ready_here = BTreeSet::new();
         for port in &service.ports {
-            let endpoints = collect(entry, facts, family, (&port.name, port.protocol));
-            local.extend(
-                endpoints
-                    .iter()
-                    .filter(|(_, state)| state.local)
-                    .map(|(backend, _)| backend.address),
-            );
-            let cluster: Arc<[Backend]> = cluster_list(&endpoints).into();
-            let near: Arc<[Backend]> = local_list(&endpoints).into();
-            let none: Arc<[Backend]> = Arc::new([]);
-            let serving: Vec<Backend> = endpoints
+            let candidates = collect(entry, facts, family, port);
+            for (backend, state) in candidates.iter().filter(|(_, state)| state.local) {
+                local.push(backend.address);
+                if state.ready {
+                    ready_here.insert(backend.address);
+                }
+            }
+            let cluster: Arc<[Backend]> = used(&candidates, judge_cluster(&candidates)).into();
+            let near: Arc<[Backend]> = used(&candidates, judge_local(&candidates)).into();
+            let serving: Vec<Backend> = candidates
                 .iter()
                 .filter(|(_, state)| state.serving)
                 .map(|(backend, _)| *backend)
@@ -538,11 +1032,11 @@ fn compute(entry: &Entry, name: &ServiceName, facts: &NodeFacts) -> Computed {
             } else {
                 serving.into()
             };
-            let port_name: Arc<str> = port.name.as_str().into();
             let mut claim = |address: IpAddr, number: u16, kind: FrontendKind| {
-                let policy = match kind {
-                    FrontendKind::Cluster => service.internal_policy,
-                    FrontendKind::External => service.external_policy,
+                let policy = if kind.is_external() {
+                    service.external_policy
+                } else {
+                    service.internal_policy
                 };
                 let key = FrontendKey {
                     address,
@@ -550,59 +1044,73 @@ fn compute(entry: &Entry, name: &ServiceName, facts: &NodeFacts) -> Computed {
                     port: number,
                 };
                 frontends.entry(key).or_insert_with(|| Frontend {
-                    service: Arc::clone(&service_name),
-                    port_name: Arc::clone(&port_name),
+                    service: Arc::clone(name),
+                    port_name: Arc::clone(&port.name),
                     kind,
                     policy,
                     cluster: Arc::clone(&cluster),
                     local: match policy {
                         TrafficPolicy::Local => Arc::clone(&near),
-                        TrafficPolicy::Cluster => Arc::clone(&none),
+                        TrafficPolicy::Cluster => Arc::default(),
                     },
                     serving: Arc::clone(&serving),
+                    affinity: service.affinity,
+                    sources: match kind {
+                        FrontendKind::LoadBalancer => service.sources[family as usize].clone(),
+                        _ => None,
+                    },
                 });
             };
-            let of_family = |list: &[IpAddr]| -> Vec<IpAddr> {
-                list.iter()
-                    .copied()
-                    .filter(|a| Family::of(*a) == family)
-                    .collect()
-            };
-            if port.port != 0 {
-                for address in of_family(&addresses) {
-                    claim(address, port.port, FrontendKind::Cluster);
-                }
-                for address in of_family(&external) {
-                    claim(address, port.port, FrontendKind::External);
+            if let Some(number) = port.port {
+                for (list, kind) in [
+                    (&*service.cluster_ips, FrontendKind::ClusterIp),
+                    (&*service.load_balancer_ips, FrontendKind::LoadBalancer),
+                    (&*external, FrontendKind::ExternalIp),
+                ] {
+                    for address in of_family(list) {
+                        claim(address, number, kind);
+                    }
                 }
             }
-            if let Some(node_port) = port.node_port.filter(|number| *number != 0) {
-                for address in of_family(&facts.addresses) {
-                    claim(address, node_port, FrontendKind::External);
+            if let Some(node_port) = port.node_port {
+                for address in of_family(node_port_addresses) {
+                    claim(address, node_port, FrontendKind::NodePort);
                 }
             }
         }
+        local_endpoints = local_endpoints.max(ready_here.len());
     }
     local.sort_unstable();
     local.dedup();
-    (frontends, addresses, local)
+    computed.claims = frontends.keys().copied().collect();
+    computed.cluster_ips = service.cluster_ips.clone();
+    computed.external_ips = service
+        .load_balancer_ips
+        .iter()
+        .chain(&external)
+        .copied()
+        .collect();
+    computed.local = local.into();
+    computed.refused = refused.into();
+    computed.health_check = service
+        .health_check_node_port
+        .filter(|_| service.external_policy == TrafficPolicy::Local)
+        .map(|port| HealthCheck {
+            port,
+            local_endpoints,
+        });
+    (frontends, computed)
 }
 
 /// The endpoints of one port over all slices, sorted, each address and port
-/// once. Where an address appears twice, because it was given to a new pod
-/// while the old one's slice still names it, the entry that lives wins.
-fn collect(
-    entry: &Entry,
-    facts: &NodeFacts,
-    family: Family,
-    (port, protocol): (&str, Protocol),
-) -> Vec<(Backend, State)> {
+/// once.
+fn collect(entry: &Entry, facts: &NodeFacts, family: Family, port: &Port) -> Vec<Candidate> {
     let mut found: BTreeMap<Backend, State> = BTreeMap::new();
-    for slice in entry.slices.values().filter(|s| s.family == family) {
+    for slice in entry.slices.iter().filter(|s| s.family == family) {
         for (_, _, number) in slice
             .ports
             .iter()
-            .filter(|(name, p, _)| **name == *port && *p == protocol)
+            .filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol)
         {
             for endpoint in &slice.endpoints {
                 let backend = Backend {
@@ -620,61 +1128,13 @@ fn collect(
     found.into_iter().collect()
 }
 
-/// Which of two entries for one address counts; the same whichever came first.
-fn better(a: State, b: State) -> State {
-    let rank = |s: &State| {
-        (
-            !s.terminating,
-            s.ready,
-            s.serving,
-            s.local,
-            s.node_hint as u8,
-            s.zone_hint as u8,
-        )
-    };
-    if rank(&b) > rank(&a) { b } else { a }
-}
-
-/// Usable endpoints of the whole cluster: the ready ones, narrowed to the
-/// nearest that hints name; if none is ready, those that still serve while
-/// they end.
-fn cluster_list(endpoints: &[(Backend, State)]) -> Vec<Backend> {
-    let ready: Vec<&(Backend, State)> = endpoints.iter().filter(|(_, s)| s.ready).collect();
-    if ready.is_empty() {
-        return endpoints
-            .iter()
-            .filter(|(_, s)| s.serving && s.terminating)
-            .map(|(backend, _)| *backend)
-            .collect();
-    }
-    let hinted = |hint: fn(&State) -> Hint| {
-        ready.iter().all(|(_, s)| hint(s) != Hint::Absent)
-            && ready.iter().any(|(_, s)| hint(s) == Hint::Here)
-    };
-    let keep: fn(&State) -> bool = if hinted(|s| s.node_hint) {
-        |s| s.node_hint == Hint::Here
-    } else if hinted(|s| s.zone_hint) {
-        |s| s.zone_hint == Hint::Here
-    } else {
-        |_| true
-    };
-    ready
-        .into_iter()
-        .filter(|(_, s)| keep(s))
-        .map(|(backend, _)| *backend)
-        .collect()
-}
-
-/// Usable endpoints on this node: the ready ones, or else those that still
-/// serve while they end.
-fn local_list(endpoints: &[(Backend, State)]) -> Vec<Backend> {
-    let here = || endpoints.iter().filter(|(_, s)| s.local);
-    let ready: Vec<Backend> = here().filter(|(_, s)| s.ready).map(|(b, _)| *b).collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    here()
-        .filter(|(_, s)| s.serving && s.terminating)
-        .map(|(b, _)| *b)
-        .collect()
+/// The node of an endpoint: of several entries, that of one that lives.
+fn node_of(entry: &Entry, address: IpAddr) -> Option<Arc<str>> {
+    entry
+        .slices
+        .iter()
+        .flat_map(|slice| &slice.endpoints)
+        .filter(|known| known.address == address)
+        .min_by_key(|known| known.terminating)
+        .and_then(|known| known.node.clone())
 }

@@ -53,8 +53,8 @@ fn service() -> impl Strategy<Value = Service> {
             (
                 0..2usize,
                 protocol(),
-                80..82u16,
-                proptest::option::of(30000..30003u16),
+                80..82i32,
+                proptest::option::of(30000..30003i32),
             ),
             1..3,
         ),
@@ -72,7 +72,6 @@ fn service() -> impl Strategy<Value = Service> {
                 Service {
                     name: ServiceName::new("default", format!("s{name}")),
                     cluster_ips,
-                    external_ips: Vec::new(),
                     ports: ports
                         .into_iter()
                         .map(|(name, protocol, port, node_port)| ServicePort {
@@ -85,6 +84,7 @@ fn service() -> impl Strategy<Value = Service> {
                     internal_policy,
                     external_policy,
                     foreign,
+                    ..Service::default()
                 }
             },
         )
@@ -102,7 +102,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
         0..4usize,
         0..3usize,
         any::<bool>(),
-        (0..2usize, protocol(), 8080..8082u16),
+        (0..2usize, protocol(), 8080..8082i32),
         proptest::collection::vec(endpoint, 0..6),
     )
         .prop_map(

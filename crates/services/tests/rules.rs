@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use TrafficPolicy::{Cluster, Local};
+use TrafficPolicy::Local;
 use podwire_services::compile::Number;
 use podwire_services::difference::{Shadow, difference, everything};
 use podwire_services::simulate::{Verdict, planned, simulate};
@@ -79,6 +79,7 @@ fn facts() -> NodeFacts {
             ip("fd00:64::12"),
         ],
         service_cidrs: cidrs(&["10.96.0.0/12", "fd00:96::/112"]),
+        ..NodeFacts::default()
     }
 }
 
@@ -86,16 +87,14 @@ fn service() -> Service {
     Service {
         name: ServiceName::new("default", "web"),
         cluster_ips: vec![V4.cluster_ip.to_owned(), V6.cluster_ip.to_owned()],
-        external_ips: vec![V4.external_ip.to_owned(), V6.external_ip.to_owned()],
+        load_balancer_ips: vec![V4.external_ip.to_owned(), V6.external_ip.to_owned()],
         ports: vec![ServicePort {
             name: "http".to_owned(),
             protocol: Protocol::Tcp,
-            port: PORT,
-            node_port: Some(NODE_PORT),
+            port: PORT.into(),
+            node_port: Some(NODE_PORT.into()),
         }],
-        internal_policy: Cluster,
-        external_policy: Cluster,
-        foreign: false,
+        ..Service::default()
     }
 }
 
@@ -108,7 +107,7 @@ fn slice(name: &str, family: Family, endpoints: Vec<Endpoint>) -> EndpointSlice 
         ports: vec![SlicePort {
             name: "http".to_owned(),
             protocol: Protocol::Tcp,
-            port: Some(TARGET),
+            port: Some(TARGET.into()),
         }],
         endpoints,
     }
@@ -492,7 +491,7 @@ fn a_service_of_one_family_has_frontends_of_one_family() {
     let table = table(
         Service {
             cluster_ips: vec![V6.cluster_ip.to_owned()],
-            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
             ..service()
         },
         local_and_remote,
@@ -631,7 +630,7 @@ fn the_plan_can_be_read() {
     let mut table = Table::new(facts());
     table.set_service(Service {
         cluster_ips: vec![V4.cluster_ip.to_owned()],
-        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
         external_policy: Local,
         ..service()
     });

@@ -318,8 +318,10 @@ fn one(key: &FrontendKey, frontend: &Frontend, facts: &NodeFacts, part: &mut Par
     let port = Port::of(key, frontend);
     let (cluster, local) = (&*frontend.cluster, &*frontend.local);
     let what = match frontend.kind {
-        FrontendKind::Cluster => "cluster address",
-        FrontendKind::External => "external",
+        FrontendKind::ClusterIp => "cluster address",
+        FrontendKind::NodePort => "node port",
+        FrontendKind::LoadBalancer => "load balancer",
+        FrontendKind::ExternalIp => "external",
     };
     let title = comment(&format!("{} {what}", port.title));
     let covered = facts
@@ -332,28 +334,28 @@ fn one(key: &FrontendKey, frontend: &Frontend, facts: &NodeFacts, part: &mut Par
         key.port,
         protocol = port.protocol,
     );
-    let target = match (frontend.kind, frontend.policy) {
-        (FrontendKind::Cluster, TrafficPolicy::Local) => {
+    let target = match (frontend.kind.is_external(), frontend.policy) {
+        (false, TrafficPolicy::Local) => {
             (!local.is_empty()).then(|| port.choose("SVL", local, part))
         }
         (_, TrafficPolicy::Cluster) => {
             (!cluster.is_empty()).then(|| port.choose("SVC", cluster, part))
         }
-        (FrontendKind::External, TrafficPolicy::Local) => {
+        (true, TrafficPolicy::Local) => {
             (!cluster.is_empty() || !local.is_empty()).then(|| split(&port, facts, part))
         }
     };
     let elsewhere =
         frontend.policy == TrafficPolicy::Local && local.is_empty() && !cluster.is_empty();
     // Without an endpoint, or with one that not everybody may use.
-    let refusal = match (&target, elsewhere, frontend.kind) {
+    let refusal = match (&target, elsewhere, frontend.kind.is_external()) {
         (_, true, _) => Some("DROP"),
-        (None, false, FrontendKind::External) => Some(REFUSE),
+        (None, false, true) => Some(REFUSE),
         // At a cluster address all is refused that is not taken.
-        (None, false, FrontendKind::Cluster) | (Some(_), false, _) => None,
+        (None, false, false) | (Some(_), false, _) => None,
     };
     if let Some(verdict) = refusal {
-        let list = if frontend.kind == FrontendKind::Cluster || covered {
+        let list = if !frontend.kind.is_external() || covered {
             Shared::Unserved
         } else {
             Shared::Firewall
@@ -371,7 +373,7 @@ fn one(key: &FrontendKey, frontend: &Frontend, facts: &NodeFacts, part: &mut Par
             part.lines.push((Shared::Masquerade, rule));
         }
     }
-    if frontend.kind == FrontendKind::Cluster {
+    if !frontend.kind.is_external() {
         // Whatever else is sent to the address.
         let address = host(key.address);
         push_once(part, Shared::Unserved, format!("-d {address} -j {REFUSE}"));
@@ -443,13 +445,13 @@ fn masquerade(
         key.address,
         key.port,
     );
-    match (frontend.kind, frontend.policy) {
-        (FrontendKind::Cluster, _) if covered => None,
-        (FrontendKind::Cluster, _) => Some(format!("{original} -g {MASQUERADE_CLUSTER}")),
-        (FrontendKind::External, TrafficPolicy::Cluster) => {
+    match (frontend.kind.is_external(), frontend.policy) {
+        (false, _) if covered => None,
+        (false, _) => Some(format!("{original} -g {MASQUERADE_CLUSTER}")),
+        (true, TrafficPolicy::Cluster) => {
             Some(format!("{original} {MASQUERADE_TARGET}"))
         }
-        (FrontendKind::External, TrafficPolicy::Local) => Some(format!(
+        (true, TrafficPolicy::Local) => Some(format!(
             "{original} -m addrtype --src-type LOCAL {MASQUERADE_TARGET}"
         )),
     }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use linux::namespace::NetworkNamespace;
 use podwire_services::{
     Endpoint, EndpointSlice, Family, NodeFacts, Protocol, Service, ServiceName, ServicePort,
-    SlicePort, TrafficPolicy,
+    SlicePort,
 };
 
 /// A namespace that external programs can be run in: a sleeping process holds it.
@@ -194,6 +194,7 @@ impl World {
             cluster_cidrs: ["10.200.0.0/16", "fd00:200::/48"].map(cidr).to_vec(),
             node_addresses: vec![address(NODE4), address(NODE6)],
             service_cidrs: ["10.96.0.0/12", "fd00:96::/112"].map(cidr).to_vec(),
+            ..NodeFacts::default()
         }
     }
 
@@ -211,11 +212,10 @@ fn cidr(text: &str) -> ipnet::IpNet {
 }
 
 /// A Service with one TCP and one UDP port of the same number.
-pub fn service(name: &str, ips: &[&str], port: u16, node_port: Option<u16>) -> Service {
+pub fn service(name: &str, ips: &[&str], port: i32, node_port: Option<i32>) -> Service {
     Service {
         name: ServiceName::new("default", name),
         cluster_ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
-        external_ips: Vec::new(),
         ports: [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]
             .into_iter()
             .map(|(name, protocol)| ServicePort {
@@ -225,14 +225,12 @@ pub fn service(name: &str, ips: &[&str], port: u16, node_port: Option<u16>) -> S
                 node_port,
             })
             .collect(),
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        foreign: false,
+        ..Service::default()
     }
 }
 
 /// A slice of ready endpoints on this node.
-pub fn slice(service: &str, name: &str, addresses: &[&str], port: u16) -> EndpointSlice {
+pub fn slice(service: &str, name: &str, addresses: &[&str], port: i32) -> EndpointSlice {
     EndpointSlice {
         namespace: "default".to_owned(),
         name: name.to_owned(),
