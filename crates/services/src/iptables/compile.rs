@@ -448,9 +448,7 @@ fn masquerade(
     match (frontend.kind.is_external(), frontend.policy) {
         (false, _) if covered => None,
         (false, _) => Some(format!("{original} -g {MASQUERADE_CLUSTER}")),
-        (true, TrafficPolicy::Cluster) => {
-            Some(format!("{original} {MASQUERADE_TARGET}"))
-        }
+        (true, TrafficPolicy::Cluster) => Some(format!("{original} {MASQUERADE_TARGET}")),
         (true, TrafficPolicy::Local) => Some(format!(
             "{original} -m addrtype --src-type LOCAL {MASQUERADE_TARGET}"
         )),
