@@ -3,18 +3,19 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipam::{Attachment, Range, RangeSet};
+use ipam::{Attachment, NodeRanges, Range, RangeSet};
 use ipnet::IpNet;
 use linux::link::{self, MacAddress, MacvlanMode};
-use serde::Deserialize;
-use serde_json::Value;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::arguments::{Extra, valid_identifier};
 use crate::error::Error;
 use crate::version::Version;
 
 /// How pods are attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
     /// To a bridge of the node, whose addresses are the pods' gateways.
@@ -87,72 +88,178 @@ pub struct Configuration {
 }
 
 /// A route as `ipam.routes` has it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct ConfiguredRoute {
     /// Destination.
+    #[schemars(with = "String")]
     pub dst: IpNet,
     /// Next hop; the default gateway of the family when absent.
     #[serde(default)]
     pub gw: Option<IpAddr>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// Configuration of podwire-cni, one entry of a config list's `plugins`. Keys that are not
+/// described here are left to others.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(rename = "podwire-cni")]
 struct Raw {
-    #[serde(default)]
-    attach: Option<Value>,
-    #[serde(default)]
+    /// Version of the CNI specification, of this configuration and of the result. A config list
+    /// has it once for all its plugins.
+    #[schemars(schema_with = "versions")]
+    cni_version: String,
+    /// The network's name; a config list has it once for all its plugins. Letters, digits, '.',
+    /// '_' and '-' after a letter or digit.
+    #[schemars(regex(pattern = "^[a-zA-Z0-9][a-zA-Z0-9_.-]*$"))]
+    name: String,
+    /// Name of the plugin's binary.
+    #[serde(rename = "type")]
+    kind: String,
+    /// How pods are attached.
+    #[schemars(with = "AttachMode")]
+    attach: Value,
+    /// Largest packet in bytes, on both ends of a pod's interface; 0 is the agent's with the
+    /// node's own ranges, else the kernel's own default. IPv6 needs 1280.
+    #[schemars(range(min = 0, max = 65535))]
     mtu: u32,
-    #[serde(default)]
+    /// Name of the node's bridge that pods are attached to (attach bridge).
+    #[schemars(length(min = 1, max = 15))]
+    bridge: String,
+    /// No frames between pods below IP (attach bridge).
     isolate_ports: bool,
-    #[serde(default)]
+    /// The node's interface that pods are attached to (attach macvlan, which requires it).
+    #[schemars(length(min = 1, max = 15))]
     master: Option<String>,
-    #[serde(default)]
-    mode: Option<Value>,
-    #[serde(default)]
-    ipam: Option<RawIpam>,
-    #[serde(default)]
+    /// Whether macvlan pods of the node reach each other: "bridge", or not: "private".
+    #[schemars(schema_with = "macvlan_modes")]
+    mode: Value,
+    /// Where addresses come from, in host-local's shape.
+    ipam: RawIpam,
+    /// Name service of the pods, passed on as it is.
+    #[schemars(with = "Option<std::collections::BTreeMap<String, Value>>")]
     dns: Option<Value>,
-    #[serde(default)]
+    /// The result of the plugin before in the list, or of ADD. Runtimes give it.
+    #[schemars(with = "Option<std::collections::BTreeMap<String, Value>>")]
     prev_result: Option<Value>,
-    #[serde(default)]
+    /// What the runtime wants by capability. Runtimes give it.
     runtime_config: RuntimeConfig,
-    #[serde(default)]
+    /// What the user wants, in the specification's older way.
     args: Args,
 }
 
-#[derive(Debug, Default, Deserialize)]
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            cni_version: Version::V0_1_0.to_string(),
+            name: String::new(),
+            kind: String::new(),
+            attach: AttachMode::default().as_str().into(),
+            mtu: 0,
+            bridge: DEFAULT_BRIDGE.to_owned(),
+            isolate_ports: false,
+            master: None,
+            mode: "bridge".into(),
+            ipam: RawIpam::default(),
+            dns: None,
+            prev_result: None,
+            runtime_config: RuntimeConfig::default(),
+            args: Args::default(),
+        }
+    }
+}
+
+fn versions(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": Version::ALL.map(Version::as_str)})
+}
+
+fn macvlan_modes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": ["bridge", "private"]})
+}
+
+/// The JSON schema of a configuration, with a description and the default of
+/// every key (JSON Schema 2020-12).
+pub fn schema() -> Value {
+    let mut schema = schemars::schema_for!(Raw);
+    schema.insert("required".to_owned(), json!(["name", "type"]));
+    for key in ["name", "type"] {
+        // Required keys have no default.
+        if let Some(property) = schema.pointer_mut(&format!("/properties/{key}"))
+            && let Some(property) = property.as_object_mut()
+        {
+            property.remove("default");
+        }
+    }
+    schema.to_value()
+}
+
+/// Addresses of pods.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 struct RawIpam {
+    /// Name of the reference plugin this is in the shape of; podwire does its work itself.
+    #[serde(rename = "type")]
+    kind: String,
+    /// Sets of ranges: a pod gets one address of each set. At most one set of each family. Without
+    /// any, here or in `subnet`, the node's own ranges, which its agent knows.
     ranges: Vec<Vec<Range>>,
-    /// `host-local`'s first form: one range, beside the other keys.
+    /// One range, beside the other keys, in host-local's first form.
+    #[schemars(with = "Option<String>")]
     subnet: Option<IpNet>,
+    /// First address to hand out of `subnet` [default: its second].
     range_start: Option<IpAddr>,
+    /// Last address to hand out of `subnet` [default: its last but one].
     range_end: Option<IpAddr>,
+    /// The gateway in `subnet` [default: its first].
     gateway: Option<IpAddr>,
+    /// Routes of the pod besides the default routes.
     routes: Vec<ConfiguredRoute>,
+    /// Directory of the reservations. It must be gone with the boot, as the pods are.
+    data_dir: PathBuf,
+}
+
+impl Default for RawIpam {
+    fn default() -> Self {
+        Self {
+            kind: "host-local".to_owned(),
+            ranges: Vec::new(),
+            subnet: None,
+            range_start: None,
+            range_end: None,
+            gateway: None,
+            routes: Vec::new(),
+            data_dir: ipam::store::DEFAULT_ROOT.into(),
+        }
+    }
 }
 
 /// Capabilities that are understood; others are ignored, since a runtime gives
 /// only those that the configuration declares.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 struct RuntimeConfig {
+    /// Particular addresses, with or without prefix length.
     ips: Vec<String>,
+    /// A particular hardware address.
     mac: Option<String>,
+    /// More ranges, added to those of `ipam`.
     ip_ranges: Vec<Vec<Range>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// See the specification's CONVENTIONS.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
 struct Args {
+    /// Wishes that count when `runtimeConfig` has none.
     cni: CniArgs,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// Wishes of the user.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
 struct CniArgs {
+    /// Particular addresses, with or without prefix length.
     ips: Vec<String>,
+    /// A particular hardware address.
     mac: Option<String>,
 }
 
@@ -223,29 +330,27 @@ impl Configuration {
         let network = Network::parse(&value)?;
         let raw: Raw =
             serde_json::from_value(value).map_err(|error| Error::Decode(error.to_string()))?;
-        let attach = match raw.attach {
-            None => AttachMode::default(),
-            Some(mode) => serde_json::from_value(mode.clone()).map_err(|_| Error::Unsupported {
+        let attach =
+            serde_json::from_value(raw.attach.clone()).map_err(|_| Error::Unsupported {
                 key: "attach",
-                value: format!("{mode} (there are \"bridge\", \"routed\" and \"macvlan\")"),
-            })?,
-        };
+                value: format!(
+                    "{} (there are \"bridge\", \"routed\" and \"macvlan\")",
+                    raw.attach
+                ),
+            })?;
         if attach == AttachMode::Macvlan && !raw.master.as_deref().is_some_and(link::valid_name) {
             return Err(Error::Configuration(
                 "attach macvlan needs \"master\", the name of the node's interface to attach to"
                     .to_owned(),
             ));
         }
-        let mode = match raw.mode.as_ref().map(Value::as_str) {
-            None | Some(Some("" | "bridge")) => MacvlanMode::Bridge,
-            Some(Some("private")) => MacvlanMode::Private,
+        let mode = match raw.mode.as_str() {
+            Some("" | "bridge") => MacvlanMode::Bridge,
+            Some("private") => MacvlanMode::Private,
             _ => {
                 return Err(Error::Unsupported {
                     key: "mode",
-                    value: format!(
-                        "{} (there are \"bridge\" and \"private\")",
-                        raw.mode.unwrap_or_default()
-                    ),
+                    value: format!("{} (there are \"bridge\" and \"private\")", raw.mode),
                 });
             }
         };
@@ -256,7 +361,7 @@ impl Configuration {
                 raw.mtu
             )));
         }
-        let ipam = raw.ipam.unwrap_or_default();
+        let ipam = raw.ipam;
         let mut sets = ipam.ranges;
         if let Some(subnet) = ipam.subnet {
             sets.insert(
@@ -270,6 +375,18 @@ impl Configuration {
             );
         }
         sets.extend(raw.runtime_config.ip_ranges);
+        let node = if sets.is_empty() {
+            NodeRanges::read(&network.state)?.ok_or_else(|| {
+                Error::TryAgain(format!(
+                    "the configuration has no ipam.ranges, and the node's own ranges are not known \
+                     yet: its agent writes them to {} when it has learnt them",
+                    NodeRanges::path(&network.state).display()
+                ))
+            })?
+        } else {
+            NodeRanges::default()
+        };
+        sets.extend(node.ranges.iter().map(|range| vec![Range::of(*range)]));
         let ranges = RangeSet::all(&sets)?;
         for v4 in [true, false] {
             if ranges.iter().filter(|set| set.is_v4() == v4).count() > 1 {
@@ -279,7 +396,7 @@ impl Configuration {
                 ));
             }
         }
-        let mtu = (raw.mtu != 0).then_some(raw.mtu);
+        let mtu = (raw.mtu != 0).then_some(raw.mtu).or(node.mtu);
         if mtu.is_some_and(|mtu| mtu < 1280) && ranges.iter().any(|set| !set.is_v4()) {
             return Err(Error::Configuration(format!(
                 "mtu {} is too small for IPv6, which needs 1280",
@@ -405,6 +522,95 @@ mod tests {
         assert_eq!(configuration.attach, AttachMode::Routed);
         let first = configuration.ranges[0].addresses().next().unwrap();
         assert_eq!(first.to_string(), "10.0.0.50");
+    }
+
+    /// The schema of the key that a pointer such as `/ipam/dataDir` leads to.
+    fn key<'a>(schema: &'a Value, pointer: &str) -> &'a Value {
+        let mut at = schema;
+        for name in pointer.split('/').skip(1) {
+            at = &at["properties"][name];
+            if let Some(reference) = at["$ref"].as_str() {
+                let found = schema.pointer(reference.trim_start_matches('#')).unwrap();
+                // Beside a reference stands what is said of this use of it.
+                if name == pointer.rsplit('/').next().unwrap() {
+                    return at;
+                }
+                at = found;
+            }
+        }
+        at
+    }
+
+    #[test]
+    fn every_key_is_described_and_has_its_default() {
+        fn walk(schema: &Value, at: &str) {
+            for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+                let at = format!("{at}/{name}");
+                assert!(property["description"].is_string(), "{at}: {property}");
+                let required = schema["required"]
+                    .as_array()
+                    .is_some_and(|keys| keys.iter().any(|key| key == name));
+                let optional = property["type"]
+                    .as_array()
+                    .is_some_and(|t| t.contains(&json!("null")))
+                    || property["anyOf"].is_array();
+                assert!(
+                    required || optional || property.get("default").is_some(),
+                    "{at}: {property}"
+                );
+            }
+        }
+        let schema = schema();
+        walk(&schema, "");
+        for (name, definition) in schema["$defs"].as_object().unwrap() {
+            walk(definition, name);
+        }
+    }
+
+    #[test]
+    fn the_schemas_defaults_are_what_the_smallest_configuration_means() {
+        let schema = schema();
+        let default = |pointer: &str| key(&schema, pointer)["default"].clone();
+        let smallest =
+            json!({"name": "pods", "type": "podwire-cni", "ipam": {"subnet": "10.0.0.0/24"}});
+        let read = |value: Value| Configuration::parse(value, &Extra::default()).unwrap();
+        let small = read(smallest.clone());
+        assert_eq!(default("/cniVersion"), small.version.as_str());
+        assert_eq!(default("/attach"), small.attach.as_str());
+        assert_eq!(default("/bridge"), *small.network.bridge);
+        assert_eq!(default("/mtu"), small.mtu.unwrap_or(0));
+        assert_eq!(default("/isolatePorts"), small.isolate_ports);
+        assert_eq!(default("/ipam/dataDir"), json!(small.network.state));
+        // Written out, all of them together mean the same.
+        let mut written = smallest;
+        for name in schema["properties"].as_object().unwrap().keys() {
+            if written.get(name).is_none() {
+                written[name] = default(&format!("/{name}"));
+            }
+        }
+        written["ipam"]["dataDir"] = default("/ipam/dataDir");
+        assert_eq!(format!("{:?}", read(written)), format!("{small:?}"));
+    }
+
+    #[test]
+    fn without_ranges_the_nodes_own_are_used() {
+        let root = tempfile::tempdir().unwrap();
+        let value = json!({"name": "pods", "ipam": {"dataDir": root.path()}});
+        let read = || Configuration::parse(value.clone(), &Extra::default());
+        let error = read().unwrap_err();
+        assert_eq!(error.code(), 11);
+        assert!(error.to_string().contains("node.json"), "{error}");
+        let note = NodeRanges {
+            ranges: vec![
+                "10.200.7.0/24".parse().unwrap(),
+                "fd00:7::/64".parse().unwrap(),
+            ],
+            mtu: Some(1400),
+        };
+        note.write(root.path()).unwrap();
+        let configuration = read().unwrap();
+        assert_eq!(configuration.ranges.len(), 2);
+        assert_eq!(configuration.mtu, Some(1400));
     }
 
     #[test]

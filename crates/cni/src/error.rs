@@ -47,6 +47,9 @@ pub enum Error {
     /// All addresses are in use; one may come free.
     #[error("{0}")]
     Full(String),
+    /// What is needed is not there yet.
+    #[error("{0}; trying again later helps")]
+    TryAgain(String),
     /// ADD cannot be served now.
     #[error("{0}")]
     NotAvailable(String),
@@ -76,7 +79,7 @@ impl Error {
             Self::Io(_) => 5,
             Self::Decode(_) => 6,
             Self::Configuration(_) => 7,
-            Self::Full(_) => 11,
+            Self::Full(_) | Self::TryAgain(_) => 11,
             Self::NotAvailable(_) => 50,
             Self::Kernel(_) => 100,
             Self::Namespace(_) => 101,

@@ -103,7 +103,13 @@ fn errors_have_the_specifications_codes_and_name_what_is_wrong() {
         (with("mtu", json!(40)), 7, "mtu 40"),
         (with("mtu", json!(1200)), 7, "1280"),
         (with("bridge", json!("a/b")), 7, "a/b"),
-        (with("ipam", json!({})), 7, "ipam.ranges"),
+        (
+            with("ipam", json!({"dataDir": node.state.path()})),
+            11,
+            "ipam.ranges",
+        ),
+        (with("bridge", json!(5)), 6, "integer"),
+        (ipam(json!([])), 11, "node.json"),
         (ipam(json!([[{"subnet": "10.0.0.1/24"}]])), 7, "host bits"),
         (
             ipam(json!([[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.1.0/24"}]])),

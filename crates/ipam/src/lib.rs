@@ -5,9 +5,11 @@
 //! safe against the death of any process at any moment and gone with the boot.
 //! No kernel object is touched.
 
+pub mod node;
 pub mod ranges;
 pub mod store;
 
+pub use node::NodeRanges;
 pub use ranges::{Range, RangeSet};
 pub use store::{
     Attachment, Claim, Entry, Error, Hold, Lease, Pod, Releasing, Reservation, Reserved, Store,

@@ -3,13 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One range, as configured. Keys are those of `host-local`, plus `exclusions`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Range {
     /// The subnet the addresses belong to.
+    #[schemars(with = "String")]
     pub subnet: IpNet,
     /// First address to hand out; the subnet's second one when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -23,17 +25,18 @@ pub struct Range {
     pub gateway: Option<IpAddr>,
     /// Addresses and subnets never handed out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("default" = []))]
     pub exclusions: Vec<Exclusion>,
 }
 
 /// An address or a subnet that is not handed out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Exclusion {
     /// One address.
     Address(IpAddr),
     /// All addresses of a subnet.
-    Subnet(IpNet),
+    Subnet(#[schemars(with = "String")] IpNet),
 }
 
 impl Range {

@@ -1,5 +1,6 @@
 //! The podwire binary: the command line, and dispatch to the parts.
 
+mod config;
 mod install;
 mod ipam;
 mod output;
@@ -56,6 +57,8 @@ enum Command {
     Install(install::Install),
     /// Remove the CNI plugin from this node
     Uninstall(install::Uninstall),
+    /// What configurations may say
+    Config(config::Options),
     /// The addresses pods of this node hold, and what of them leaks
     Ipam(ipam::Options),
     /// Small network tools for examples and tests
@@ -96,6 +99,7 @@ fn run(command: Command) -> ExitCode {
         Command::Toolbox(options) => toolbox::report("podwire toolbox", toolbox::run(options)),
         Command::Install(options) => install::install(&options),
         Command::Uninstall(options) => install::uninstall(&options),
+        Command::Config(options) => config::run(&options),
         Command::Ipam(options) => ipam::run(&options),
         Command::Completion { shell } => output::print(&completion(shell)),
         Command::Version => {
