@@ -7,6 +7,8 @@
 pub mod address;
 pub mod conntrack;
 pub mod events;
+mod generic;
+pub mod ipvs;
 pub mod link;
 mod mac;
 pub mod mount;
@@ -18,6 +20,7 @@ pub mod nftables;
 pub mod process;
 pub mod route;
 pub mod sysctl;
+pub mod wireguard;
 
 /// The route protocol (`rtm_protocol`, see `/etc/iproute2/rt_protos`) that
 /// marks every route podwire makes, so that it can be listed and removed alone.

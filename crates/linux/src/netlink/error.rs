@@ -70,6 +70,19 @@ pub enum Error {
         /// How many attempts were made.
         attempts: u32,
     },
+    /// The kernel lacks a part that is needed.
+    #[error(
+        "cannot {purpose}: this kernel has no {feature}; load the module {module} \
+         (`modprobe {module}`) or run a kernel that has it"
+    )]
+    Missing {
+        /// What was being done, as a verb phrase.
+        purpose: String,
+        /// What is missing, in words.
+        feature: String,
+        /// The module that brings it.
+        module: String,
+    },
     /// An argument the kernel could not be asked with.
     #[error("cannot {purpose}: {reason}")]
     Argument {
@@ -88,7 +101,10 @@ impl Error {
             Self::Open { source, .. } | Self::Transport { source, .. } => {
                 Errno::from_io_error(source)
             }
-            Self::Malformed { .. } | Self::Unsettled { .. } | Self::Argument { .. } => None,
+            Self::Malformed { .. }
+            | Self::Unsettled { .. }
+            | Self::Missing { .. }
+            | Self::Argument { .. } => None,
         }
     }
 

@@ -53,6 +53,14 @@ impl Request {
         buffer.resize(start + align(buffer.len() - start), 0);
     }
 
+    /// The encoded message alone.
+    #[cfg(test)]
+    pub(crate) fn encoded(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.encode(1, &mut bytes);
+        bytes
+    }
+
     /// The same request as a dump.
     pub(super) fn with_flags(mut self, flags: u16) -> Self {
         self.flags |= flags;
