@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{Extra, valid_identifier};
 use crate::error::Error;
+use crate::log::{self, Level};
 use crate::version::Version;
 
 /// How pods are attached.
@@ -135,6 +136,13 @@ struct Raw {
     mode: Value,
     /// Where addresses come from, in host-local's shape.
     ipam: RawIpam,
+    /// File of the log, an absolute path; "" for none.
+    log_file: String,
+    /// What is logged: "off", "error" (operations that failed), "info" (also those that changed
+    /// something), "debug" (also those that only looked, and configurations).
+    log_level: Level,
+    /// Size of the log in bytes at which it is renamed to end in ".1", in place of the one before.
+    log_bytes: u64,
     /// Name service of the pods, passed on as it is.
     #[schemars(with = "Option<std::collections::BTreeMap<String, Value>>")]
     dns: Option<Value>,
@@ -160,6 +168,9 @@ impl Default for Raw {
             master: None,
             mode: "bridge".into(),
             ipam: RawIpam::default(),
+            log_file: log::DEFAULT_FILE.to_owned(),
+            log_level: Level::default(),
+            log_bytes: log::DEFAULT_BYTES,
             dns: None,
             prev_result: None,
             runtime_config: RuntimeConfig::default(),
@@ -581,6 +592,10 @@ mod tests {
         assert_eq!(default("/mtu"), small.mtu.unwrap_or(0));
         assert_eq!(default("/isolatePorts"), small.isolate_ports);
         assert_eq!(default("/ipam/dataDir"), json!(small.network.state));
+        let log = json!({
+            "logFile": default("/logFile"), "logLevel": default("/logLevel"), "logBytes": default("/logBytes"),
+        });
+        assert_eq!(log::Log::of(&log), log::Log::default());
         // Written out, all of them together mean the same.
         let mut written = smallest;
         for name in schema["properties"].as_object().unwrap().keys() {

@@ -17,6 +17,7 @@ pub mod bandwidth;
 pub mod configuration;
 pub mod error;
 pub mod install;
+pub mod log;
 pub mod plugin;
 pub mod reaper;
 pub mod result;

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipam::{Attachment, Claim, Lease, Reservation, Store};
 use linux::link;
@@ -14,6 +15,7 @@ use crate::arguments::{Arguments, Command, Extra};
 use crate::attach::{self, Order, Remains};
 use crate::configuration::{Configuration, Network, version_of};
 use crate::error::Error;
+use crate::log::{self, Level, Log};
 use crate::reaper;
 use crate::result::AddResult;
 use crate::version::Version;
@@ -31,6 +33,15 @@ pub(crate) const NOTE_NAMESPACE: &str = "namespace";
 /// Note of a reservation: the hardware address of the pod's interface.
 const NOTE_MAC: &str = "mac";
 
+/// What is known of an order before it is carried out, for its log line.
+struct Context {
+    /// The version of an error's JSON: the configuration's, once it is known.
+    version: String,
+    log: Log,
+    /// The configuration, where it is to be logged.
+    configuration: Option<String>,
+}
+
 /// Carries out the runtime's order. What goes to stdout is written to
 /// `output`: the result, or the error in the specification's form.
 ///
@@ -42,22 +53,70 @@ pub fn run(
     input: &mut dyn Read,
     output: &mut dyn Write,
 ) -> Result<(), Error> {
-    // The version of an error's JSON: the configuration's, once it is known.
-    let mut version = Version::LATEST.to_string();
-    let outcome = execute(variables, input, &mut version);
+    let start = Instant::now();
+    let mut context = Context {
+        version: Version::LATEST.to_string(),
+        log: Log::off(),
+        configuration: None,
+    };
+    let outcome = execute(variables, input, &mut context);
+    note(variables, &context, &outcome, start.elapsed());
     let text = match &outcome {
         Ok(None) => return Ok(()),
         Ok(Some(result)) => result.to_string(),
-        Err(error) => error.to_json(&version).to_string(),
+        Err(error) => error.to_json(&context.version).to_string(),
     };
     writeln!(output, "{text}").map_err(|error| Error::Io(format!("cannot answer: {error}")))?;
     outcome.map(|_| ())
 }
 
+/// Logs what was done.
+fn note(
+    variables: &dyn Fn(&str) -> Option<OsString>,
+    context: &Context,
+    outcome: &Result<Option<Value>, Error>,
+    took: Duration,
+) {
+    let variable = |name| {
+        variables(name)
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let command = variable("CNI_COMMAND");
+    let level = match (outcome, command.as_str()) {
+        (Err(_), _) => Level::Error,
+        (Ok(_), "ADD" | "DEL" | "GC") => Level::Info,
+        (Ok(_), _) => Level::Debug,
+    };
+    if !context.log.wants(level) {
+        return;
+    }
+    let mut text = command;
+    for name in ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS"] {
+        let value = variable(name);
+        if !value.is_empty() {
+            text.push_str(&format!(" {}={value}", name.trim_start_matches("CNI_")));
+        }
+    }
+    let what = match outcome {
+        Err(error) => format!("code {}: {error}", error.code()),
+        Ok(Some(result)) => result
+            .get("ips")
+            .map_or_else(|| "ok".to_owned(), |addresses| format!("ok {addresses}")),
+        Ok(None) => "ok".to_owned(),
+    };
+    text.push_str(&format!(": {what} ({})", log::milliseconds(took)));
+    if let Some(configuration) = &context.configuration {
+        text.push_str(&format!(" with {configuration}"));
+    }
+    context.log.write(level, &text);
+}
+
 fn execute(
     variables: &dyn Fn(&str) -> Option<OsString>,
     input: &mut dyn Read,
-    version: &mut String,
+    context: &mut Context,
 ) -> Result<Option<Value>, Error> {
     let command = Command::from_environment(variables)?;
     let mut text = Vec::new();
@@ -67,10 +126,18 @@ fn execute(
         .map_err(|error| Error::Io(format!("cannot read the configuration: {error}")))?;
     let value: Value =
         serde_json::from_slice(&text).map_err(|error| Error::Decode(error.to_string()))?;
+    if value.is_object() {
+        context.log = Log::of(&value);
+    }
+    if context.log.wants(Level::Debug) {
+        context.configuration = Some(value.to_string());
+    }
     if command == Command::Version {
         return Ok(Some(versions(&value)));
     }
-    version_of(&value)?.as_str().clone_into(version);
+    version_of(&value)?
+        .as_str()
+        .clone_into(&mut context.version);
     match command {
         Command::Add => {
             let arguments = Arguments::from_environment(variables)?;

@@ -349,6 +349,50 @@ fn a_full_pool_says_who_holds_it_and_status_that_it_is_full() {
         .ok();
 }
 
+#[test]
+fn the_log_tells_what_was_done_and_never_fails_it() {
+    let node = Node::new();
+    let mut configuration = node.configuration("routed");
+    let pod = Pod::new("one");
+    node.call("ADD", &configuration, &pod).ok();
+    node.call("ADD", &configuration, &pod).code();
+    node.plugin(&configuration, &[("CNI_COMMAND", "STATUS")])
+        .ok();
+    node.call("DEL", &configuration, &pod).ok();
+    let log = std::fs::read_to_string(node.state.path().join("cni.log")).unwrap();
+    let lines: Vec<_> = log.lines().collect();
+    assert_eq!(lines.len(), 3, "{log}");
+    for (line, words) in lines.iter().zip([
+        [
+            "info ADD CONTAINERID=one IFNAME=eth0",
+            "K8S_POD_NAME=one",
+            "10.200.1.2",
+        ],
+        [
+            "error ADD CONTAINERID=one",
+            "code 4",
+            "has an interface eth0 already",
+        ],
+        ["info DEL CONTAINERID=one", ": ok (", " ms)"],
+    ]) {
+        assert!(
+            words.iter().all(|word| line.contains(word)),
+            "{line}: {words:?}"
+        );
+    }
+    for unwritable in ["/proc/cni.log", "/dev/full", "relative", ""] {
+        configuration["logFile"] = json!(unwritable);
+        node.call("ADD", &configuration, &pod).ok();
+        let deleted = node.call("DEL", &configuration, &pod);
+        assert_eq!(
+            deleted.stderr.contains("cannot write the log"),
+            unwritable.starts_with('/'),
+            "{deleted:?}"
+        );
+        deleted.ok();
+    }
+}
+
 #[rstest]
 #[case::bridge("bridge")]
 #[case::routed("routed")]

@@ -93,6 +93,7 @@ impl Node {
     pub fn configuration(&self, attach: &str) -> Value {
         json!({
             "cniVersion": "1.1.0", "name": "pods", "type": "podwire-cni", "attach": attach,
+            "logFile": self.state.path().join("cni.log"),
             "ipam": {
                 "ranges": [[{"subnet": "10.200.1.0/24"}], [{"subnet": "fd00:200:0:1::/64"}]],
                 "dataDir": self.state.path(),
