@@ -7,6 +7,7 @@ use linux::link;
 use linux::netlink::Socket;
 use linux::nftables::{self, Batch, Family, Nftables};
 use routing::apply::OWN_INTERFACES;
+use services::ProxyMode;
 use services::compile::TABLE;
 
 use crate::error::Error;
@@ -20,13 +21,15 @@ pub struct Removed {
     pub routes: Vec<IpNet>,
     /// Whether there was an nftables table.
     pub table: bool,
+    /// Proxies other than nftables that had something there.
+    pub proxies: Vec<ProxyMode>,
     /// Names of interfaces.
     pub interfaces: Vec<String>,
 }
 
 /// Removes what podwire made: the CNI configuration (first, so that no new pod
-/// comes), routes of protocol 112, the nftables table `inet podwire`,
-/// interfaces whose names begin with `pw`. Pods lose their network.
+/// comes), routes of protocol 112, the nftables table `inet podwire`, what
+/// proxies of other modes made, interfaces whose names begin with `pw`. Pods lose their network.
 ///
 /// What is not there is no error, so it can be repeated.
 ///
@@ -38,6 +41,7 @@ pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
     let mut socket = Socket::open_route()?;
     removed.routes = routing::apply::remove_all(&mut socket)?;
     removed.table = remove_table()?;
+    removed.proxies = services::settings::remove_all()?;
     for link in link::list(&mut socket)? {
         if !link.name.starts_with(OWN_INTERFACES) {
             continue;

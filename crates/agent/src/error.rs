@@ -29,6 +29,9 @@ pub enum Error {
     /// The packet filter cannot be asked, or refuses.
     #[error("cannot remove podwire's nftables table: {0}")]
     Nftables(#[from] linux::nftables::Error),
+    /// What a proxy made could not be removed.
+    #[error("cannot remove the rules of Services: {0}")]
+    Services(#[from] services::Error),
     /// The CNI configuration could not be removed.
     #[error(transparent)]
     Install(#[from] cni::install::Error),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use services::iptables::Variant;
+use services::{ProxyMode, ProxySettings};
 
 /// How pods are attached to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -47,6 +49,24 @@ impl std::str::FromStr for NodePortAddress {
             }),
         }
     }
+}
+
+/// What brings Services into the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Proxy {
+    /// Maps of an nftables table: cost does not grow with the number of Services.
+    Nftables,
+    /// Chains of iptables, one rule for each frontend and endpoint.
+    Iptables,
+}
+
+/// Whose rules a packet meets: those of the two variants know nothing of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum IptablesVariant {
+    /// nf_tables.
+    Nft,
+    /// ip_tables.
+    Legacy,
 }
 
 /// Run a node's network: routes to the other nodes' pods, Services, CNI configuration.
@@ -95,6 +115,17 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Attach::Routed)]
     pub attach: Attach,
 
+    /// What brings Services into the kernel. Started with another one than
+    /// before, the agent changes over without a gap and removes what the one
+    /// before left.
+    #[arg(long, value_enum, default_value_t = Proxy::Nftables)]
+    pub proxy: Proxy,
+
+    /// Variant of iptables, for that proxy. Without it: the one that the node's
+    /// other programs use.
+    #[arg(long, value_enum, value_name = "VARIANT")]
+    pub iptables: Option<IptablesVariant>,
+
     /// Directory of the CNI configuration.
     #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
     pub cni_conf_dir: PathBuf,
@@ -114,6 +145,21 @@ pub struct Options {
 }
 
 impl Options {
+    /// Which proxy is to run, and how.
+    #[must_use]
+    pub(crate) fn proxy_settings(&self) -> ProxySettings {
+        ProxySettings {
+            mode: match self.proxy {
+                Proxy::Nftables => ProxyMode::Nftables,
+                Proxy::Iptables => ProxyMode::Iptables,
+            },
+            iptables: self.iptables.map(|variant| match variant {
+                IptablesVariant::Nft => Variant::Nft,
+                IptablesVariant::Legacy => Variant::Legacy,
+            }),
+        }
+    }
+
     /// The options of the agent of a node, each at its default.
     #[must_use]
     pub fn new(node: &str) -> Options {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use api::{AddressType, Event, Key};
 use ipnet::IpNet;
 use routing::service_range::ServiceRanges;
-use services::{NodeFacts, Proxy, ServiceName, Stats};
+use services::{NodeFacts, Proxy, ProxySettings, ServiceName, Stats};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::routes;
@@ -43,6 +43,7 @@ pub(crate) struct Report {
 
 /// Runs until nobody can send it anything any more.
 pub(crate) fn run(
+    settings: &ProxySettings,
     known_ranges: Vec<IpNet>,
     inbox: &Receiver<Message>,
     routes: &Sender<routes::Message>,
@@ -60,7 +61,7 @@ pub(crate) fn run(
         let now = Instant::now();
         let result = match &mut proxy {
             Some(proxy) => state.step(proxy, &mut backlog, due),
-            None => match Proxy::start(NodeFacts::default()) {
+            None => match Proxy::start_as(settings, NodeFacts::default()) {
                 Ok(started) => state.step(proxy.insert(started), &mut backlog, due),
                 Err(error) => Err(error),
             },

@@ -116,8 +116,9 @@ async fn agent(
         routes::run(table, attach, &routes_inbox, &reports)
     })?);
     let (ranges, to_routes, reports) = (options.service_cidr.clone(), routes.clone(), core.clone());
+    let settings = options.proxy_settings();
     threads.push(thread("services", move || {
-        proxy::run(ranges, &proxy_inbox, &to_routes, &reports);
+        proxy::run(&settings, ranges, &proxy_inbox, &to_routes, &reports);
     })?);
 
     let status = health::Shared::default();

@@ -264,6 +264,26 @@ impl Observed {
         (shadow, told)
     }
 
+    /// Puts into `batch` what takes all of ours away, and the table with it if
+    /// nothing else is in it.
+    pub(crate) fn remove(&self, batch: &mut Batch) {
+        let fixed = compile::chains();
+        let sets = compile::sets();
+        let ours = |name: &str| {
+            compile::is_number_chain(name) || fixed.iter().any(|chain| chain.name == name)
+        };
+        let others = self.chains.iter().any(|live| !ours(&live.name))
+            || self
+                .sets
+                .iter()
+                .any(|live| !sets.iter().any(|set| set.name == live.name));
+        match (self.table, others) {
+            (false, _) => {}
+            (true, false) => batch.delete_table(),
+            (true, true) => self.tear_down(batch, &fixed),
+        }
+    }
+
     /// Deletes all of ours, and nothing else that may be in the table.
     fn tear_down(&self, batch: &mut Batch, fixed: &[Chain]) {
         let ours: Vec<&LiveChain> = self

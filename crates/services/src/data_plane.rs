@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use crate::Error;
+use crate::iptables::Variant;
 use crate::model::FrontendKey;
 use crate::table::{Changes, Table};
 
@@ -17,13 +18,11 @@ pub enum ProxyMode {
     Nftables,
     /// Chains in the tables of iptables, one rule for each frontend and backend.
     Iptables,
-    /// Virtual servers of IPVS.
-    Ipvs,
 }
 
 impl ProxyMode {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Nftables, Self::Iptables, Self::Ipvs];
+    pub const ALL: [Self; 2] = [Self::Nftables, Self::Iptables];
 
     /// As command lines and reports name it.
     #[must_use]
@@ -31,7 +30,6 @@ impl ProxyMode {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
-            Self::Ipvs => "ipvs",
         }
     }
 }
@@ -60,10 +58,16 @@ pub struct Applied {
 /// One way of bringing the service table into the kernel.
 ///
 /// The first [`Self::sync`] adopts what a previous run left and changes only
-/// what differs. What it makes stays when it is dropped.
+/// what differs. What it makes stays when it is dropped;
+/// [`crate::settings::remove_all`] takes it away.
 pub trait DataPlane: fmt::Debug + Send {
     /// Which proxy this is.
     fn mode(&self) -> ProxyMode;
+
+    /// The variant of iptables in use, of that proxy.
+    fn variant(&self) -> Option<Variant> {
+        None
+    }
 
     /// Brings the kernel to the table: the frontends and addresses that
     /// `changes` names, or everything if the kernel's state is not known.

@@ -12,6 +12,7 @@
 //! - [`data_plane`]: what each proxy is to the rest;
 //! - [`nftables`]: the nftables proxy: applies differences, adopts what a previous run left, audits;
 //! - [`iptables`]: the iptables proxy;
+//! - [`settings`]: which proxy to run, and changing from one to another;
 //! - [`proxy`]: takes events, holds the table, and looks after conversations.
 
 mod adopt;
@@ -25,6 +26,7 @@ pub mod model;
 pub mod nftables;
 pub mod proxy;
 pub mod report;
+pub mod settings;
 pub mod simulate;
 pub mod table;
 
@@ -34,3 +36,4 @@ pub use model::{
     Service, ServiceName, ServicePort, SlicePort, TrafficPolicy,
 };
 pub use proxy::{Error, Proxy, Stats};
+pub use settings::ProxySettings;

@@ -179,3 +179,21 @@ impl DataPlane for NftablesDataPlane {
         self.sync(table, &Changes::default())
     }
 }
+
+/// Removes what this proxy made in the calling thread's network namespace: its
+/// chains and sets, and table `inet podwire` if nothing else is in it. Returns
+/// whether there was anything.
+///
+/// # Errors
+/// If the kernel cannot be read, or refuses.
+pub fn remove() -> Result<bool, Error> {
+    let mut nft = Nftables::open()?;
+    let observed = adopt::observe(&mut nft)?;
+    let mut batch = Batch::new(TableFamily::Inet, TABLE, Some(observed.generation));
+    observed.remove(&mut batch);
+    if batch.is_empty() {
+        return Ok(false);
+    }
+    nft.commit(batch)?;
+    Ok(true)
+}

@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 
 use linux::conntrack::{self, Conntrack};
+use linux::namespace::{self, NetworkNamespace};
 use linux::nftables;
 
 use crate::conversations;
 use crate::data_plane::{Applied, DataPlane, ProxyMode};
 use crate::iptables;
 use crate::model::{EndpointSlice, FrontendKey, NodeFacts, Service, ServiceName};
-use crate::nftables::NftablesDataPlane;
+use crate::settings::{self, ProxySettings};
 use crate::table::Table;
 
 /// Why Services could not be brought into the kernel.
@@ -22,6 +23,9 @@ pub enum Error {
     /// The programs of iptables are missing or refused.
     #[error("programming Services by iptables: {0}")]
     Iptables(#[from] iptables::program::Error),
+    /// A network namespace could not be entered.
+    #[error("entering the network namespace of Services: {0}")]
+    Namespace(#[from] namespace::Error),
     /// Conntrack cannot be used at all.
     #[error("looking after UDP conversations of Services: {0}")]
     Conntrack(#[from] conntrack::Error),
@@ -56,29 +60,36 @@ pub struct Proxy {
     conntrack: Conntrack,
     /// Frontends whose conversations are yet to be looked at.
     unchecked: HashSet<FrontendKey>,
+    namespace: NetworkNamespace,
+    /// Whether what other proxies left is gone.
+    alone: bool,
 }
 
 impl Proxy {
-    /// The nftables proxy: connects to the calling thread's network namespace
-    /// and reads what a previous run left there. Changes nothing yet: tell it
-    /// all Services and slices there are, then call [`Self::sync`].
+    /// The nftables proxy, see [`Self::start_as`].
     ///
     /// # Errors
-    /// If nftables cannot be used.
+    /// If nftables or conntrack cannot be used.
     pub fn start(facts: NodeFacts) -> Result<Self, Error> {
-        Self::with(Box::new(NftablesDataPlane::start()?), facts)
+        Self::start_as(&ProxySettings::new(ProxyMode::Nftables), facts)
     }
 
-    /// A proxy of any kind. Changes nothing yet, as [`Self::start`].
+    /// A proxy of any mode: connects to the calling thread's network namespace
+    /// and reads what a previous run left there. Changes nothing yet: tell it
+    /// all Services and slices there are, then call [`Self::sync`]. The first
+    /// sync also removes what a proxy of another mode left, once its own rules
+    /// are in force.
     ///
     /// # Errors
-    /// If conntrack cannot be used.
-    pub fn with(data_plane: Box<dyn DataPlane>, facts: NodeFacts) -> Result<Self, Error> {
+    /// If what the proxy needs of kernel or programs is missing.
+    pub fn start_as(settings: &ProxySettings, facts: NodeFacts) -> Result<Self, Error> {
         Ok(Self {
             table: Table::new(facts),
-            data_plane,
+            data_plane: settings.start()?,
             conntrack: Conntrack::open()?,
             unchecked: HashSet::new(),
+            namespace: NetworkNamespace::current()?,
+            alone: false,
         })
     }
 
@@ -144,6 +155,7 @@ impl Proxy {
     }
 
     fn finish(&mut self, applied: Applied) -> Stats {
+        self.remove_others();
         let frontends = applied.frontends.len();
         self.unchecked.extend(
             applied
@@ -158,6 +170,27 @@ impl Proxy {
             full: applied.full,
             conversations: self.check_conversations(),
             repaired: applied.repaired,
+        }
+    }
+
+    /// Removes what a proxy of another mode left. Its rules do no harm: if they
+    /// cannot be removed now, the next sync or audit tries again.
+    fn remove_others(&mut self) {
+        if self.alone {
+            return;
+        }
+        match settings::remove_others(&self.namespace, &*self.data_plane) {
+            Ok(found) => {
+                self.alone = true;
+                for mode in found {
+                    tracing::info!(
+                        now = self.mode().name(),
+                        before = mode.name(),
+                        "the proxy was changed; what the one before left is removed"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(%error, "rules of another proxy may still be there"),
         }
     }
 

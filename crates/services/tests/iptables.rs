@@ -7,7 +7,10 @@ use podwire_services::iptables::difference::State;
 use podwire_services::iptables::save::{Saved, render};
 use podwire_services::iptables::{self, IptablesDataPlane, Variant};
 use podwire_services::table::Table;
-use podwire_services::{Endpoint, Family, NodeFacts, Proxy, ServiceName, TrafficPolicy};
+use podwire_services::{
+    DataPlane, Endpoint, Family, NodeFacts, Proxy, ProxyMode, ProxySettings, ServiceName,
+    TrafficPolicy,
+};
 use rstest::rstest;
 use world::{World, pod4, pod6, service, slice};
 
@@ -110,8 +113,11 @@ fn proxy(world: &World, variant: Variant) -> Proxy {
         .node
         .namespace
         .run(|| {
-            let chains = IptablesDataPlane::start(Some(variant))?;
-            Proxy::with(Box::new(chains), facts)
+            let settings = ProxySettings {
+                iptables: Some(variant),
+                ..ProxySettings::new(ProxyMode::Iptables)
+            };
+            Proxy::start_as(&settings, facts)
         })
         .expect("entered")
         .expect("iptables is installed");
@@ -244,6 +250,9 @@ fn a_kubelets_hint_decides_on_the_variant() {
             .run(|| IptablesDataPlane::start(None))
             .expect("entered")
             .expect("installed");
-        assert_eq!(chosen.variant(), (variant, iptables::Reason::Hint));
+        assert_eq!(
+            (chosen.variant(), chosen.reason()),
+            (Some(variant), iptables::Reason::Hint)
+        );
     }
 }

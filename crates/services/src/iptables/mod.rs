@@ -9,12 +9,13 @@ pub mod save;
 
 use std::ffi::OsString;
 
-use linux::nftables::Nftables;
+use linux::nftables::{self, Nftables};
 
 use crate::Error;
 use crate::data_plane::{Applied, DataPlane, ProxyMode};
 use crate::model::Family;
 use crate::table::{Changes, Table};
+use compile::IptablesTable;
 use difference::State;
 pub use program::{Programs, Reason, Variant};
 
@@ -57,10 +58,10 @@ impl IptablesDataPlane {
         })
     }
 
-    /// The variant in use, and why.
+    /// Why this variant was chosen.
     #[must_use]
-    pub fn variant(&self) -> (Variant, Reason) {
-        (self.programs.variant, self.reason)
+    pub fn reason(&self) -> Reason {
+        self.reason
     }
 
     fn generation(&mut self) -> Option<u32> {
@@ -75,6 +76,10 @@ fn path() -> OsString {
 impl DataPlane for IptablesDataPlane {
     fn mode(&self) -> ProxyMode {
         ProxyMode::Iptables
+    }
+
+    fn variant(&self) -> Option<Variant> {
+        Some(self.programs.variant)
     }
 
     /// One `iptables-restore` a family, which changes each table in one instant.
@@ -136,21 +141,19 @@ impl DataPlane for IptablesDataPlane {
     }
 }
 
-/// Removes all chains of ours, and the rules that lead to them. Returns whether
-/// there were any.
+/// Removes all chains of ours from the calling thread's network namespace, and
+/// the rules that lead to them, but for those of the variant `except`. Returns
+/// whether there were any.
 ///
 /// # Errors
-/// If a program fails. Programs that are not installed are no error: nothing
-/// was made with them.
+/// If a program is missing with which they were made, or fails.
 pub fn remove(except: Option<Variant>) -> Result<bool, Error> {
     let mut found = false;
     for variant in Variant::ALL {
-        if Some(variant) == except {
+        if Some(variant) == except || !may_be_there(variant)? {
             continue;
         }
-        let Ok(programs) = Programs::find(variant, &path()) else {
-            continue;
-        };
+        let programs = Programs::find(variant, &path())?;
         for family in Family::ALL {
             let state = State::read(save::parse(&programs.save(family, false)?));
             if state.is_empty() {
@@ -161,4 +164,34 @@ pub fn remove(except: Option<Variant>) -> Result<bool, Error> {
         }
     }
     Ok(found)
+}
+
+/// Whether chains of ours may be there; asked of the kernel, since a node that
+/// never ran this proxy needs no iptables.
+fn may_be_there(variant: Variant) -> Result<bool, Error> {
+    match variant {
+        Variant::Legacy => Ok(["ip_tables_names", "ip6_tables_names"].iter().any(|name| {
+            // Not there: the kernel has no ip_tables.
+            std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).is_ok_and(|tables| {
+                tables
+                    .lines()
+                    .any(|table| table == "nat" || table == "filter")
+            })
+        })),
+        Variant::Nft => {
+            let mut nft = Nftables::open()?;
+            for family in [nftables::Family::Ip, nftables::Family::Ip6] {
+                for table in IptablesTable::ALL {
+                    let chains = nft.chains(family, table.name())?;
+                    if chains
+                        .iter()
+                        .any(|chain| chain.name.starts_with(compile::PREFIX))
+                    {
+                        return Ok(true);
+                    }
+                }
+            }
+            Ok(false)
+        }
+    }
 }
