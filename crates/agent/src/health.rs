@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -26,6 +27,31 @@ pub(crate) struct Status {
     pub(crate) problems: Vec<String>,
     /// Numbers: name, what it is, value.
     pub(crate) metrics: Vec<(&'static str, &'static str, u64)>,
+}
+
+/// What `podwire inspect status` is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The agent's version.
+    pub version: String,
+    /// Whether everything was in force once, so that pods may come.
+    pub ready: bool,
+    /// How long something wanted has not been in force, in seconds; absent when all is.
+    pub behind_seconds: Option<u64>,
+    /// What is not as it should be, for people.
+    pub problems: Vec<String>,
+}
+
+impl Status {
+    /// How it stands now.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: self.ready,
+            behind_seconds: self.behind_since.map(|since| since.elapsed().as_secs()),
+            problems: self.problems.clone(),
+        }
+    }
 }
 
 /// The status, as it is shared between the loop that knows and the server that tells.

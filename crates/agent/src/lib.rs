@@ -10,18 +10,21 @@
 //! - `run`: the loop, which writes the CNI configuration, whose presence says
 //!   that the node is ready for pods, when everything else is in force for the
 //!   first time;
-//! - `health`: what it says about itself over HTTP.
+//! - `health`: what it says about itself over HTTP;
+//! - [`admin`]: what it tells commands about its state, over a Unix socket.
 //!
 //! Changes are taken up at once and applied together: while one change is being
 //! applied those that arrive gather, and then go into the kernel in one go.
 //! When the agent ends, for whatever reason, the data plane stays as it is; the
 //! next one adopts it.
 
+pub mod admin;
 mod cleanup;
 mod cluster;
 mod error;
 mod feed;
 mod health;
+mod http;
 mod kernel_events;
 mod options;
 mod privileges;
@@ -34,5 +37,6 @@ mod worker;
 
 pub use cleanup::{Removed, cleanup};
 pub use error::Error;
+pub use health::Snapshot as Status;
 pub use options::{Attach, Options};
 pub use run::{run, run_until};

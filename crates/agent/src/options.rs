@@ -142,6 +142,10 @@ pub struct Options {
     /// Address to serve /healthz, /readyz and /metrics at.
     #[arg(long, default_value = "127.0.0.1:10256", value_name = "ADDRESS:PORT")]
     pub health_bind: SocketAddr,
+
+    /// Unix socket podwire inspect and podwire doctor ask at, for root only.
+    #[arg(long, default_value = crate::admin::SOCKET, value_name = "PATH")]
+    pub admin_socket: PathBuf,
 }
 
 impl Options {

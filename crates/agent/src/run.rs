@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::admin::Admin;
 use crate::cluster::{Cluster, Nodes, OwnState};
 use crate::error::Error;
 use crate::options::Options;
@@ -133,6 +134,20 @@ async fn agent(
             options.health_bind
         ),
     }
+    let mut admin = Admin::default();
+    let told = status.clone();
+    admin.add("/v1/status", move |question| {
+        question.answer(
+            &told
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .snapshot(),
+        );
+    });
+    let _admin = admin
+        .serve(&options.admin_socket)
+        // Nobody can look inside, which is no reason to leave the node without network.
+        .inspect_err(|problem| tracing::warn!("{problem}; podwire inspect will not work"));
     feed::start(&client, core, proxy.clone());
     let mut core = Core {
         nodes: Nodes::new(&options.node),

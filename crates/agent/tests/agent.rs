@@ -66,6 +66,7 @@ impl Host {
         Options {
             kubeconfig: Some(self.files.path().join("kubeconfig")),
             cni_conf_dir: self.files.path().join("net.d"),
+            admin_socket: self.files.path().join("agent.sock"),
             ..Options::new("own")
         }
     }

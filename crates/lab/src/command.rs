@@ -221,6 +221,27 @@ pub fn run(options: &Options) -> Result<u8, Error> {
     }
 }
 
+/// Runs podwire with these arguments on a node of a lab, with this process's
+/// input and output, and returns the exit code.
+///
+/// # Errors
+/// What went wrong, with what to do.
+pub fn run_on_node(lab: &str, node: &str, arguments: &[OsString]) -> Result<u8, Error> {
+    if !is_label(lab) {
+        return Err(Error {
+            message: format!(
+                "--lab {lab:?}: a lab's name has lower-case letters, digits and dashes"
+            ),
+            code: 2,
+        });
+    }
+    let paths = Paths::of(lab);
+    need_running(lab, &paths, "looking into a lab's node")?;
+    let mut command = vec![OsString::from(crate::node::EXECUTABLE)];
+    command.extend_from_slice(arguments);
+    exec::node(&paths, node, &command).map_err(Error::from)
+}
+
 /// On the calling thread: children die with the thread that started them, and
 /// namespaces are entered by threads.
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

@@ -30,4 +30,4 @@ pub mod supervisor;
 mod underlay;
 mod up;
 
-pub use command::{Error, Options, run};
+pub use command::{Error, Options, run, run_on_node};

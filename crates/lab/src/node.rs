@@ -21,7 +21,7 @@ use crate::init::{Reaper, Service, describe};
 use crate::paths::Paths;
 
 /// The binary on a node.
-const EXECUTABLE: &str = "/opt/podwire/bin/podwire";
+pub(crate) const EXECUTABLE: &str = "/opt/podwire/bin/podwire";
 /// The plugin on a node.
 const PLUGIN: &str = "/opt/cni/bin/podwire-cni";
 /// Another project's plugins on a node.

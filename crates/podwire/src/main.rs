@@ -1,9 +1,11 @@
 //! The podwire binary: the command line, and dispatch to the parts.
 
 mod config;
+mod inspect;
 mod install;
 mod ipam;
 mod output;
+mod place;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -53,6 +55,8 @@ enum Command {
     /// The first process of a lab's node
     #[command(hide = true)]
     LabNode(lab::node::Options),
+    /// What the agent of a node knows and did, and why
+    Inspect(inspect::Options),
     /// Install the CNI plugin on this node
     Install(install::Install),
     /// Remove the CNI plugin from this node
@@ -100,6 +104,7 @@ fn run(command: Command) -> ExitCode {
         Command::Install(options) => install::install(&options),
         Command::Uninstall(options) => install::uninstall(&options),
         Command::Config(options) => config::run(&options),
+        Command::Inspect(options) => inspect::run(&options),
         Command::Ipam(options) => ipam::run(&options),
         Command::Completion { shell } => output::print(&completion(shell)),
         Command::Version => {

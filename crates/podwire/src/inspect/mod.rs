@@ -1,0 +1,101 @@
+//! `podwire inspect`: what a node's agent knows, what it did, and why.
+//!
+//! A subcommand asks the agent over its admin socket ([`ask`]), and prints the
+//! answer as a table or as JSON ([`show`]).
+
+mod status;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::output;
+use crate::place::Place;
+
+/// What the agent of a node knows and did, and why
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Whether everything is in force, and what is not as it should be
+    Status(status::Options),
+}
+
+/// The form of what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Looks, prints, and answers with the exit code.
+pub(crate) fn run(options: &Options) -> ExitCode {
+    if let Some(code) = options.place.elsewhere() {
+        return code;
+    }
+    let place = &options.place;
+    let result = match &options.command {
+        Command::Status(options) => status::run(place, options),
+    };
+    result.unwrap_or_else(|error| output::fail(&error, 1))
+}
+
+/// Asks the agent for a snapshot.
+pub(crate) fn ask<T: DeserializeOwned>(
+    place: &Place,
+    path: &str,
+    parameters: &[(&str, &str)],
+) -> Result<T, agent::admin::Error> {
+    agent::admin::get(&place.socket, path, parameters)
+}
+
+/// Prints a snapshot as JSON, or in words.
+pub(crate) fn show<T: Serialize>(
+    output: Output,
+    snapshot: &T,
+    words: impl FnOnce(&T) -> String,
+) -> ExitCode {
+    let text = match output {
+        Output::Text => words(snapshot),
+        Output::Json => {
+            let text = serde_json::to_string_pretty(snapshot)
+                .expect("snapshots are made of lists, maps, texts and numbers");
+            format!("{text}\n")
+        }
+    };
+    output::print(text.as_bytes())
+}
+
+/// A table as all of `inspect` prints them: no lines, and as wide as it gets
+/// when it is not for eyes.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_content_arrangement(if std::io::stdout().is_terminal() {
+        ContentArrangement::Dynamic
+    } else {
+        ContentArrangement::Disabled
+    });
+    table.set_header(header.iter().copied());
+    table
+}
+
+/// A table's text, without the blanks at the ends of its lines.
+pub(crate) fn lines(table: &Table) -> String {
+    table
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
+}
