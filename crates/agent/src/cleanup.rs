@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use linux::link;
 use linux::netlink::Socket;
 use linux::nftables::{self, Batch, Family, Nftables};
-use routing::apply::OWN_INTERFACES;
+use routing::underlay::OWN_INTERFACES;
 use services::ProxyMode;
 use services::compile::TABLE;
 

@@ -62,6 +62,7 @@ impl Member {
             name: name.into(),
             addresses: self.addresses.clone(),
             ranges: self.ranges.clone(),
+            ..routing::Node::default()
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::Receiver;
 
 use ipnet::IpNet;
 use linux::events::Event;
-use routing::{Backend, HostGateway, RouteTable, Underlay, service_range};
+use routing::{Backend, HostGateway, Kernel, Underlay, service_range};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cluster::Cluster;
@@ -43,25 +43,27 @@ pub(crate) struct Report {
 
 /// Runs until nobody can send it anything any more.
 pub(crate) fn run(
-    mut table: RouteTable,
+    mut kernel: Kernel,
     attach: Attach,
     inbox: &Receiver<Message>,
     reports: &UnboundedSender<News>,
 ) {
-    let backend = HostGateway;
+    let backends: [Box<dyn Backend>; 1] = [Box::new(HostGateway)];
     let mut state = State::default();
     let mut retry = Retry::default();
     let mut problems = Problems::default();
-    tracing::debug!("routes: {}, owning {}", backend.name(), backend.owns());
+    for backend in &backends {
+        tracing::debug!("routes: {}, owning {}", backend.name(), backend.owns());
+    }
     while let Some(messages) = gather(inbox, &retry) {
         let mut due = retry.is_due();
         for message in messages {
-            due |= state.take(message, &mut table);
+            due |= state.take(message, &mut kernel);
         }
         let Some(cluster) = state.cluster.clone().filter(|_| due) else {
             continue;
         };
-        let report = match apply(&mut state, &mut table, &backend, &cluster, attach) {
+        let report = match apply(&mut state, &mut kernel, &backends, &cluster, attach) {
             Ok(report) => report,
             Err(error) => Report {
                 mtu: None,
@@ -94,7 +96,7 @@ struct State {
 
 impl State {
     /// Returns whether there is something to do.
-    fn take(&mut self, message: Message, table: &mut RouteTable) -> bool {
+    fn take(&mut self, message: Message, kernel: &mut Kernel) -> bool {
         match message {
             Message::Cluster(cluster) => {
                 self.cluster = Some(cluster);
@@ -106,7 +108,7 @@ impl State {
             }
             Message::Kernel(events) => {
                 // Each must be noticed: no short circuit.
-                let concerning = events.iter().filter(|event| table.notice(event)).count();
+                let concerning = events.iter().filter(|event| kernel.notice(event)).count();
                 if concerning > 0 {
                     self.underlay = None;
                 }
@@ -118,14 +120,14 @@ impl State {
 
 fn apply(
     state: &mut State,
-    table: &mut RouteTable,
-    backend: &dyn Backend,
+    kernel: &mut Kernel,
+    backends: &[Box<dyn Backend>],
     cluster: &Cluster,
     attach: Attach,
 ) -> Result<Report, routing::apply::Error> {
     let underlay = match state.underlay.take() {
         Some(underlay) => underlay,
-        None => Underlay::read(table.socket())?,
+        None => Underlay::read(kernel.socket())?,
     };
     let mut problems = crate::settings::apply(&underlay, attach);
     let own = cluster.own.to_routing("");
@@ -141,53 +143,53 @@ fn apply(
             .values()
             .flat_map(|peer| peer.problems.iter().cloned()),
     );
-    let mut plan = routing::plan(backend, &own, &peers, &underlay.subnets);
+    let mut plan = routing::plan(backends, &own, &peers, &underlay);
     problems.extend(plan.refusals.iter().map(|refusal| match &*refusal.node {
         "" => format!("this node's own range cannot be used: {refusal}"),
         _ => refusal.to_string(),
     }));
     let mut unrouted = Vec::new();
     for range in state.service_ranges.iter().flatten() {
-        if !table.is_routed_by_others(range)? {
+        if !kernel.is_routed_by_others(range)? {
             unrouted.push(*range);
         }
     }
     let primary = cluster.own.primary_addresses();
-    plan.routes.extend(service_range::routes(
+    plan.state.routes.extend(service_range::routes(
         &unrouted,
         &primary,
         &underlay.subnets,
     ));
-    let (outcome, foreign) = table.apply(&plan.routes)?;
+    let outcome = kernel.apply(&plan.state)?;
     if outcome.changed > 0 {
         tracing::info!(
             changed = outcome.changed,
-            routes = plan.routes.len(),
+            routes = plan.state.routes.len(),
             "routes applied"
         );
     }
     problems.extend(outcome.failures.iter().map(ToString::to_string));
-    problems.extend(foreign.iter().map(ToString::to_string));
-    let overhead = own
-        .addresses
-        .first()
-        .map_or(0, |address| backend.overhead(*address));
+    problems.extend(outcome.foreign.iter().map(ToString::to_string));
     let refused = |range: &IpNet| {
         plan.refusals
             .iter()
             .any(|refusal| refusal.node.is_empty() && refusal.range == *range)
     };
     let report = Report {
-        mtu: underlay
-            .mtu(&primary)
-            .map(|mtu| mtu.saturating_sub(overhead)),
+        // Pods have one MTU for both families, and a node without addresses of
+        // its own still has interfaces.
+        mtu: [plan.mtu.v4, plan.mtu.v6]
+            .into_iter()
+            .flatten()
+            .min()
+            .or_else(|| underlay.mtu(&primary)),
         ranges: own
             .ranges
             .iter()
             .copied()
             .filter(|range| !refused(range))
             .collect(),
-        routes: plan.routes.len(),
+        routes: plan.state.routes.len(),
         in_force: outcome.failures.is_empty(),
         complete: state.service_ranges.is_some(),
         problems,

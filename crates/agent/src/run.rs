@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use api::Event;
 use cni::install::{self, ConfigList};
-use routing::RouteTable;
+use routing::Kernel;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -111,10 +111,10 @@ async fn agent(
     threads.push(thread("kernel-events", move || {
         kernel_events::run(changes, &stop_listening, &to_routes);
     })?);
-    let table = RouteTable::open()?;
+    let kernel = Kernel::open()?;
     let (attach, reports) = (options.attach, core.clone());
     threads.push(thread("routes", move || {
-        routes::run(table, attach, &routes_inbox, &reports)
+        routes::run(kernel, attach, &routes_inbox, &reports)
     })?);
     let (ranges, to_routes, reports) = (options.service_cidr.clone(), routes.clone(), core.clone());
     let settings = options.proxy_settings();

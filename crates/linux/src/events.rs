@@ -16,14 +16,14 @@ use crate::link::Link;
 use crate::neighbour::Neighbour;
 use crate::netlink::{Error, Messages, Socket};
 use crate::route::Route;
-use crate::{address, link, neighbour, route};
+use crate::{address, fdb, link, neighbour, route};
 
 /// What to be told of. Numbers are those of `RTNLGRP_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
     /// Links come, change and go.
     Links = 1,
-    /// Neighbour entries of both families.
+    /// Neighbour entries of both families, and forwarding entries.
     Neighbours = 3,
     /// IPv4 addresses of interfaces.
     Addresses4 = 5,
@@ -54,6 +54,10 @@ pub enum Event {
     Neighbour(Neighbour),
     /// A neighbour entry went.
     NeighbourGone(Neighbour),
+    /// A forwarding entry of a bridge or VXLAN device came or changed.
+    Forwarding(fdb::Entry),
+    /// A forwarding entry of a bridge or VXLAN device went.
+    ForwardingGone(fdb::Entry),
     /// Notifications were lost because they came faster than they were read:
     /// list the tables again.
     Lost,
@@ -141,7 +145,17 @@ impl EventSocket {
                 } else {
                     Event::NeighbourGone
                 };
-                neighbour::parse(payload).map(|neighbour| neighbour.map(wrap))
+                match neighbour::parse(payload) {
+                    Ok(None) => {
+                        let wrap = if there {
+                            Event::Forwarding
+                        } else {
+                            Event::ForwardingGone
+                        };
+                        fdb::parse(payload).map(|entry| entry.map(wrap))
+                    }
+                    neighbour => neighbour.map(|neighbour| neighbour.map(wrap)),
+                }
             } else {
                 Ok(None)
             };

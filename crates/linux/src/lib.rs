@@ -6,7 +6,9 @@
 
 pub mod address;
 pub mod conntrack;
+pub mod ethtool;
 pub mod events;
+pub mod fdb;
 mod generic;
 pub mod ipvs;
 pub mod link;
@@ -20,6 +22,7 @@ pub mod nftables;
 pub mod process;
 pub mod route;
 pub mod sysctl;
+pub mod tunnel;
 pub mod wireguard;
 
 /// The route protocol (`rtm_protocol`, see `/etc/iproute2/rt_protos`) that

@@ -19,6 +19,7 @@ use crate::events::{self, Group};
 pub use crate::mac::{MacAddress, ParseMacError};
 use crate::namespace::NetworkNamespace;
 use crate::netlink::{Error, Message, Request, Socket};
+use crate::tunnel::{self, Tunnel};
 
 /// Longest interface name in bytes (`IFNAMSIZ` without the final zero).
 pub const NAME_LENGTH: usize = 15;
@@ -40,6 +41,7 @@ const IFLA_LINK_NETNSID: u16 = 37;
 /// `IF_OPER_UP` of RFC 2863.
 const IF_OPER_UP: u8 = 6;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_PORT_KIND: u16 = 4;
 const IFLA_INFO_PORT_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
@@ -80,6 +82,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// Settings as a port of a bridge.
     pub port: Option<BridgePort>,
+    /// Settings as a tunnel.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// Settings of a bridge's port that podwire uses.
@@ -537,6 +541,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
         kind: None,
         alias: None,
         port: None,
+        tunnel: None,
     };
     for attribute in NlasIterator::new(attributes) {
         let attribute = attribute?;
@@ -552,10 +557,12 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
             IFLA_IFALIAS => link.alias = Some(text(value)),
             IFLA_LINKINFO => {
                 let mut port = None;
+                let mut data = Vec::new();
                 for info in NlasIterator::new(value) {
                     let info = info?;
                     match info.kind() {
                         IFLA_INFO_KIND => link.kind = Some(text(info.value())),
+                        IFLA_INFO_DATA => data = info.value().to_vec(),
                         IFLA_INFO_PORT_KIND if text(info.value()) == "bridge" => {
                             port.get_or_insert_default();
                         }
@@ -568,6 +575,9 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
                     }
                 }
                 link.port = port;
+                if let Some(kind) = &link.kind {
+                    link.tunnel = tunnel::parse(kind, &data)?;
+                }
             }
             _ => {}
         }

@@ -10,8 +10,9 @@ use netlink_packet_core::{
     DecodeError, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
-    RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIp6TunnelFlags,
+    RouteIpTunnel, RouteIpTunnelFlags, RouteLwEnCapType, RouteLwTunnelEncap, RouteMessage,
+    RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -58,6 +59,19 @@ pub enum Scope {
     Other(u8),
 }
 
+/// A lightweight tunnel: the outer header a route gives its packets, for a
+/// device in external mode (`include/uapi/linux/lwtunnel.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Encapsulation {
+    /// Key of the tunnel (for VXLAN the network identifier).
+    pub id: u64,
+    /// The other end.
+    pub remote: IpAddr,
+    /// Whether the outer UDP header has a checksum. IPv6 receivers drop packets
+    /// without unless told otherwise.
+    pub checksum: bool,
+}
+
 /// A route. IPv6 fills in some fields when it lists a route: scope is always
 /// global there, and the metric of a route added without one is 1024.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,6 +98,8 @@ pub struct Route {
     pub kind: Kind,
     /// Scope.
     pub scope: Scope,
+    /// The outer header packets get.
+    pub encapsulation: Option<Encapsulation>,
 }
 
 impl Route {
@@ -102,6 +118,7 @@ impl Route {
             protocol: crate::PODWIRE_ROUTE_PROTOCOL,
             kind: Kind::Unicast,
             scope: Scope::Global,
+            encapsulation: None,
         }
     }
 
@@ -146,6 +163,12 @@ impl Route {
     /// Limits packets to `mtu` bytes.
     pub fn mtu(mut self, mtu: u32) -> Self {
         self.mtu = Some(mtu);
+        self
+    }
+
+    /// Gives packets an outer header.
+    pub fn encapsulated(mut self, encapsulation: Encapsulation) -> Self {
+        self.encapsulation = Some(encapsulation);
         self
     }
 
@@ -202,10 +225,73 @@ impl Route {
         if let Some(mtu) = self.mtu {
             attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
         }
+        if let Some(encapsulation) = self.encapsulation {
+            let (kind, headers) = encapsulation.attributes();
+            attributes.push(RouteAttribute::EncapType(kind));
+            attributes.push(RouteAttribute::Encap(headers));
+        }
         if self.onlink {
             message.header.flags = RouteFlags::Onlink;
         }
         message
+    }
+}
+
+impl Encapsulation {
+    fn attributes(&self) -> (RouteLwEnCapType, Vec<RouteLwTunnelEncap>) {
+        match self.remote {
+            IpAddr::V4(remote) => {
+                let mut flags = RouteIpTunnelFlags::Key;
+                flags.set(RouteIpTunnelFlags::Checksum, self.checksum);
+                let headers = [
+                    RouteIpTunnel::Id(self.id),
+                    RouteIpTunnel::Destination(remote),
+                    RouteIpTunnel::Flags(flags),
+                ];
+                let headers = headers.map(RouteLwTunnelEncap::Ip).to_vec();
+                (RouteLwEnCapType::Ip, headers)
+            }
+            IpAddr::V6(remote) => {
+                let mut flags = RouteIp6TunnelFlags::Key;
+                flags.set(RouteIp6TunnelFlags::Checksum, self.checksum);
+                let headers = [
+                    RouteIp6Tunnel::Id(self.id),
+                    RouteIp6Tunnel::Destination(remote),
+                    RouteIp6Tunnel::Flags(flags),
+                ];
+                let headers = headers.map(RouteLwTunnelEncap::Ip6).to_vec();
+                (RouteLwEnCapType::Ip6, headers)
+            }
+        }
+    }
+
+    /// `None` for other kinds of lightweight tunnels.
+    fn parse(headers: &[RouteLwTunnelEncap]) -> Option<Encapsulation> {
+        let (mut id, mut remote, mut checksum) = (0, None, false);
+        for header in headers {
+            match header {
+                RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(key))
+                | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(key)) => id = *key,
+                RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(address)) => {
+                    remote = Some(IpAddr::from(*address));
+                }
+                RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(address)) => {
+                    remote = Some(IpAddr::from(*address));
+                }
+                RouteLwTunnelEncap::Ip(RouteIpTunnel::Flags(flags)) => {
+                    checksum = flags.contains(RouteIpTunnelFlags::Checksum);
+                }
+                RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Flags(flags)) => {
+                    checksum = flags.contains(RouteIp6TunnelFlags::Checksum);
+                }
+                _ => {}
+            }
+        }
+        remote.map(|remote| Encapsulation {
+            id,
+            remote,
+            checksum,
+        })
     }
 }
 
@@ -225,6 +311,13 @@ impl fmt::Display for Route {
         }
         if let Some(link) = self.link {
             write!(formatter, " dev #{link}")?;
+        }
+        if let Some(encapsulation) = self.encapsulation {
+            write!(
+                formatter,
+                " to {} in tunnel {}",
+                encapsulation.remote, encapsulation.id
+            )?;
         }
         if let Some(metric) = self.metric {
             write!(formatter, " metric {metric}")?;
@@ -384,6 +477,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Route>, DecodeError> {
         protocol: header.protocol.into(),
         kind: header.kind.into(),
         scope: header.scope.into(),
+        encapsulation: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -399,6 +493,9 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Route>, DecodeError> {
             RouteAttribute::Oif(link) => route.link = Some(link),
             RouteAttribute::Table(table) => route.table = table,
             RouteAttribute::Priority(metric) => route.metric = Some(metric),
+            RouteAttribute::Encap(headers) => {
+                route.encapsulation = Encapsulation::parse(&headers);
+            }
             RouteAttribute::Metrics(metrics) => {
                 route.mtu = metrics.into_iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(mtu),

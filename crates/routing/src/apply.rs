@@ -1,128 +1,123 @@
 //! Reads the kernel and carries out the difference.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use linux::address::{self, Address};
 use linux::events::Event;
-use linux::link::Link;
+use linux::fdb::{self, Lifetime};
+use linux::link::{self, Bridge, Link};
+use linux::neighbour;
 use linux::netlink::{Request, Socket};
-use linux::route::{self, Filter, Kind, TABLE_MAIN};
-use linux::{address, link};
+use linux::route::{self, Encapsulation, Filter, Kind, TABLE_MAIN};
+use linux::tunnel::{self, Tunnel};
+use linux::{ethtool, netlink};
 
-use crate::difference::{Difference, Foreign, KernelRoute, PROTOCOL, difference};
-use crate::model::{Route, RouteKey, RouteTarget, Subnet, default_metric};
-
-/// Names of podwire's own interfaces begin with this.
-pub const OWN_INTERFACES: &str = "pw";
+use crate::difference::{Difference, Foreign, Held, HeldDevice, OtherRoute, PROTOCOL, difference};
+use crate::model::{
+    DEVICE_PREFIX, Device, DeviceKind, DeviceName, NextHop, Route, RouteKey, RouteTarget, State,
+    default_metric,
+};
+use crate::underlay::{OWN_INTERFACES, is_link_local};
 
 /// A failure to read the kernel or to change it.
-pub type Error = linux::netlink::Error;
-
-/// The interfaces and addresses of this node that are not podwire's own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Underlay {
-    /// Subnets this node is directly connected to.
-    pub subnets: Vec<Subnet>,
-    /// Names and largest packets (bytes) of interfaces, by index.
-    pub interfaces: BTreeMap<u32, Interface>,
-}
-
-/// An interface of the underlay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Its name.
-    pub name: String,
-    /// Its largest packet, bytes.
-    pub mtu: u32,
-}
-
-impl Underlay {
-    /// Reads the interfaces of the socket's network namespace that are up.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn read(socket: &mut Socket) -> Result<Underlay, Error> {
-        let mut underlay = Underlay::default();
-        for link in link::list(socket)? {
-            if link.up && !link.loopback && !link.name.starts_with(OWN_INTERFACES) {
-                let interface = Interface {
-                    name: link.name,
-                    mtu: link.mtu,
-                };
-                underlay.interfaces.insert(link.index, interface);
-            }
-        }
-        for address in address::list(socket, None)? {
-            let net = address.address;
-            // A single address is connected to nothing, and link-local ones
-            // are on every link.
-            let connected = net.prefix_len() < net.max_prefix_len() && !is_link_local(net.addr());
-            if connected && underlay.interfaces.contains_key(&address.link) {
-                underlay.subnets.push(Subnet {
-                    address: net,
-                    interface: address.link,
-                });
-            }
-        }
-        underlay
-            .subnets
-            .sort_by_key(|subnet| (subnet.interface, subnet.address));
-        Ok(underlay)
-    }
-
-    /// The largest packet every subnet with one of these addresses carries, and
-    /// where none of them is on any: every interface. `None` without interfaces.
-    pub fn mtu(&self, addresses: &[IpAddr]) -> Option<u32> {
-        let of = |subnet: &Subnet| self.interfaces.get(&subnet.interface).map(|i| i.mtu);
-        let own = self
-            .subnets
-            .iter()
-            .filter(|s| addresses.contains(&s.address.addr()));
-        own.filter_map(of)
-            .min()
-            .or_else(|| self.interfaces.values().map(|i| i.mtu).min())
-    }
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Netlink refused.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// A device's checksum offload could not be set.
+    #[error("cannot set the checksum offload of {device}: {source}")]
+    Offload {
+        /// The device.
+        device: DeviceName,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A device is not there though it should be.
+    #[error("the device {device} is not there; {waits} entries wait for it")]
+    NoDevice {
+        /// The device.
+        device: DeviceName,
+        /// How many entries need it.
+        waits: usize,
+    },
 }
 
 /// What came of carrying out a difference.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Routes added, replaced and removed.
+    /// Entries made, changed and removed.
     pub changed: usize,
     /// What the kernel refused.
     pub failures: Vec<Error>,
+    /// Routes of others that are in the way.
+    pub foreign: Vec<Foreign>,
 }
 
-/// The main table, and what this process knows of it.
-pub struct RouteTable {
+/// What routing owns in a network namespace, and what this process knows of it.
+#[derive(Debug)]
+pub struct Kernel {
     socket: Socket,
-    /// The table as it was read and as it became by what was applied since;
-    /// absent when it has to be read.
-    shadow: Option<Vec<KernelRoute>>,
-    /// Indexes of podwire's own interfaces, as read and as notified since.
-    own: BTreeSet<u32>,
-    /// The others, likewise: name, MTU, whether up.
+    /// As it was read and as it became by what was applied since; absent when it
+    /// has to be read.
+    shadow: Option<Held>,
+    links: Links,
+}
+
+/// Interfaces, as read and as notified since.
+#[derive(Debug, Default)]
+struct Links {
+    /// Routing's own, by index.
+    devices: BTreeMap<u32, DeviceName>,
+    /// The pods', by index; bridges are marked.
+    pods: BTreeMap<u32, bool>,
+    /// Others: name, MTU, whether up.
     others: BTreeMap<u32, (String, u32, bool)>,
 }
 
-impl RouteTable {
-    /// The main table of the calling thread's network namespace.
+impl Links {
+    fn insert(&mut self, link: &Link) {
+        if link.name.starts_with(DEVICE_PREFIX) {
+            self.devices.insert(link.index, DeviceName::new(&link.name));
+        } else if link.name.starts_with(OWN_INTERFACES) {
+            let is_bridge = link.kind.as_deref() == Some("bridge");
+            self.pods.insert(link.index, is_bridge);
+        } else {
+            self.others.insert(link.index, facts(link));
+        }
+    }
+}
+
+/// Whose a route of the main table is.
+enum Owner {
+    Routing,
+    /// Made by the CNI plugin or the kernel for pods.
+    Pods,
+    Others,
+}
+
+impl Kernel {
+    /// The calling thread's network namespace.
     ///
     /// # Errors
     /// When no netlink socket can be had.
-    pub fn open() -> Result<RouteTable, Error> {
-        Ok(RouteTable {
+    pub fn open() -> Result<Kernel, netlink::Error> {
+        Ok(Kernel {
             socket: Socket::open_route()?,
             shadow: None,
-            own: BTreeSet::new(),
-            others: BTreeMap::new(),
+            links: Links::default(),
         })
     }
 
-    /// The socket, for reading what is not a route.
+    /// The socket, for reading what is not routing's.
     pub fn socket(&mut self) -> &mut Socket {
         &mut self.socket
+    }
+
+    /// How many netlink requests were sent so far.
+    pub fn requests_sent(&self) -> u64 {
+        self.socket.requests_sent()
     }
 
     /// Forgets what is known: the next use reads the kernel.
@@ -130,32 +125,95 @@ impl RouteTable {
         self.shadow = None;
     }
 
-    /// The main table.
+    /// What the kernel holds.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn routes(&mut self) -> Result<&[KernelRoute], Error> {
+    pub fn held(&mut self) -> Result<&Held, Error> {
         if self.shadow.is_none() {
-            let (own, others): (Vec<Link>, Vec<Link>) = link::list(&mut self.socket)?
-                .into_iter()
-                .partition(|link| link.name.starts_with(OWN_INTERFACES));
-            self.own = own.into_iter().map(|link| link.index).collect();
-            self.others = others
-                .into_iter()
-                .map(|link| (link.index, facts(link)))
-                .collect();
-            let filter = Filter {
-                table: Some(TABLE_MAIN),
-                ..Filter::default()
-            };
-            let routes = route::list(&mut self.socket, filter)?;
-            let routes = routes
-                .iter()
-                .map(|route| from_kernel(route, &self.own))
-                .collect();
-            self.shadow = Some(routes);
+            self.shadow = Some(self.read()?);
         }
-        Ok(self.shadow.as_deref().unwrap_or_default())
+        Ok(self.shadow.get_or_insert_default())
+    }
+
+    fn read(&mut self) -> Result<Held, Error> {
+        let mut held = Held::default();
+        let links = link::list(&mut self.socket)?;
+        self.links = Links::default();
+        for link in &links {
+            self.links.insert(link);
+        }
+        let own = links.iter().filter(|l| l.name.starts_with(DEVICE_PREFIX));
+        for link in own {
+            let addresses = address::list(&mut self.socket, Some(link.index))?;
+            let addresses = addresses
+                .into_iter()
+                .map(|address| address.address)
+                .filter(|address| !is_link_local(address.addr()));
+            let device = HeldDevice {
+                index: link.index,
+                kind: kind_of(link),
+                mtu: link.mtu,
+                mac: link.mac,
+                up: link.up,
+                addresses: addresses.collect(),
+                bridge: link.master,
+                // Kinds without the setting count as having the default.
+                checksum_offload: ethtool::tx_checksum_offload(&link.name).unwrap_or(true),
+            };
+            let name = DeviceName::new(&link.name);
+            held.devices.insert(name, device);
+            self.read_entries(link, name, &mut held)?;
+        }
+        let filter = Filter {
+            table: Some(TABLE_MAIN),
+            ..Filter::default()
+        };
+        for route in route::list(&mut self.socket, filter)? {
+            let (key, target) = self.from_kernel(&route);
+            match self.owner(&route) {
+                Owner::Routing => {
+                    held.routes.insert(key, target);
+                }
+                Owner::Others => held.others.push(OtherRoute {
+                    key,
+                    protocol: route.protocol,
+                    unreachable: target == Some(RouteTarget::Unreachable),
+                }),
+                Owner::Pods => {}
+            }
+        }
+        Ok(held)
+    }
+
+    /// Neighbours and forwarding entries of a device.
+    fn read_entries(
+        &mut self,
+        link: &Link,
+        name: DeviceName,
+        held: &mut Held,
+    ) -> Result<(), Error> {
+        for neighbour in neighbour::list(&mut self.socket, Some(link.index))? {
+            if let Some(mac) = neighbour.mac.filter(|_| neighbour.permanent) {
+                held.neighbours.insert((name, neighbour.address), mac);
+            }
+        }
+        for proxy in neighbour::list_proxies(&mut self.socket, Some(link.index))? {
+            held.proxies.insert((name, proxy.address));
+        }
+        if matches!(link.tunnel, Some(Tunnel::Vxlan(_))) {
+            for entry in fdb::list(&mut self.socket, Some(link.index))? {
+                if let Some(remote) = entry.remote
+                    && entry.of_device
+                    && entry.lifetime == Lifetime::Permanent
+                    // All zero: the multicast group, which belongs to the device.
+                    && entry.mac.is_unicast()
+                {
+                    held.forwarding.insert((name, entry.mac), remote);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether a route somebody else made leads from here to all of a range.
@@ -163,99 +221,184 @@ impl RouteTable {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn is_routed_by_others(&mut self, range: &IpNet) -> Result<bool, Error> {
-        Ok(self.routes()?.iter().any(|route| {
-            route.protocol != PROTOCOL
-                && route.key.destination.contains(range)
-                && route.target != Some(RouteTarget::Unreachable)
-        }))
+        let others = &self.held()?.others;
+        Ok(others
+            .iter()
+            .any(|route| route.key.destination.contains(range) && !route.unreachable))
     }
 
-    /// What has to change so that the table holds what is wanted.
+    /// What has to change so that the kernel holds what is wanted.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn difference(
-        &mut self,
-        wanted: &BTreeMap<RouteKey, RouteTarget>,
-    ) -> Result<Difference, Error> {
-        Ok(difference(wanted, self.routes()?))
+    pub fn difference(&mut self, wanted: &State) -> Result<Difference, Error> {
+        Ok(difference(wanted, self.held()?))
     }
 
-    /// Makes the table hold what is wanted.
+    /// Makes the kernel hold what is wanted.
     ///
-    /// A refusal by the kernel is tried once more after the table was read
+    /// A refusal by the kernel is tried once more after everything was read
     /// again (somebody else may have changed it), and then part of the outcome.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn apply(
-        &mut self,
-        wanted: &BTreeMap<RouteKey, RouteTarget>,
-    ) -> Result<(Outcome, Vec<Foreign>), Error> {
+    pub fn apply(&mut self, wanted: &State) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         for _ in 0..2 {
             let difference = self.difference(wanted)?;
             outcome.failures.clear();
-            if difference.is_empty() {
-                return Ok((outcome, difference.foreign));
+            if !difference.is_empty() {
+                self.carry_out(wanted, &difference, &mut outcome)?;
             }
-            self.carry_out(&difference, &mut outcome)?;
+            outcome.foreign = difference.foreign;
             if outcome.failures.is_empty() {
-                return Ok((outcome, difference.foreign));
+                break;
             }
             self.invalidate();
         }
-        let foreign = self.difference(wanted)?.foreign;
-        Ok((outcome, foreign))
+        Ok(outcome)
     }
 
-    fn carry_out(&mut self, difference: &Difference, outcome: &mut Outcome) -> Result<(), Error> {
-        let mut requests: Vec<Request> = Vec::new();
-        requests.extend(difference.add.iter().map(|r| route::add(&to_kernel(r))));
-        requests.extend(
-            difference
-                .replace
-                .iter()
-                .map(|r| route::replace(&to_kernel(r))),
-        );
-        let shadow = self.shadow.as_deref().unwrap_or_default();
-        requests.extend(difference.remove.iter().map(|key| {
-            let held = shadow.iter().find(|h| h.key == *key && h.is_routings());
-            let mut gone = route::Route::to(key.destination).metric(key.metric);
-            if held.is_some_and(|held| held.target == Some(RouteTarget::Unreachable)) {
-                gone = gone.kind(Kind::Unreachable);
-            }
-            route::delete(&gone)
-        }));
-        let outcomes = match self.socket.attempt_all(&requests) {
-            Ok(outcomes) => outcomes,
-            Err(error) => {
-                // What was carried out is unknown.
-                self.invalidate();
-                return Err(error);
-            }
+    /// Reads the kernel again and restores what differs from what is wanted.
+    /// Returns what did, a line each: when `wanted` was applied before, that is
+    /// what somebody else changed.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn audit(&mut self, wanted: &State) -> Result<(Outcome, Vec<String>), Error> {
+        self.invalidate();
+        let lines = self.difference(wanted)?.lines();
+        Ok((self.apply(wanted)?, lines))
+    }
+
+    fn carry_out(
+        &mut self,
+        wanted: &State,
+        difference: &Difference,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        // Whatever goes wrong below, what is known is known no more.
+        let mut held = match self.shadow.take() {
+            Some(held) => held,
+            None => self.read()?,
         };
-        for result in outcomes {
-            match result {
+        for name in difference.make.iter().chain(&difference.change) {
+            let Some(device) = wanted.devices.get(name) else {
+                continue;
+            };
+            let renew = difference.make.contains(name);
+            match self.device(*name, device, renew, &mut held) {
                 Ok(()) => outcome.changed += 1,
                 Err(error) => outcome.failures.push(error),
             }
         }
-        if let Some(shadow) = &mut self.shadow {
-            let written = difference.add.iter().chain(&difference.replace);
-            let written: BTreeMap<RouteKey, RouteTarget> =
-                written.map(|route| (route.key, route.target)).collect();
-            shadow.retain(|held| {
-                !held.is_routings()
-                    || !(written.contains_key(&held.key) || difference.remove.contains(&held.key))
-            });
-            shadow.extend(written.into_iter().map(|(key, target)| KernelRoute {
-                key,
-                protocol: PROTOCOL,
-                target: Some(target),
-                over_own_interface: false,
-            }));
+        let mut orders = Orders::new(&held, &self.links);
+        orders.collect(difference, &held);
+        let Orders {
+            requests, waits, ..
+        } = orders;
+        outcome.failures.extend(
+            waits
+                .into_iter()
+                .map(|(device, waits)| Error::NoDevice { device, waits }),
+        );
+        for result in self.socket.attempt_all(&requests)? {
+            match result {
+                Ok(()) => outcome.changed += 1,
+                Err(error) => outcome.failures.push(error.into()),
+            }
         }
+        for name in &difference.remove_devices {
+            let Some(device) = held.devices.remove(name) else {
+                continue;
+            };
+            match self.socket.execute(&link::delete(device.index)) {
+                Ok(()) => outcome.changed += 1,
+                Err(error) if error.not_found() => {}
+                Err(error) => outcome.failures.push(error.into()),
+            }
+            held.forget(name);
+        }
+        held.take_up(difference);
+        self.shadow = Some(held);
+        Ok(())
+    }
+
+    /// Makes a device, or brings it to its settings.
+    fn device(
+        &mut self,
+        name: DeviceName,
+        wanted: &Device,
+        renew: bool,
+        held: &mut Held,
+    ) -> Result<(), Error> {
+        if renew {
+            if let Some(old) = held.devices.remove(&name) {
+                netlink_gone(self.socket.execute(&link::delete(old.index)))?;
+                held.forget(&name);
+            }
+            self.socket.execute(&make(name, wanted))?;
+        }
+        let found = link::get(&mut self.socket, name.as_str())?;
+        let link = found.ok_or(Error::NoDevice {
+            device: name,
+            waits: 1,
+        })?;
+        self.links.insert(&link);
+        let index = link.index;
+        let known = held.devices.get(&name);
+        let addresses = known.map(|d| d.addresses.clone()).unwrap_or_default();
+        let bridge = match wanted.bridge {
+            None => None,
+            Some(bridge) => {
+                let index = held.devices.get(&bridge).map(|bridge| bridge.index);
+                Some(index.ok_or(Error::NoDevice {
+                    device: bridge,
+                    waits: 1,
+                })?)
+            }
+        };
+        let mut requests = Vec::new();
+        if let Some(mac) = wanted.mac.filter(|mac| link.mac != Some(*mac)) {
+            requests.push(link::set_mac(index, mac));
+        }
+        if link.master != bridge {
+            requests.push(link::set_master(index, bridge));
+        }
+        if link.mtu != wanted.mtu {
+            requests.push(link::set_mtu(index, wanted.mtu));
+        }
+        for unwanted in addresses.difference(&wanted.addresses) {
+            requests.push(address::delete(index, *unwanted));
+        }
+        for missing in wanted.addresses.difference(&addresses) {
+            let address = Address::new(index, *missing).without_prefix_route();
+            requests.push(address::replace(&address));
+        }
+        if !link.up {
+            requests.push(link::set_up(index));
+        }
+        self.socket.execute_all(&requests)?;
+        let offload = known.is_none_or(|known| known.checksum_offload);
+        if offload != wanted.checksum_offload {
+            ethtool::set_tx_checksum_offload(name.as_str(), wanted.checksum_offload).map_err(
+                |source| Error::Offload {
+                    device: name,
+                    source,
+                },
+            )?;
+        }
+        let now = HeldDevice {
+            index,
+            kind: Some(wanted.kind),
+            mtu: wanted.mtu,
+            mac: wanted.mac.or(link.mac),
+            up: true,
+            addresses: wanted.addresses.clone(),
+            bridge,
+            checksum_offload: wanted.checksum_offload,
+        };
+        held.devices.insert(name, now);
         Ok(())
     }
 
@@ -264,23 +407,39 @@ impl RouteTable {
     /// The echo of what this process did itself does not.
     pub fn notice(&mut self, event: &Event) -> bool {
         let concerns = match event {
+            Event::Link(link) if link.name.starts_with(DEVICE_PREFIX) => {
+                self.links.insert(link);
+                let held = self.held_device(&link.name);
+                held.is_none_or(|held| {
+                    (held.index, held.mtu, held.up) != (link.index, link.mtu, link.up)
+                        || held.mac != link.mac
+                        || held.bridge != link.master
+                })
+            }
+            Event::LinkGone(link) if link.name.starts_with(DEVICE_PREFIX) => {
+                self.links.devices.remove(&link.index);
+                let held = self.held_device(&link.name);
+                held.is_some_and(|held| held.index == link.index)
+            }
             Event::Link(link) if link.name.starts_with(OWN_INTERFACES) => {
-                self.own.insert(link.index);
+                self.links.insert(link);
                 false
             }
-            Event::LinkGone(link) if self.own.remove(&link.index) => false,
+            Event::LinkGone(link) if self.links.pods.remove(&link.index).is_some() => false,
             // The kernel repeats itself, and tells of much nobody here uses.
             Event::Link(link) => {
-                let now = facts(link.clone());
-                !link.loopback && self.others.insert(link.index, now.clone()) != Some(now)
+                let now = facts(link);
+                !link.loopback && self.links.others.insert(link.index, now.clone()) != Some(now)
             }
-            Event::LinkGone(link) => self.others.remove(&link.index).is_some(),
-            Event::Address(address) | Event::AddressGone(address) => {
-                !self.own.contains(&address.link) && !is_link_local(address.address.addr())
-            }
-            Event::Route(route) => self.is_news(route, true),
-            Event::RouteGone(route) => self.is_news(route, false),
-            Event::Neighbour(_) | Event::NeighbourGone(_) => false,
+            Event::LinkGone(link) => self.links.others.remove(&link.index).is_some(),
+            Event::Address(address) => self.is_address_news(address, true),
+            Event::AddressGone(address) => self.is_address_news(address, false),
+            Event::Route(route) => self.is_route_news(route, true),
+            Event::RouteGone(route) => self.is_route_news(route, false),
+            Event::Neighbour(neighbour) => self.is_neighbour_news(neighbour, true),
+            Event::NeighbourGone(neighbour) => self.is_neighbour_news(neighbour, false),
+            Event::Forwarding(entry) => self.is_forwarding_news(entry, true),
+            Event::ForwardingGone(entry) => self.is_forwarding_news(entry, false),
             Event::Lost => true,
         };
         if concerns {
@@ -289,87 +448,356 @@ impl RouteTable {
         concerns
     }
 
-    fn is_news(&self, route: &route::Route, there: bool) -> bool {
-        if route.table != TABLE_MAIN {
+    fn held_device(&self, name: &str) -> Option<&HeldDevice> {
+        let held = self.shadow.as_ref()?;
+        held.devices.get(&DeviceName::new(name))
+    }
+
+    fn is_address_news(&self, address: &Address, there: bool) -> bool {
+        if is_link_local(address.address.addr()) {
             return false;
         }
-        let changed = from_kernel(route, &self.own);
-        let pods = changed.protocol == PROTOCOL && !changed.is_routings();
-        if pods || changed.over_own_interface || is_link_local(route.destination.addr()) {
-            return false;
+        match self.links.devices.get(&address.link) {
+            Some(device) => {
+                let held = self.shadow.as_ref().and_then(|h| h.devices.get(device));
+                held.is_some_and(|held| held.addresses.contains(&address.address) != there)
+            }
+            None => !self.links.pods.contains_key(&address.link),
         }
-        let Some(shadow) = &self.shadow else {
+    }
+
+    fn is_neighbour_news(&self, neighbour: &neighbour::Neighbour, there: bool) -> bool {
+        let Some(device) = self.links.devices.get(&neighbour.link) else {
+            return false;
+        };
+        let Some(held) = &self.shadow else {
             return true;
         };
-        let known = shadow
-            .iter()
-            .find(|known| known.key == changed.key && known.protocol == changed.protocol);
-        match known {
-            Some(known) => !there || known.target != changed.target,
-            None => there,
+        let key = (*device, neighbour.address);
+        if neighbour.proxy {
+            return held.proxies.contains(&key) != there;
+        }
+        match held.neighbours.get(&key) {
+            Some(mac) => !there || !neighbour.permanent || neighbour.mac != Some(*mac),
+            None => there && neighbour.permanent,
         }
     }
-}
 
-/// What matters of an interface.
-fn facts(link: Link) -> (String, u32, bool) {
-    (link.name, link.mtu, link.up)
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
+    fn is_forwarding_news(&self, entry: &fdb::Entry, there: bool) -> bool {
+        let Some(device) = self.links.devices.get(&entry.link) else {
+            return false;
+        };
+        let (Some(held), true) = (&self.shadow, entry.of_device && entry.mac.is_unicast()) else {
+            return false;
+        };
+        let is_permanent = entry.lifetime == Lifetime::Permanent;
+        match held.forwarding.get(&(*device, entry.mac)) {
+            Some(remote) => !there || entry.remote != Some(*remote),
+            None => there && is_permanent && entry.remote.is_some(),
+        }
     }
-}
 
-fn from_kernel(route: &route::Route, own_interfaces: &BTreeSet<u32>) -> KernelRoute {
-    let target = match (route.kind, route.gateway, route.link, route.source) {
-        // IPv6 shows the loopback interface as the link of an unreachable route.
-        (Kind::Unreachable, None, _, None) => Some(RouteTarget::Unreachable),
-        _ if route.mtu.is_some() || route.onlink => None,
-        (Kind::Unicast, Some(address), Some(interface), None) => {
-            Some(RouteTarget::Gateway { address, interface })
+    fn is_route_news(&self, route: &route::Route, there: bool) -> bool {
+        if route.table != TABLE_MAIN || is_link_local(route.destination.addr()) {
+            return false;
         }
-        (Kind::Unicast, None, Some(interface), Some(source)) => {
-            Some(RouteTarget::Link { interface, source })
+        let (key, target) = self.from_kernel(route);
+        let owner = self.owner(route);
+        if matches!(owner, Owner::Pods) {
+            return false;
         }
-        _ => None,
-    };
-    KernelRoute {
-        key: RouteKey {
+        let Some(held) = &self.shadow else {
+            return true;
+        };
+        match owner {
+            Owner::Routing => match held.routes.get(&key) {
+                Some(known) => !there || *known != target,
+                None => there,
+            },
+            _ => {
+                let is_same = |o: &OtherRoute| o.key == key && o.protocol == route.protocol;
+                held.others.iter().any(is_same) != there
+            }
+        }
+    }
+
+    /// Routes of podwire's protocol are routing's, except those the CNI plugin
+    /// makes for single pods: over pods' links, or without a gateway to one address.
+    fn owner(&self, route: &route::Route) -> Owner {
+        let over = |link: u32| self.links.pods.get(&link).copied();
+        let over_pods = route.link.and_then(over);
+        let single = route.destination.prefix_len() == route.destination.max_prefix_len();
+        let is_ours = route.protocol == PROTOCOL;
+        match over_pods {
+            Some(is_bridge) if is_ours && is_bridge && !single => Owner::Routing,
+            Some(_) => Owner::Pods,
+            None if is_ours && single && route.gateway.is_none() => {
+                let on_device = |link| self.links.devices.contains_key(&link);
+                if route.link.is_some_and(on_device) {
+                    Owner::Routing
+                } else {
+                    Owner::Pods
+                }
+            }
+            None if is_ours => Owner::Routing,
+            // The kernel's own on our devices.
+            None if route
+                .link
+                .is_some_and(|l| self.links.devices.contains_key(&l)) =>
+            {
+                Owner::Pods
+            }
+            None => Owner::Others,
+        }
+    }
+
+    fn from_kernel(&self, route: &route::Route) -> (RouteKey, Option<RouteTarget>) {
+        let device = route.link.and_then(|link| self.links.devices.get(&link));
+        let target = match (route.kind, route.gateway, route.link, device) {
+            // IPv6 shows the loopback interface as the link of an unreachable route.
+            (Kind::Unreachable, None, ..) if route.source.is_none() => {
+                Some(RouteTarget::Unreachable)
+            }
+            (Kind::Unicast, gateway, Some(_), Some(device)) => {
+                let next_hop = match (gateway, route.encapsulation) {
+                    (None, None) => Some(NextHop::Direct),
+                    (Some(gateway), None) if route.onlink => Some(NextHop::OnLink(gateway)),
+                    (None, Some(outer)) => {
+                        let id = u32::try_from(outer.id).ok();
+                        let checksum = outer.checksum == outer.remote.is_ipv6();
+                        id.filter(|_| checksum).map(|id| NextHop::Encapsulated {
+                            id,
+                            remote: outer.remote,
+                        })
+                    }
+                    _ => None,
+                };
+                next_hop.map(|next_hop| RouteTarget::Device {
+                    device: *device,
+                    next_hop,
+                    source: route.source,
+                    mtu: route.mtu,
+                })
+            }
+            _ if route.onlink || route.encapsulation.is_some() => None,
+            (Kind::Unicast, Some(address), Some(interface), None) if route.source.is_none() => {
+                Some(RouteTarget::Gateway {
+                    address,
+                    interface,
+                    mtu: route.mtu,
+                })
+            }
+            (Kind::Unicast, None, Some(interface), None) if route.mtu.is_none() => route
+                .source
+                .map(|source| RouteTarget::Link { interface, source }),
+            _ => None,
+        };
+        let metric = route.metric;
+        let key = RouteKey {
             destination: route.destination,
-            metric: route
-                .metric
-                .unwrap_or_else(|| default_metric(&route.destination)),
-        },
-        protocol: route.protocol,
-        target,
-        over_own_interface: route
-            .link
-            .is_some_and(|link| own_interfaces.contains(&link)),
+            metric: metric.unwrap_or_else(|| default_metric(&route.destination)),
+        };
+        (key, target)
     }
 }
 
-fn to_kernel(route: &Route) -> route::Route {
-    let RouteKey {
-        destination,
-        metric,
-    } = route.key;
-    let bare = route::Route::to(destination).metric(metric);
-    match route.target {
-        RouteTarget::Gateway { address, interface } => bare.via(address).dev(interface),
-        RouteTarget::Link { interface, source } => bare.dev(interface).source(source),
-        RouteTarget::Unreachable => bare.kind(Kind::Unreachable),
+impl Held {
+    /// A device is gone, and the kernel took with it what was on it.
+    fn forget(&mut self, device: &DeviceName) {
+        self.neighbours.retain(|(on, _), _| on != device);
+        self.forwarding.retain(|(on, _), _| on != device);
+        self.proxies.retain(|(on, _)| on != device);
+        self.routes.retain(|_, target| match target {
+            Some(RouteTarget::Device { device: on, .. }) => on != device,
+            _ => true,
+        });
     }
+
+    /// What a difference says of entries and routes was carried out.
+    fn take_up(&mut self, difference: &Difference) {
+        self.forwarding
+            .extend(difference.forwarding.iter().copied());
+        self.neighbours
+            .extend(difference.neighbours.iter().copied());
+        self.proxies.extend(difference.proxies.iter().copied());
+        let written = difference.add.iter().chain(&difference.replace);
+        self.routes
+            .extend(written.map(|route| (route.key, Some(route.target))));
+        for key in &difference.remove {
+            self.routes.remove(key);
+        }
+        for key in &difference.remove_neighbours {
+            self.neighbours.remove(key);
+        }
+        for key in &difference.remove_forwarding {
+            self.forwarding.remove(key);
+        }
+        for key in &difference.remove_proxies {
+            self.proxies.remove(key);
+        }
+    }
+}
+
+/// The requests that carry out a difference, in its order.
+struct Orders {
+    requests: Vec<Request>,
+    indexes: BTreeMap<DeviceName, u32>,
+    /// Entries that wait for a device that is not there.
+    waits: BTreeMap<DeviceName, usize>,
+}
+
+impl Orders {
+    fn new(held: &Held, links: &Links) -> Orders {
+        let devices = links.devices.iter().map(|(index, name)| (*name, *index));
+        let mut indexes: BTreeMap<DeviceName, u32> = devices.collect();
+        indexes.extend(held.devices.iter().map(|(name, held)| (*name, held.index)));
+        Orders {
+            requests: Vec::new(),
+            indexes,
+            waits: BTreeMap::new(),
+        }
+    }
+
+    fn on(&mut self, device: &DeviceName, request: impl FnOnce(u32) -> Request) {
+        match self.indexes.get(device) {
+            Some(index) => self.requests.push(request(*index)),
+            None => *self.waits.entry(*device).or_default() += 1,
+        }
+    }
+
+    fn collect(&mut self, difference: &Difference, held: &Held) {
+        for ((device, mac), remote) in &difference.forwarding {
+            self.on(device, |index| fdb::set(index, *mac, *remote));
+        }
+        for ((device, address), mac) in &difference.neighbours {
+            self.on(device, |index| {
+                neighbour::set_permanent(index, *address, *mac)
+            });
+        }
+        for (device, address) in &difference.proxies {
+            self.on(device, |index| neighbour::set_proxy(index, *address));
+        }
+        for route in &difference.add {
+            self.route(route, route::add);
+        }
+        for route in &difference.replace {
+            self.route(route, route::replace);
+        }
+        for key in &difference.remove {
+            let mut gone = route::Route::to(key.destination).metric(key.metric);
+            if held.routes.get(key) == Some(&Some(RouteTarget::Unreachable)) {
+                gone = gone.kind(Kind::Unreachable);
+            }
+            self.requests.push(route::delete(&gone));
+        }
+        for (device, address) in &difference.remove_neighbours {
+            self.on(device, |index| neighbour::delete(index, *address));
+        }
+        for (device, mac) in &difference.remove_forwarding {
+            self.on(device, |index| fdb::delete(index, *mac));
+        }
+        for (device, address) in &difference.remove_proxies {
+            self.on(device, |index| neighbour::delete_proxy(index, *address));
+        }
+    }
+
+    fn route(&mut self, route: &Route, request: impl FnOnce(&route::Route) -> Request) {
+        let RouteKey {
+            destination,
+            metric,
+        } = route.key;
+        let bare = route::Route::to(destination).metric(metric);
+        let sized = |route: route::Route, mtu: Option<u32>| match mtu {
+            Some(mtu) => route.mtu(mtu),
+            None => route,
+        };
+        match route.target {
+            RouteTarget::Gateway {
+                address,
+                interface,
+                mtu,
+            } => {
+                let route = sized(bare.via(address).dev(interface), mtu);
+                self.requests.push(request(&route));
+            }
+            RouteTarget::Link { interface, source } => {
+                self.requests
+                    .push(request(&bare.dev(interface).source(source)));
+            }
+            RouteTarget::Unreachable => {
+                self.requests.push(request(&bare.kind(Kind::Unreachable)));
+            }
+            RouteTarget::Device {
+                device,
+                next_hop,
+                source,
+                mtu,
+            } => self.on(&device, |index| {
+                let mut route = match next_hop {
+                    NextHop::Direct => bare.dev(index),
+                    NextHop::OnLink(gateway) => bare.via(gateway).dev(index).onlink(),
+                    NextHop::Encapsulated { id, remote } => {
+                        bare.dev(index).encapsulated(Encapsulation {
+                            id: u64::from(id),
+                            remote,
+                            checksum: remote.is_ipv6(),
+                        })
+                    }
+                };
+                if let Some(source) = source {
+                    route = route.source(source);
+                }
+                request(&sized(route, mtu))
+            }),
+        }
+    }
+}
+
+fn make(name: DeviceName, device: &Device) -> Request {
+    let tunnel = match device.kind {
+        DeviceKind::Vxlan(vxlan) => Tunnel::Vxlan(vxlan),
+        DeviceKind::Ipip(ipip) => Tunnel::Ipip(ipip),
+        DeviceKind::Ip6Tunnel(tunnel) => Tunnel::Ip6Tunnel(tunnel),
+        DeviceKind::Bridge => {
+            return link::add_bridge(&Bridge {
+                name: name.as_str(),
+                mac: device.mac,
+                ageing_seconds: None,
+                multicast_snooping: false,
+            });
+        }
+    };
+    tunnel::add(name.as_str(), &tunnel, device.mtu, device.mac)
+}
+
+fn kind_of(link: &Link) -> Option<DeviceKind> {
+    match link.tunnel {
+        Some(Tunnel::Vxlan(vxlan)) => Some(DeviceKind::Vxlan(vxlan)),
+        Some(Tunnel::Ipip(ipip)) => Some(DeviceKind::Ipip(ipip)),
+        Some(Tunnel::Ip6Tunnel(tunnel)) => Some(DeviceKind::Ip6Tunnel(tunnel)),
+        Some(Tunnel::Wireguard) => None,
+        None => (link.kind.as_deref() == Some("bridge")).then_some(DeviceKind::Bridge),
+    }
+}
+
+fn netlink_gone(outcome: Result<(), netlink::Error>) -> Result<(), netlink::Error> {
+    match outcome {
+        Err(error) if error.not_found() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// What matters of an interface of others.
+fn facts(link: &Link) -> (String, u32, bool) {
+    (link.name.clone(), link.mtu, link.up)
 }
 
 /// Removes every route of podwire's protocol, in all tables, those of pods
-/// included. Returns what was removed.
+/// included. Returns what was removed. (Devices go with all of podwire's links.)
 ///
 /// # Errors
 /// When the kernel cannot be asked or refuses.
-pub fn remove_all(socket: &mut Socket) -> Result<Vec<IpNet>, Error> {
+pub fn remove_all(socket: &mut Socket) -> Result<Vec<IpNet>, netlink::Error> {
     let routes = route::list(socket, Filter::own())?;
     let requests: Vec<Request> = routes.iter().map(route::delete).collect();
     for outcome in socket.attempt_all(&requests)? {

@@ -1,59 +1,186 @@
 //! What has to change so that the kernel holds what is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::{LAST_RESORT_METRIC, Route, RouteKey, RouteTarget, overlap};
+use crate::model::{
+    Device, DeviceKind, DeviceName, LAST_RESORT_METRIC, MacAddress, Remote, Route, RouteKey,
+    RouteTarget, State, overlap,
+};
 
 /// The protocol number of podwire's routes (`rtm_protocol`).
 pub const PROTOCOL: u8 = linux::PODWIRE_ROUTE_PROTOCOL;
 
-/// A route of the main table as the kernel holds it.
+/// What the kernel holds of what concerns routing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Devices with names of routing's.
+    pub devices: BTreeMap<DeviceName, HeldDevice>,
+    /// Routes routing made; `None` for targets it would not make now.
+    pub routes: BTreeMap<RouteKey, Option<RouteTarget>>,
+    /// Permanent neighbours on those devices.
+    pub neighbours: BTreeMap<(DeviceName, IpAddr), MacAddress>,
+    /// Permanent forwarding entries of those devices.
+    pub forwarding: BTreeMap<(DeviceName, MacAddress), Remote>,
+    /// Addresses answered for on those devices.
+    pub proxies: BTreeSet<(DeviceName, IpAddr)>,
+    /// Routes of the main table others made.
+    pub others: Vec<OtherRoute>,
+}
+
+/// A device as the kernel holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelRoute {
+pub struct HeldDevice {
+    /// Its index.
+    pub index: u32,
+    /// What it is; `None` for what routing would not make now.
+    pub kind: Option<DeviceKind>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its hardware address.
+    pub mac: Option<MacAddress>,
+    /// Whether it is up.
+    pub up: bool,
+    /// Its addresses, without link-local ones.
+    pub addresses: BTreeSet<IpNet>,
+    /// Index of the bridge it is a port of.
+    pub bridge: Option<u32>,
+    /// Whether it leaves checksums to the device below.
+    pub checksum_offload: bool,
+}
+
+/// A route of the main table somebody else made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherRoute {
     /// Destination and metric.
     pub key: RouteKey,
     /// Who made it (`rtm_protocol`).
     pub protocol: u8,
-    /// Where it leads; `None` for anything podwire would never make.
-    pub target: Option<RouteTarget>,
-    /// Whether it leads over an interface of podwire's (the pods' bridge and links).
-    pub over_own_interface: bool,
-}
-
-impl KernelRoute {
-    /// Whether this is a route routing made: of our protocol, and not one of
-    /// those the CNI plugin makes for single pods, which are host routes or lead
-    /// over podwire's own interfaces.
-    pub fn is_routings(&self) -> bool {
-        let destination = self.key.destination;
-        self.protocol == PROTOCOL
-            && !self.over_own_interface
-            && destination.prefix_len() < destination.max_prefix_len()
-    }
+    /// Whether it refuses packets.
+    pub unreachable: bool,
 }
 
 /// What has to change. Carried out in the order of the fields, no destination
-/// is ever without a route it had and keeps.
+/// is ever without a route it had and keeps, and no route leads to an end that
+/// is not known yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Not there yet.
+    /// Devices to be made, those first that others are ports of. One of that
+    /// name that is there is something else and goes before.
+    pub make: Vec<DeviceName>,
+    /// Devices whose settings are to be changed.
+    pub change: Vec<DeviceName>,
+    /// Forwarding entries to be made or changed.
+    pub forwarding: Vec<((DeviceName, MacAddress), Remote)>,
+    /// Neighbours to be made or changed.
+    pub neighbours: Vec<((DeviceName, IpAddr), MacAddress)>,
+    /// Addresses to be answered for.
+    pub proxies: Vec<(DeviceName, IpAddr)>,
+    /// Routes that are not there yet.
     pub add: Vec<Route>,
-    /// There, ours, but leading elsewhere.
+    /// Routes that are there, ours, but lead elsewhere.
     pub replace: Vec<Route>,
-    /// Ours and not wanted.
+    /// Routes that are ours and not wanted.
     pub remove: Vec<RouteKey>,
-    /// Made by others and in the way.
+    /// Neighbours not wanted.
+    pub remove_neighbours: Vec<(DeviceName, IpAddr)>,
+    /// Forwarding entries not wanted.
+    pub remove_forwarding: Vec<(DeviceName, MacAddress)>,
+    /// Addresses not to be answered for any more.
+    pub remove_proxies: Vec<(DeviceName, IpAddr)>,
+    /// Devices not wanted.
+    pub remove_devices: Vec<DeviceName>,
+    /// Routes made by others and in the way.
     pub foreign: Vec<Foreign>,
 }
 
 impl Difference {
     /// Whether the kernel already holds what is wanted.
     pub fn is_empty(&self) -> bool {
-        self.add.is_empty() && self.replace.is_empty() && self.remove.is_empty()
+        self.len() == 0
     }
+
+    /// How many entries change.
+    pub fn len(&self) -> usize {
+        self.make.len()
+            + self.change.len()
+            + self.forwarding.len()
+            + self.neighbours.len()
+            + self.proxies.len()
+            + self.add.len()
+            + self.replace.len()
+            + self.remove.len()
+            + self.remove_neighbours.len()
+            + self.remove_forwarding.len()
+            + self.remove_proxies.len()
+            + self.remove_devices.len()
+    }
+
+    /// What differs, a line each, for people: when nothing had been changed by
+    /// podwire, what others changed.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        lines.extend(self.make.iter().map(|name| format!("device {name}")));
+        lines.extend(
+            self.change
+                .iter()
+                .map(|name| format!("settings of device {name}")),
+        );
+        lines.extend(
+            self.forwarding
+                .iter()
+                .map(|((device, mac), remote)| entry(device, mac, &remote.address)),
+        );
+        lines.extend(
+            self.neighbours
+                .iter()
+                .map(|((device, address), mac)| neighbour(device, address, mac)),
+        );
+        let answers = |(device, address): &(DeviceName, IpAddr)| {
+            format!("proxy entry of {address} on {device}")
+        };
+        lines.extend(self.proxies.iter().map(answers));
+        lines.extend(self.add.iter().map(|route| format!("route to {route}")));
+        lines.extend(self.replace.iter().map(|route| format!("route to {route}")));
+        let unwanted = |what: String| format!("unwanted {what}");
+        lines.extend(
+            self.remove
+                .iter()
+                .map(|key| unwanted(format!("route to {}", key.destination))),
+        );
+        lines.extend(
+            self.remove_neighbours
+                .iter()
+                .map(|(device, address)| unwanted(format!("neighbour {address} on {device}"))),
+        );
+        lines.extend(
+            self.remove_forwarding
+                .iter()
+                .map(|(device, mac)| unwanted(format!("forwarding entry of {mac} on {device}"))),
+        );
+        lines.extend(
+            self.remove_proxies
+                .iter()
+                .map(|proxy| unwanted(answers(proxy))),
+        );
+        lines.extend(
+            self.remove_devices
+                .iter()
+                .map(|name| unwanted(format!("device {name}"))),
+        );
+        lines
+    }
+}
+
+fn entry(device: &DeviceName, mac: &MacAddress, remote: &IpAddr) -> String {
+    format!("forwarding entry of {mac} on {device} to {remote}")
+}
+
+fn neighbour(device: &DeviceName, address: &IpAddr, mac: &MacAddress) -> String {
+    format!("neighbour {address} on {device} with {mac}")
 }
 
 /// A route somebody else made that diverts traffic of a range podwire routes.
@@ -93,49 +220,141 @@ impl fmt::Display for Foreign {
     }
 }
 
-/// Compares what is wanted with everything the main table holds.
-pub fn difference(wanted: &BTreeMap<RouteKey, RouteTarget>, held: &[KernelRoute]) -> Difference {
+/// Compares what is wanted with what the kernel holds.
+pub fn difference(wanted: &State, held: &Held) -> Difference {
     let mut difference = Difference::default();
-    let mut ours: BTreeMap<RouteKey, Option<RouteTarget>> = BTreeMap::new();
-    for route in held {
-        if route.is_routings() {
-            ours.insert(route.key, route.target);
-        } else if !route.over_own_interface && route.protocol != PROTOCOL {
-            difference.foreign.extend(foreign(wanted, route));
+    devices(wanted, held, &mut difference);
+    // With a device go its entries and the routes over it.
+    let fresh: BTreeSet<DeviceName> = difference.make.iter().copied().collect();
+    let stays = |device: &DeviceName| !fresh.contains(device) && held.devices.contains_key(device);
+    for (key, remote) in &wanted.forwarding {
+        if !stays(&key.0) || held.forwarding.get(key) != Some(remote) {
+            difference.forwarding.push((*key, *remote));
         }
     }
+    for (key, mac) in &wanted.neighbours {
+        if !stays(&key.0) || held.neighbours.get(key) != Some(mac) {
+            difference.neighbours.push((*key, *mac));
+        }
+    }
+    for key in &wanted.proxies {
+        if !stays(&key.0) || !held.proxies.contains(key) {
+            difference.proxies.push(*key);
+        }
+    }
+    // What is on a device that goes needs no deletion of its own.
+    let stays = |device: &DeviceName| stays(device) && wanted.devices.contains_key(device);
+    let forwarding = held.forwarding.keys();
+    difference
+        .remove_forwarding
+        .extend(forwarding.filter(|key| stays(&key.0) && !wanted.forwarding.contains_key(key)));
+    let neighbours = held.neighbours.keys();
+    difference
+        .remove_neighbours
+        .extend(neighbours.filter(|key| stays(&key.0) && !wanted.neighbours.contains_key(key)));
+    let proxies = held.proxies.iter();
+    difference
+        .remove_proxies
+        .extend(proxies.filter(|key| stays(&key.0) && !wanted.proxies.contains(key)));
+    routes(wanted, held, &fresh, &mut difference);
+    difference
+}
+
+fn devices(wanted: &State, held: &Held, difference: &mut Difference) {
+    for (name, device) in &wanted.devices {
+        match held.devices.get(name) {
+            Some(held) if held.kind == Some(device.kind) => {}
+            _ => difference.make.push(*name),
+        }
+    }
+    // Bridges before their ports.
+    let is_port = |name: &DeviceName| wanted.devices.get(name).is_some_and(|d| d.bridge.is_some());
+    difference.make.sort_by_key(|name| (is_port(name), *name));
+    for (name, device) in &wanted.devices {
+        let bridge = device.bridge.map(|bridge| {
+            let renewed = difference.make.contains(&bridge);
+            let held = held.devices.get(&bridge).filter(|_| !renewed);
+            held.map(|bridge| bridge.index)
+        });
+        let same = |held: &HeldDevice| is_as_wanted(device, held, bridge);
+        if !difference.make.contains(name) && !held.devices.get(name).is_some_and(same) {
+            difference.change.push(*name);
+        }
+    }
+    let unwanted = held.devices.keys();
+    difference
+        .remove_devices
+        .extend(unwanted.filter(|name| !wanted.devices.contains_key(name)));
+}
+
+/// `bridge`: whether it is wanted on a bridge, and that one's index if there is one.
+fn is_as_wanted(wanted: &Device, held: &HeldDevice, bridge: Option<Option<u32>>) -> bool {
+    let on_bridge = match bridge {
+        None => held.bridge.is_none(),
+        Some(index) => index.is_some() && held.bridge == index,
+    };
+    held.up
+        && held.mtu == wanted.mtu
+        && wanted.mac.is_none_or(|mac| held.mac == Some(mac))
+        && held.addresses == wanted.addresses
+        && held.checksum_offload == wanted.checksum_offload
+        && on_bridge
+}
+
+fn routes(wanted: &State, held: &Held, fresh: &BTreeSet<DeviceName>, difference: &mut Difference) {
+    let takes = held.others.iter();
+    difference
+        .foreign
+        .extend(takes.filter_map(|route| foreign(&wanted.routes, route)));
     difference
         .foreign
         .sort_by_key(|foreign| (foreign.key, foreign.protocol));
-    for (key, target) in wanted {
+    let occupied: BTreeSet<RouteKey> = difference
+        .foreign
+        .iter()
+        .filter(|foreign| foreign.occupies)
+        .map(|foreign| foreign.key)
+        .collect();
+    let goes_with_its_device = |target: &Option<RouteTarget>| match target {
+        Some(RouteTarget::Device { device, .. }) => fresh.contains(device),
+        _ => false,
+    };
+    for (key, target) in &wanted.routes {
         let route = Route {
             key: *key,
             target: *target,
         };
-        match ours.remove(key) {
-            Some(held) if held == Some(*target) => {}
+        match held.routes.get(key) {
+            Some(held) if goes_with_its_device(held) => difference.add.push(route),
+            Some(held) if *held == Some(*target) => {}
             Some(_) => difference.replace.push(route),
-            None if difference
-                .foreign
-                .iter()
-                .any(|f| f.occupies && f.key == *key) => {}
+            None if occupied.contains(key) => {}
             None => difference.add.push(route),
         }
     }
-    difference.remove.extend(ours.into_keys());
-    difference
+    let unwanted = held.routes.iter();
+    difference.remove.extend(
+        unwanted
+            .filter(|(key, target)| {
+                !wanted.routes.contains_key(key) && !goes_with_its_device(target)
+            })
+            .map(|(key, _)| *key),
+    );
 }
 
-/// Whether a route made by somebody else takes traffic from one of ours: it is
+/// Whether a route somebody else made takes traffic from one of ours: it is
 /// as specific or more so, and preferred.
-fn foreign(wanted: &BTreeMap<RouteKey, RouteTarget>, route: &KernelRoute) -> Option<Foreign> {
+fn foreign(wanted: &BTreeMap<RouteKey, RouteTarget>, route: &OtherRoute) -> Option<Foreign> {
     let destination = route.key.destination;
-    // Wanted destinations are disjoint but for the Service range, which loses
-    // to everything on purpose.
+    // A foreign last resort beside our own is no harm.
+    if route.key.metric > LAST_RESORT_METRIC {
+        return None;
+    }
     let (key, _) = wanted.iter().find(|(key, target)| {
         let diverted = match target {
+            // The Service range's route loses to everything on purpose.
             RouteTarget::Link { .. } => false,
-            RouteTarget::Gateway { .. } | RouteTarget::Unreachable => {
+            _ => {
                 overlap(&key.destination, &destination)
                     && destination.prefix_len() >= key.destination.prefix_len()
                     && (destination != key.destination || route.key.metric <= key.metric)
@@ -143,10 +362,6 @@ fn foreign(wanted: &BTreeMap<RouteKey, RouteTarget>, route: &KernelRoute) -> Opt
         };
         diverted || **key == route.key
     })?;
-    // A foreign last resort beside our own is no harm.
-    if route.key.metric > LAST_RESORT_METRIC {
-        return None;
-    }
     Some(Foreign {
         key: route.key,
         protocol: route.protocol,
@@ -161,52 +376,65 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::model::default_metric;
+    use crate::model::{NextHop, Vxlan};
 
     fn key(destination: &str) -> RouteKey {
-        let destination: IpNet = destination.parse().unwrap();
-        RouteKey {
-            destination,
-            metric: default_metric(&destination),
-        }
+        RouteKey::to(destination.parse().unwrap())
     }
 
     fn via(gateway: &str) -> RouteTarget {
         RouteTarget::Gateway {
             address: gateway.parse().unwrap(),
             interface: 2,
+            mtu: None,
         }
     }
 
-    fn wanted(routes: &[(&str, &str)]) -> BTreeMap<RouteKey, RouteTarget> {
-        routes
-            .iter()
-            .map(|(destination, gateway)| (key(destination), via(gateway)))
-            .collect()
-    }
-
-    fn held(destination: &str, gateway: &str, protocol: u8) -> KernelRoute {
-        KernelRoute {
-            key: key(destination),
-            protocol,
-            target: Some(via(gateway)),
-            over_own_interface: false,
+    fn wanted(routes: &[(&str, &str)]) -> State {
+        State {
+            routes: routes
+                .iter()
+                .map(|(destination, gateway)| (key(destination), via(gateway)))
+                .collect(),
+            ..State::default()
         }
     }
 
-    const STATIC: u8 = 4;
+    fn held(routes: &[(&str, &str)]) -> Held {
+        let routes = wanted(routes).routes.into_iter();
+        Held {
+            routes: routes.map(|(key, target)| (key, Some(target))).collect(),
+            ..Held::default()
+        }
+    }
+
+    fn of_others(destination: &str, metric: u32) -> OtherRoute {
+        const STATIC: u8 = 4;
+        OtherRoute {
+            key: RouteKey {
+                metric,
+                ..key(destination)
+            },
+            protocol: STATIC,
+            unreachable: false,
+        }
+    }
 
     #[test]
     fn what_is_there_already_is_adopted() {
-        let wanted = wanted(&[
+        let routes = [
             ("10.200.2.0/24", "192.168.64.12"),
             ("fd00:200:0:2::/64", "fd00:64::12"),
-        ]);
-        let held = [
-            held("10.200.2.0/24", "192.168.64.12", PROTOCOL),
-            held("fd00:200:0:2::/64", "fd00:64::12", PROTOCOL),
         ];
-        assert_eq!(difference(&wanted, &held), Difference::default());
+        assert_eq!(
+            difference(&wanted(&routes), &held(&routes)),
+            Difference::default()
+        );
+        let tunnel = tunnel(4, 50, [1, 2, 3]);
+        assert_eq!(
+            difference(&tunnel, &carried_out(&tunnel)),
+            Difference::default()
+        );
     }
 
     #[test]
@@ -216,11 +444,11 @@ mod tests {
             ("10.200.3.0/24", "192.168.64.13"),
             ("10.200.4.0/24", "192.168.64.14"),
         ]);
-        let held = [
-            held("10.200.2.0/24", "192.168.64.12", PROTOCOL),
-            held("10.200.3.0/24", "192.168.64.99", PROTOCOL),
-            held("10.200.9.0/24", "192.168.64.19", PROTOCOL),
-        ];
+        let held = held(&[
+            ("10.200.2.0/24", "192.168.64.12"),
+            ("10.200.3.0/24", "192.168.64.99"),
+            ("10.200.9.0/24", "192.168.64.19"),
+        ]);
         let difference = difference(&wanted, &held);
         let route = |destination, gateway| Route {
             key: key(destination),
@@ -232,20 +460,8 @@ mod tests {
             [route("10.200.3.0/24", "192.168.64.13")]
         );
         assert_eq!(difference.remove, [key("10.200.9.0/24")]);
+        assert_eq!(difference.len(), 3);
         assert_eq!(difference.foreign, []);
-    }
-
-    #[rstest]
-    #[case::pod_four("10.200.1.5/32", false)]
-    #[case::pod_six("fd00:200:0:1::5/128", false)]
-    #[case::over_a_pods_link("10.200.1.0/24", true)]
-    fn routes_of_pods_are_left_alone(#[case] destination: &str, #[case] over_own_interface: bool) {
-        let pod = KernelRoute {
-            target: None,
-            over_own_interface,
-            ..held(destination, "192.168.64.1", PROTOCOL)
-        };
-        assert_eq!(difference(&BTreeMap::new(), &[pod]), Difference::default());
     }
 
     #[rstest]
@@ -262,9 +478,11 @@ mod tests {
         #[case] occupies: Option<bool>,
     ) {
         let wanted = wanted(&[("10.200.2.0/24", "192.168.64.12")]);
-        let mut foreign = held(destination, "192.168.64.99", STATIC);
-        foreign.key.metric = metric;
-        let difference = difference(&wanted, &[foreign]);
+        let held = Held {
+            others: vec![of_others(destination, metric)],
+            ..Held::default()
+        };
+        let difference = difference(&wanted, &held);
         assert_eq!(
             difference.foreign.first().map(|foreign| foreign.occupies),
             occupies
@@ -275,126 +493,207 @@ mod tests {
         assert_eq!(difference.add.len(), usize::from(occupies != Some(true)));
     }
 
-    #[test]
-    fn the_pods_bridge_inside_the_own_range_is_not_foreign() {
-        let own = RouteKey {
-            destination: "10.200.1.0/24".parse().unwrap(),
-            metric: LAST_RESORT_METRIC,
-        };
-        let wanted = BTreeMap::from([(own, RouteTarget::Unreachable)]);
-        let mut bridge = held("10.200.1.0/24", "10.200.1.1", 2);
-        bridge.over_own_interface = true;
-        assert_eq!(
-            difference(&wanted, std::slice::from_ref(&bridge)).foreign,
-            []
-        );
-        bridge.over_own_interface = false;
-        assert_eq!(difference(&wanted, &[bridge]).foreign.len(), 1);
+    const DEVICE: DeviceName = DeviceName::new("pw-test");
+
+    /// One device with a VNI and MTU, and peers behind it.
+    fn tunnel(vni: u32, mtu: u32, peers: impl IntoIterator<Item = u8>) -> State {
+        let kind = DeviceKind::Vxlan(Vxlan {
+            vni,
+            port: 8472,
+            local: None,
+            group: None,
+            parent: None,
+            ttl: 0,
+            learning: false,
+            external: false,
+            gpe: false,
+            udp_checksum: false,
+            zero_checksum6: false,
+        });
+        let mut state = State::default();
+        state.devices.insert(DEVICE, Device::new(kind, mtu));
+        for peer in peers {
+            let gateway: IpAddr = [10, 200, peer, 0].into();
+            let mac = MacAddress::local([0, 0, 0, 0, peer]);
+            let remote = Remote {
+                address: [192, 168, 64, peer].into(),
+                port: None,
+                vni: None,
+            };
+            state.forwarding.insert((DEVICE, mac), remote);
+            state.neighbours.insert((DEVICE, gateway), mac);
+            let target = RouteTarget::Device {
+                device: DEVICE,
+                next_hop: NextHop::OnLink(gateway),
+                source: None,
+                mtu: None,
+            };
+            state
+                .routes
+                .insert(key(&format!("10.200.{peer}.0/24")), target);
+        }
+        state
+    }
+
+    /// What the kernel holds after a state was applied to nothing.
+    fn carried_out(state: &State) -> Held {
+        carry_out(
+            state,
+            &difference(state, &Held::default()),
+            &Held::default(),
+        )
     }
 
     /// The kernel, as far as a difference concerns it.
-    fn carry_out(difference: &Difference, held: &[KernelRoute]) -> Vec<KernelRoute> {
-        let mut held = held.to_vec();
-        for route in &difference.add {
-            assert!(
-                !held.iter().any(|h| h.key == route.key),
-                "add of what is there: {route}"
-            );
-            held.push(KernelRoute {
-                key: route.key,
-                protocol: PROTOCOL,
-                target: Some(route.target),
-                over_own_interface: false,
+    fn carry_out(wanted: &State, difference: &Difference, held: &Held) -> Held {
+        let mut held = held.clone();
+        let go = |held: &mut Held, name: &DeviceName| {
+            held.devices.remove(name);
+            held.neighbours.retain(|(on, _), _| on != name);
+            held.forwarding.retain(|(on, _), _| on != name);
+            held.routes.retain(|_, target| {
+                !matches!(target, Some(RouteTarget::Device { device, .. }) if device == name)
             });
+        };
+        for name in &difference.make {
+            go(&mut held, name);
+        }
+        for name in difference.make.iter().chain(&difference.change) {
+            let device = &wanted.devices[name];
+            let made = HeldDevice {
+                index: 7,
+                kind: Some(device.kind),
+                mtu: device.mtu,
+                mac: device.mac,
+                up: true,
+                addresses: device.addresses.clone(),
+                bridge: None,
+                checksum_offload: device.checksum_offload,
+            };
+            held.devices.insert(*name, made);
+        }
+        for (key, remote) in &difference.forwarding {
+            held.forwarding.insert(*key, *remote);
+        }
+        for (key, mac) in &difference.neighbours {
+            held.neighbours.insert(*key, *mac);
+        }
+        for route in &difference.add {
+            let occupied = held.others.iter().any(|other| other.key == route.key);
+            assert!(!occupied, "the place of {route} is taken");
+            let before = held.routes.insert(route.key, Some(route.target));
+            assert_eq!(before, None, "add of what is there: {route}");
         }
         for route in &difference.replace {
-            let old = held
-                .iter_mut()
-                .find(|h| h.key == route.key)
-                .expect("it is there");
-            assert_eq!(old.protocol, PROTOCOL, "a foreign route was replaced");
-            old.target = Some(route.target);
+            let before = held.routes.insert(route.key, Some(route.target));
+            assert!(before.is_some(), "replace of what is not there: {route}");
         }
         for key in &difference.remove {
-            let at = held
-                .iter()
-                .position(|h| h.key == *key)
-                .expect("it is there");
-            assert_eq!(
-                held.remove(at).protocol,
-                PROTOCOL,
-                "a foreign route was removed"
-            );
+            assert!(held.routes.remove(key).is_some(), "it is there");
+        }
+        for key in &difference.remove_neighbours {
+            assert!(held.neighbours.remove(key).is_some(), "it is there");
+        }
+        for key in &difference.remove_forwarding {
+            assert!(held.forwarding.remove(key).is_some(), "it is there");
+        }
+        for name in &difference.remove_devices {
+            go(&mut held, name);
         }
         held
     }
 
-    fn any_held() -> impl Strategy<Value = Vec<KernelRoute>> {
-        let route = (
-            0_u8..6,
-            24_u8..33,
-            10_u8..13,
-            prop_oneof![Just(PROTOCOL), Just(STATIC)],
-            any::<bool>(),
-        );
-        let route = route.prop_map(|(third, length, gateway, protocol, over_own_interface)| {
-            let range: IpNet = format!("10.200.{third}.0/{length}").parse().unwrap();
-            KernelRoute {
-                over_own_interface,
-                ..held(
-                    &range.to_string(),
-                    &format!("192.168.64.{gateway}"),
-                    protocol,
-                )
-            }
+    #[test]
+    fn a_peer_more_or_less_costs_its_own_entries_only() {
+        let held = carried_out(&tunnel(1, 1450, 0..200));
+        let difference = |state: &State| super::difference(state, &held);
+        assert_eq!(difference(&tunnel(1, 1450, 0..201)).len(), 3);
+        assert_eq!(difference(&tunnel(1, 1450, 0..199)).len(), 3);
+        assert_eq!(difference(&tunnel(1, 1400, 0..200)).change, [DEVICE]);
+        assert_eq!(difference(&tunnel(1, 1400, 0..200)).len(), 1);
+    }
+
+    #[test]
+    fn with_a_device_that_is_replaced_everything_on_it_is_made_anew() {
+        let held = carried_out(&tunnel(1, 1450, 0..3));
+        let difference = difference(&tunnel(2, 1450, 1..3), &held);
+        assert_eq!(difference.make, [DEVICE]);
+        assert_eq!((difference.add.len(), difference.neighbours.len()), (2, 2));
+        assert_eq!(difference.forwarding.len(), 2);
+        assert_eq!(difference.remove, []);
+        assert_eq!(difference.remove_neighbours, []);
+    }
+
+    #[test]
+    fn a_device_not_wanted_any_more_goes_after_its_routes_lead_elsewhere() {
+        let held = carried_out(&tunnel(1, 1450, [2, 3]));
+        let difference = difference(&wanted(&[("10.200.2.0/24", "192.168.64.2")]), &held);
+        assert_eq!(difference.replace.len(), 1);
+        assert_eq!(difference.remove, [key("10.200.3.0/24")]);
+        assert_eq!(difference.remove_devices, [DEVICE]);
+        assert_eq!(difference.len(), 3);
+    }
+
+    fn any_state() -> impl Strategy<Value = State> {
+        let routes = prop::collection::btree_map(0_u8..6, 10_u8..13, 0..6);
+        let routes = routes.prop_map(|routes| {
+            let gateway = |gateway: u8| format!("192.168.64.{gateway}");
+            let route =
+                |(third, to): (u8, u8)| (key(&format!("10.200.{third}.0/24")), via(&gateway(to)));
+            routes.into_iter().map(route).collect::<BTreeMap<_, _>>()
         });
-        // The kernel holds one route a key.
-        prop::collection::vec(route, 0..12).prop_map(|routes| {
-            let by_key: BTreeMap<RouteKey, KernelRoute> =
-                routes.into_iter().map(|route| (route.key, route)).collect();
-            by_key.into_values().collect()
+        let peers = prop::collection::btree_set(0_u8..6, 0..6);
+        let device = prop::option::of((1_u32..3, 1400_u32..1402, peers));
+        (routes, device).prop_map(|(routes, device)| {
+            let mut state = State {
+                routes,
+                ..State::default()
+            };
+            if let Some((vni, mtu, peers)) = device {
+                state.extend(tunnel(vni, mtu, peers));
+            }
+            state
         })
     }
 
-    fn any_wanted() -> impl Strategy<Value = BTreeMap<RouteKey, RouteTarget>> {
-        prop::collection::btree_map(0_u8..6, 10_u8..13, 0..6).prop_map(|routes| {
-            routes
-                .into_iter()
-                .map(|(third, gateway)| {
-                    (
-                        key(&format!("10.200.{third}.0/24")),
-                        via(&format!("192.168.64.{gateway}")),
-                    )
-                })
-                .collect()
-        })
+    fn any_other() -> impl Strategy<Value = OtherRoute> {
+        (0_u8..6, 24_u8..33)
+            .prop_map(|(third, length)| of_others(&format!("10.200.{third}.0/{length}"), 0))
     }
 
     proptest! {
         #[test]
         fn carried_out_it_gives_what_is_wanted_and_leaves_the_rest(
-            wanted in any_wanted(), held in any_held()
+            before in any_state(),
+            wanted in any_state(),
+            others in prop::collection::vec(any_other(), 0..4),
         ) {
-            // A route over our own interface at a wanted place is the plugin's business.
-            let held: Vec<KernelRoute> = held
+            let mut held = carried_out(&before);
+            held.others = others
                 .into_iter()
-                .filter(|h| !(h.over_own_interface && wanted.contains_key(&h.key)))
+                .filter(|other| !held.routes.contains_key(&other.key))
                 .collect();
             let first = difference(&wanted, &held);
-            let after = carry_out(&first, &held);
+            let after = carry_out(&wanted, &first, &held);
             let second = difference(&wanted, &after);
             prop_assert!(second.is_empty(), "{second:?}");
             prop_assert_eq!(&second.foreign, &first.foreign);
-            for (key, target) in &wanted {
-                let at = after.iter().find(|h| h.key == *key);
-                prop_assert!(at.is_some_and(|h| h.protocol != PROTOCOL || h.target == Some(*target)));
+            prop_assert_eq!(&after.others, &held.others);
+            prop_assert_eq!(after.devices.len(), wanted.devices.len());
+            prop_assert_eq!(&after.neighbours, &wanted.neighbours);
+            prop_assert_eq!(&after.forwarding, &wanted.forwarding);
+            for (key, target) in &after.routes {
+                prop_assert_eq!(wanted.routes.get(key), target.as_ref());
             }
-            for before in held.iter().filter(|h| !h.is_routings()) {
-                prop_assert!(after.contains(before));
+            for key in wanted.routes.keys() {
+                let taken = held.others.iter().any(|other| other.key == *key);
+                prop_assert!(taken || after.routes.contains_key(key));
             }
-            for route in after.iter().filter(|h| h.is_routings()) {
-                prop_assert!(wanted.contains_key(&route.key));
-            }
+        }
+
+        #[test]
+        fn nothing_changes_that_is_as_wanted(state in any_state()) {
+            prop_assert_eq!(difference(&state, &carried_out(&state)), Difference::default());
         }
     }
 }

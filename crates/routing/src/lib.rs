@@ -4,8 +4,9 @@
 //! In three parts, each in its own module:
 //!
 //! - [`plan`](mod@plan): a pure function from this node, its peers and the
-//!   underlay to the routes wanted, with a reason for everything refused. How a
-//!   peer is reached is a [`backend::Backend`]'s decision;
+//!   underlay to the [state](model::State) wanted, with a reason for everything
+//!   refused. How a peer is reached is a [`backend::Backend`]'s decision; which
+//!   of several back ends two nodes use is [`choose`]'s;
 //! - [`difference`](mod@difference): what has to change, given what the kernel
 //!   holds;
 //! - [`apply`]: reads the kernel and carries out the difference.
@@ -15,13 +16,18 @@
 
 pub mod apply;
 pub mod backend;
+pub mod choose;
+pub mod data;
 pub mod difference;
 pub mod model;
 pub mod plan;
 pub mod service_range;
+pub mod underlay;
 
-pub use apply::{Interface, RouteTable, Underlay};
-pub use backend::{Backend, HostGateway};
-pub use difference::{Difference, Foreign, KernelRoute, difference};
-pub use model::{Node, Route, RouteKey, RouteTarget, Subnet};
+pub use apply::Kernel;
+pub use backend::{Backend, HostGateway, Settings};
+pub use data::NodeData;
+pub use difference::{Difference, Foreign, difference};
+pub use model::{Family, Node, PerFamily, Route, RouteKey, RouteTarget, State};
 pub use plan::{Plan, Reason, Refusal, plan};
+pub use underlay::{Interface, Subnet, Underlay};

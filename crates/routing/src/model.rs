@@ -1,12 +1,103 @@
-//! What routing is about: nodes, the underlay's subnets, routes.
+//! What routing is about: nodes, and the state of a node's kernel wanted for them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+pub use linux::fdb::Remote;
+pub use linux::link::MacAddress;
+pub use linux::tunnel::{Ip6Tunnel, Ipip, Vxlan};
+
+use crate::data::NodeData;
+
+/// An IP family: of pods, or of the underlay that carries their packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, IPv4 first.
+    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+
+    /// The family of a range.
+    pub fn of_range(range: &IpNet) -> Family {
+        Family::of(range.addr())
+    }
+
+    /// The other family.
+    pub fn other(self) -> Family {
+        match self {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
+/// Something of each family, where there is one.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub struct PerFamily<T> {
+    /// Of IPv4.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub v4: Option<T>,
+    /// Of IPv6.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub v6: Option<T>,
+}
+
+impl<T: Copy> PerFamily<T> {
+    /// That of a family.
+    pub fn get(&self, family: Family) -> Option<T> {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    /// Sets that of a family.
+    pub fn set(&mut self, family: Family, value: Option<T>) {
+        match family {
+            Family::V4 => self.v4 = value,
+            Family::V6 => self.v6 = value,
+        }
+    }
+}
 
 /// A node of the cluster, this one or a peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Its name, for reports.
     pub name: Box<str>,
@@ -14,25 +105,31 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Its pod ranges, at most one a family.
     pub ranges: Vec<IpNet>,
+    /// What it told about its back ends; `None` when it has not (yet).
+    pub data: Option<NodeData>,
+    /// Addresses of its pods. Only the back end `static` looks at them.
+    pub pods: Vec<IpAddr>,
 }
 
 impl Node {
-    /// The primary address of the family `of` belongs to.
-    pub fn address_like(&self, of: &IpNet) -> Option<IpAddr> {
-        self.addresses
-            .iter()
-            .copied()
-            .find(|address| address.is_ipv4() == of.addr().is_ipv4())
+    /// Its primary address of a family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        let mut addresses = self.addresses.iter().copied();
+        addresses.find(|address| Family::of(*address) == family)
     }
-}
 
-/// A subnet this node is directly connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subnet {
-    /// This node's address in it, with the subnet's prefix length.
-    pub address: IpNet,
-    /// Index of the interface.
-    pub interface: u32,
+    /// Its pod range of a family.
+    pub fn range(&self, family: Family) -> Option<IpNet> {
+        let mut ranges = self.ranges.iter().map(IpNet::trunc);
+        ranges.find(|range| Family::of_range(range) == family)
+    }
+
+    /// The address its tunnel devices have: the first of its pod range, which no
+    /// pod is given. What the node itself sends through a tunnel comes from it,
+    /// so that the answer takes the same way back.
+    pub fn tunnel_address(&self, family: Family) -> Option<IpAddr> {
+        self.range(family).map(|range| range.network())
+    }
 }
 
 /// What tells one route of the main table from another (the kernel's own key,
@@ -43,6 +140,16 @@ pub struct RouteKey {
     pub destination: IpNet,
     /// Metric (`RTA_PRIORITY`): of several routes to a destination the lowest wins.
     pub metric: u32,
+}
+
+impl RouteKey {
+    /// The key of a route with the kernel's own metric.
+    pub fn to(destination: IpNet) -> RouteKey {
+        RouteKey {
+            destination: destination.trunc(),
+            metric: default_metric(&destination),
+        }
+    }
 }
 
 /// A route podwire wants.
@@ -57,22 +164,51 @@ pub struct Route {
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RouteTarget {
-    /// To a gateway on the subnet of an interface.
+    /// To a gateway on the subnet of an interface of the underlay.
     Gateway {
         /// The gateway.
         address: IpAddr,
         /// Index of the interface.
         interface: u32,
+        /// Largest packet in bytes, where it is below the interface's.
+        mtu: Option<u32>,
     },
-    /// To the subnet of an interface itself.
+    /// To the subnet of an interface of the underlay itself.
     Link {
         /// Index of the interface.
         interface: u32,
         /// The source address of packets that have none yet.
         source: IpAddr,
     },
+    /// Over a device of [`State::devices`].
+    Device {
+        /// The device.
+        device: DeviceName,
+        /// Who takes the packet there.
+        next_hop: NextHop,
+        /// The source address of packets that have none yet.
+        source: Option<IpAddr>,
+        /// Largest packet in bytes, where it is below the device's.
+        mtu: Option<u32>,
+    },
     /// Nowhere: the sender gets an ICMP error.
     Unreachable,
+}
+
+/// Who takes a packet on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NextHop {
+    /// The packet's destination itself, or whoever the device knows for it.
+    Direct,
+    /// A gateway taken as reachable on the device, whatever other routes say.
+    OnLink(IpAddr),
+    /// The end of a tunnel, for a device in external mode.
+    Encapsulated {
+        /// Key of the tunnel (for VXLAN the network identifier).
+        id: u32,
+        /// Its other end on the underlay.
+        remote: IpAddr,
+    },
 }
 
 /// The metric a route to a peer's range has: what the kernel itself assigns
@@ -94,19 +230,201 @@ impl fmt::Display for Route {
             destination,
             metric,
         } = self.key;
+        let mut size = None;
         match self.target {
-            RouteTarget::Gateway { address, interface } => {
+            RouteTarget::Gateway {
+                address,
+                interface,
+                mtu,
+            } => {
                 write!(f, "{destination} via {address} (interface {interface})")?;
+                size = mtu;
             }
             RouteTarget::Link { interface, source } => {
                 write!(f, "{destination} on interface {interface} from {source}")?;
             }
+            RouteTarget::Device {
+                device,
+                next_hop,
+                source,
+                mtu,
+            } => {
+                write!(f, "{destination}")?;
+                match next_hop {
+                    NextHop::Direct => {}
+                    NextHop::OnLink(gateway) => write!(f, " via {gateway}")?,
+                    NextHop::Encapsulated { id, remote } => {
+                        write!(f, " to {remote} with id {id}")?;
+                    }
+                }
+                write!(f, " on {device}")?;
+                if let Some(source) = source {
+                    write!(f, " from {source}")?;
+                }
+                size = mtu;
+            }
             RouteTarget::Unreachable => write!(f, "unreachable {destination}")?,
+        }
+        if let Some(mtu) = size {
+            write!(f, " mtu {mtu}")?;
         }
         if metric != default_metric(&destination) {
             write!(f, " metric {metric}")?;
         }
         Ok(())
+    }
+}
+
+/// Names of routing's own devices begin with this. (Names of pods' links begin
+/// with `pw` and go on in letters and digits.)
+pub const DEVICE_PREFIX: &str = "pw-";
+
+/// The name of an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceName {
+    bytes: [u8; linux::link::NAME_LENGTH],
+    length: u8,
+}
+
+impl DeviceName {
+    /// A name; cut off where the kernel would not take more
+    /// ([`linux::link::NAME_LENGTH`] bytes).
+    pub const fn new(name: &str) -> DeviceName {
+        let given = name.as_bytes();
+        let mut bytes = [0; linux::link::NAME_LENGTH];
+        let mut at = 0;
+        while at < given.len() && at < bytes.len() {
+            bytes[at] = given[at];
+            at += 1;
+        }
+        // At most 15.
+        #[allow(clippy::cast_possible_truncation)]
+        let length = at as u8;
+        DeviceName { bytes, length }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..usize::from(self.length));
+        bytes
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+            .unwrap_or_default()
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+/// A device routing makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// What it is. A device of the same name that is something else is replaced.
+    pub kind: DeviceKind,
+    /// Largest packet in bytes, without the tunnel's headers.
+    pub mtu: u32,
+    /// Hardware address, of Ethernet-like kinds.
+    pub mac: Option<MacAddress>,
+    /// Its addresses, without routes of their own.
+    pub addresses: BTreeSet<IpNet>,
+    /// The bridge it is a port of.
+    pub bridge: Option<DeviceName>,
+    /// Whether the kernel leaves checksums of packets in the tunnel to the
+    /// network card (which some get wrong).
+    pub checksum_offload: bool,
+}
+
+impl Device {
+    /// A device without addresses.
+    pub fn new(kind: DeviceKind, mtu: u32) -> Device {
+        Device {
+            kind,
+            mtu,
+            mac: None,
+            addresses: BTreeSet::new(),
+            bridge: None,
+            checksum_offload: true,
+        }
+    }
+}
+
+/// What a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// VXLAN.
+    Vxlan(Vxlan),
+    /// IPv4 in IPv4.
+    Ipip(Ipip),
+    /// IPv6 in IPv6.
+    Ip6Tunnel(Ip6Tunnel),
+    /// A bridge.
+    Bridge,
+}
+
+/// What routing wants the kernel to hold, and all it owns there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Devices, by name.
+    pub devices: BTreeMap<DeviceName, Device>,
+    /// Routes of the main table, by what the kernel tells them apart by.
+    pub routes: BTreeMap<RouteKey, RouteTarget>,
+    /// Permanent neighbours: whose hardware address answers for an address on a device.
+    pub neighbours: BTreeMap<(DeviceName, IpAddr), MacAddress>,
+    /// Forwarding entries: where a VXLAN device sends frames for a hardware address.
+    pub forwarding: BTreeMap<(DeviceName, MacAddress), Remote>,
+    /// Addresses this node answers for on a device (proxy ARP and NDP).
+    pub proxies: BTreeSet<(DeviceName, IpAddr)>,
+}
+
+/// How many of each there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Devices.
+    pub devices: usize,
+    /// Routes.
+    pub routes: usize,
+    /// Neighbours.
+    pub neighbours: usize,
+    /// Forwarding entries.
+    pub forwarding: usize,
+    /// Addresses answered for.
+    pub proxies: usize,
+}
+
+impl State {
+    /// How many entries it has.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            devices: self.devices.len(),
+            routes: self.routes.len(),
+            neighbours: self.neighbours.len(),
+            forwarding: self.forwarding.len(),
+            proxies: self.proxies.len(),
+        }
+    }
+
+    /// Takes up all entries of another.
+    pub fn extend(&mut self, other: State) {
+        let State {
+            devices,
+            routes,
+            neighbours,
+            forwarding,
+            proxies,
+        } = other;
+        self.devices.extend(devices);
+        self.routes.extend(routes);
+        self.neighbours.extend(neighbours);
+        self.forwarding.extend(forwarding);
+        self.proxies.extend(proxies);
     }
 }
 

@@ -1,21 +1,41 @@
-//! The routes wanted, and why some are not.
+//! The state wanted, and why some of it is not to be had.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::backend::Backend;
-use crate::model::{LAST_RESORT_METRIC, Node, Route, RouteKey, RouteTarget, Subnet, overlap};
+use crate::backend::{Backend, Here};
+use crate::choose;
+use crate::model::{
+    Family, LAST_RESORT_METRIC, Node, PerFamily, RouteKey, RouteTarget, State, overlap,
+};
+use crate::underlay::{Subnet, Underlay};
 
-/// The routes wanted.
+/// The state wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// By what the kernel tells them apart by.
-    pub routes: BTreeMap<RouteKey, RouteTarget>,
+    /// What the kernel is to hold.
+    pub state: State,
     /// What was refused, by node name and range.
     pub refusals: Vec<Refusal>,
+    /// Back ends this node cannot use at all, by name.
+    pub unusable: Vec<(&'static str, Reason)>,
+    /// By which back end each range of a peer is reached.
+    pub ways: BTreeMap<IpNet, Way>,
+    /// The largest packet pods may send, bytes, for each family: the least any
+    /// back end of this node takes. `None` where none takes that family.
+    pub mtu: PerFamily<u32>,
+}
+
+/// How a range is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The node whose range it is.
+    pub node: Box<str>,
+    /// The back end.
+    pub backend: &'static str,
 }
 
 /// A range no route is made for.
@@ -61,6 +81,34 @@ pub enum Reason {
         /// The subnet.
         subnet: IpNet,
     },
+    /// The range holds the underlay address of a node: packets in a tunnel to
+    /// that node would go into the tunnel again.
+    HoldsNode {
+        /// The node.
+        node: Box<str>,
+        /// Its address.
+        address: IpAddr,
+    },
+    /// This node has no interface that is up and could carry the packets.
+    NoInterface,
+    /// The peer has not told what has to be known of it.
+    NoData,
+    /// The hardware address of the peer's tunnel end is that of another node,
+    /// which comes first by name.
+    SameMac {
+        /// The other node.
+        node: Box<str>,
+    },
+    /// No back end of this node is one of the peer's.
+    NothingInCommon {
+        /// The peer's back ends.
+        theirs: Vec<Box<str>>,
+    },
+    /// Too little is left of the underlay's MTU for IPv6.
+    TooSmall {
+        /// What is left, bytes.
+        mtu: u32,
+    },
     /// The range cannot be one of pods: a single address, loopback, multicast or link-local.
     Unusable,
 }
@@ -72,17 +120,23 @@ impl fmt::Display for Refusal {
             range,
             reason,
         } = self;
-        write!(f, "no route to {range} of node {node}: ")?;
-        match reason {
+        write!(f, "no route to {range} of node {node}: {reason}")
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Reason::NoAddress => write!(
                 f,
-                "the node has no InternalIP of that family; check the kubelet's --node-ip"
+                "the two nodes have no InternalIP of a family this back end could use; check the \
+                 kubelets' --node-ip"
             ),
             Reason::OtherSubnet { address } => write!(
                 f,
-                "its address {address} is on no subnet of this node, and static routes work \
-                 within one subnet only; give the underlay's routers routes to the pod ranges or \
-                 put the nodes on one subnet"
+                "its address {address} is on no subnet of this node, and routes via the node itself \
+                 work within one subnet only; add a tunnel for other subnets (cross-subnet), give \
+                 the underlay's routers routes to the pod ranges, or put the nodes on one subnet"
             ),
             Reason::OwnAddress { address } => write!(
                 f,
@@ -103,24 +157,56 @@ impl fmt::Display for Refusal {
                  podwire's; choose a cluster CIDR apart from the underlay, or remove the interface \
                  if another network plugin left it behind"
             ),
+            Reason::HoldsNode { node, address } => write!(
+                f,
+                "it holds {address}, the address of node {node} on the underlay; choose a cluster \
+                 CIDR apart from the nodes' addresses"
+            ),
+            Reason::NoInterface => write!(f, "this node has no interface that is up"),
+            Reason::NoData => write!(
+                f,
+                "the node has not told yet how it is reached; is podwire running on it, with the \
+                 same back end?"
+            ),
+            Reason::SameMac { node } => write!(
+                f,
+                "its tunnel end has the same hardware address as that of node {node}; each node \
+                 needs a name of its own"
+            ),
+            Reason::NothingInCommon { theirs } => write!(
+                f,
+                "it has none of this node's back ends, but {}; give both one they share",
+                if theirs.is_empty() {
+                    "none".to_owned()
+                } else {
+                    theirs.join(", ")
+                }
+            ),
+            Reason::TooSmall { mtu } => write!(
+                f,
+                "{mtu} bytes are left for a packet, and IPv6 needs 1280; raise the MTU of the \
+                 underlay or choose a back end that adds less"
+            ),
             Reason::Unusable => write!(f, "that is no range for pods"),
         }
     }
 }
 
-/// The routes this node needs.
+/// The state this node needs.
 ///
-/// `subnets` are those of the underlay: the interfaces of pods are not among them.
+/// `backends` are those of this node, the preferred one first; each peer is
+/// reached by the best of those it has too ([`choose::common`]) that can reach it.
 /// The order of peers does not matter. A range claimed twice goes to the node
 /// whose name comes first.
 pub fn plan<'a>(
-    backend: &dyn Backend,
+    backends: &[Box<dyn Backend>],
     own: &Node,
     peers: impl IntoIterator<Item = &'a Node>,
-    subnets: &[Subnet],
+    underlay: &Underlay,
 ) -> Plan {
     let mut plan = Plan::default();
-    let mut accepted = Ranges::default();
+    let here = Here { own, underlay };
+    let subnets = &underlay.subnets;
     // Without these a packet for an address no pod has would take the default
     // route, and a router that knows this node as the way to the range would
     // send it back, until its hop limit is used up.
@@ -131,41 +217,129 @@ pub fn plan<'a>(
                     destination: range,
                     metric: LAST_RESORT_METRIC,
                 };
-                plan.routes.insert(key, RouteTarget::Unreachable);
+                plan.state.routes.insert(key, RouteTarget::Unreachable);
             }
-            Err(reason) => {
-                plan.refusals.push(Refusal {
-                    node: own.name.clone(),
-                    range,
-                    reason,
-                });
-            }
+            Err(reason) => plan.refuse(own, range, reason),
         }
+    }
+    for backend in backends {
+        let mut state = State::default();
+        match backend.node(&here, &mut state) {
+            Ok(()) => plan.state.extend(state),
+            Err(reason) => plan.unusable.push((backend.name(), reason)),
+        }
+    }
+    for family in Family::BOTH {
+        let mtus = backends.iter().filter_map(|b| here.mtu(b.as_ref(), family));
+        plan.mtu.set(family, mtus.min());
     }
     let mut peers: Vec<&Node> = peers.into_iter().collect();
     peers.sort_by(|one, other| one.name.cmp(&other.name));
+    let nodes = NodeAddresses::of(std::iter::once(own).chain(peers.iter().copied()));
+    let mut accepted = Ranges::default();
+    let mut macs = BTreeMap::new();
     for peer in peers {
+        let mut ranges = Vec::new();
         for range in peer.ranges.iter().map(IpNet::trunc) {
-            let route = sound(&range, subnets)
+            let checked = sound(&range, subnets)
                 .and_then(|()| not_own(own, peer, &range, subnets))
                 .and_then(|()| accepted.free(&range))
-                .and_then(|()| backend.route(peer, range, subnets));
-            match route {
-                Ok(Route { key, target }) => {
+                .and_then(|()| nodes.outside(&range));
+            match checked {
+                Ok(()) => ranges.push(range),
+                Err(reason) => plan.refuse(peer, range, reason),
+            }
+        }
+        let common = choose::common(backends, peer.data.as_ref());
+        for backend in &common {
+            let mut state = State::default();
+            // Whether a peer can send this way is its own plan's question.
+            if backend.accept(&here, peer, &ranges, &mut state).is_ok() {
+                plan.state.extend(state);
+            }
+        }
+        for range in ranges {
+            match reach(&common, &here, peer, range, &mut macs) {
+                Ok((backend, state)) => {
                     accepted.insert(range, &peer.name);
-                    plan.routes.insert(key, target);
+                    plan.state.extend(state);
+                    let node = peer.name.clone();
+                    plan.ways.insert(range, Way { node, backend });
                 }
-                Err(reason) => {
-                    plan.refusals.push(Refusal {
-                        node: peer.name.clone(),
-                        range,
-                        reason,
-                    });
-                }
+                Err(reason) => plan.refuse(peer, range, reason),
             }
         }
     }
     plan
+}
+
+impl Plan {
+    fn refuse(&mut self, node: &Node, range: IpNet, reason: Reason) {
+        self.refusals.push(Refusal {
+            node: node.name.clone(),
+            range,
+            reason,
+        });
+    }
+}
+
+/// Which node has a hardware address on a device.
+type Macs<'a> = BTreeMap<(crate::model::DeviceName, crate::model::MacAddress), &'a str>;
+
+/// What it takes to reach a range by the first back end that can.
+fn reach<'a>(
+    backends: &[&dyn Backend],
+    here: &Here<'_>,
+    peer: &'a Node,
+    range: IpNet,
+    macs: &mut Macs<'a>,
+) -> Result<(&'static str, State), Reason> {
+    let theirs = peer.data.as_ref().map(|data| data.ways.clone());
+    let mut reason = Reason::NothingInCommon {
+        theirs: theirs.unwrap_or_default(),
+    };
+    for backend in backends {
+        let mut state = State::default();
+        let sent = backend.send(here, peer, range, &mut state).and_then(|()| {
+            for key in state.forwarding.keys() {
+                let holder = *macs.entry(*key).or_insert(&peer.name);
+                if holder != &*peer.name {
+                    return Err(Reason::SameMac {
+                        node: holder.into(),
+                    });
+                }
+            }
+            Ok(())
+        });
+        match sent {
+            Ok(()) => return Ok((backend.name(), state)),
+            // The last one tried is the one that is least choosy.
+            Err(refused) => reason = refused,
+        }
+    }
+    Err(reason)
+}
+
+/// All nodes' addresses on the underlay.
+struct NodeAddresses<'a>(BTreeSet<(IpAddr, &'a str)>);
+
+impl<'a> NodeAddresses<'a> {
+    fn of(nodes: impl Iterator<Item = &'a Node>) -> Self {
+        let addresses = nodes.flat_map(|node| node.addresses.iter().map(|a| (*a, &*node.name)));
+        NodeAddresses(addresses.collect())
+    }
+
+    /// None of them is in a range.
+    fn outside(&self, range: &IpNet) -> Result<(), Reason> {
+        let first = (range.network(), "");
+        match self.0.range(first..).next() {
+            Some((address, node)) if range.contains(address) => Err(Reason::HoldsNode {
+                node: (*node).into(),
+                address: *address,
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Whether a range can be one of pods on this underlay at all.
@@ -200,7 +374,7 @@ fn not_own(own: &Node, peer: &Node, range: &IpNet, subnets: &[Subnet]) -> Result
     if let Some(own) = own.ranges.iter().find(|own| overlap(own, range)) {
         return Err(Reason::OwnRange { own: own.trunc() });
     }
-    match peer.address_like(range) {
+    match peer.address(Family::of_range(range)) {
         Some(address)
             if subnets
                 .iter()
@@ -245,27 +419,51 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::backend::HostGateway;
+    use crate::backend::{Settings, by_name};
+    use crate::model::Route;
+    use crate::underlay::Interface;
 
     fn node(name: &str, addresses: &[&str], ranges: &[&str]) -> Node {
         Node {
             name: name.into(),
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
             ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+            ..Node::default()
         }
     }
 
-    fn underlay() -> Vec<Subnet> {
-        [
+    /// `plan` with back ends by name.
+    fn planned<'a>(
+        backends: &[&str],
+        own: &Node,
+        peers: impl IntoIterator<Item = &'a Node>,
+        underlay: &Underlay,
+    ) -> Plan {
+        let make = |name: &&str| by_name(name, &Settings::default()).expect("a back end");
+        let backends: Vec<_> = backends.iter().map(make).collect();
+        plan(&backends, own, peers, underlay)
+    }
+
+    fn connected(subnets: impl IntoIterator<Item = (&'static str, u32)>) -> Underlay {
+        let mut underlay = Underlay::default();
+        for (address, interface) in subnets {
+            let address = address.parse().unwrap();
+            underlay.subnets.push(Subnet { address, interface });
+            let name = format!("eth{interface}");
+            let mtu = 1500;
+            underlay
+                .interfaces
+                .insert(interface, Interface { name, mtu });
+        }
+        underlay
+    }
+
+    fn underlay() -> Underlay {
+        connected([
             ("192.168.64.11/24", 2),
             ("fd00:64::11/64", 2),
             ("172.16.5.1/16", 3),
-        ]
-        .map(|(address, interface)| Subnet {
-            address: address.parse().unwrap(),
-            interface,
-        })
-        .to_vec()
+        ])
     }
 
     fn own() -> Node {
@@ -277,7 +475,7 @@ mod tests {
     }
 
     fn routes(plan: &Plan) -> Vec<String> {
-        let routes = plan.routes.iter();
+        let routes = plan.state.routes.iter();
         routes
             .map(|(key, target)| {
                 Route {
@@ -296,7 +494,7 @@ mod tests {
             &["fd00:64::12", "192.168.64.12"],
             &["10.200.2.0/24", "fd00:200:0:2::/64"],
         );
-        let plan = plan(&HostGateway, &own(), [&peer], &underlay());
+        let plan = planned(&["host-gw"], &own(), [&peer], &underlay());
         assert_eq!(
             routes(&plan),
             [
@@ -312,7 +510,7 @@ mod tests {
     #[test]
     fn host_bits_of_a_range_do_not_matter() {
         let peer = node("p", &["192.168.64.12"], &["10.200.2.77/24"]);
-        let plan = plan(&HostGateway, &node("o", &[], &[]), [&peer], &underlay());
+        let plan = planned(&["host-gw"], &node("o", &[], &[]), [&peer], &underlay());
         assert_eq!(
             routes(&plan),
             ["10.200.2.0/24 via 192.168.64.12 (interface 2)"]
@@ -347,7 +545,7 @@ mod tests {
     ) {
         let good = node("good", &["192.168.64.13"], &["10.200.3.0/24"]);
         let bad = node("bad", addresses, &[range]);
-        let plan = plan(&HostGateway, &own(), [&bad, &good], &underlay());
+        let plan = planned(&["host-gw"], &own(), [&bad, &good], &underlay());
         assert_eq!(
             plan.refusals,
             [Refusal {
@@ -358,7 +556,7 @@ mod tests {
         );
         // One bad peer costs nobody else anything.
         assert!(routes(&plan).contains(&"10.200.3.0/24 via 192.168.64.13 (interface 2)".into()));
-        assert_eq!(plan.routes.len(), 3);
+        assert_eq!(plan.state.routes.len(), 3);
     }
 
     #[test]
@@ -366,7 +564,7 @@ mod tests {
         let one = node("a", &["192.168.64.12"], &["10.200.2.0/24"]);
         let other = node("b", &["192.168.64.13"], &["10.200.2.128/25"]);
         for peers in [[&one, &other], [&other, &one]] {
-            let plan = plan(&HostGateway, &own(), peers, &underlay());
+            let plan = planned(&["host-gw"], &own(), peers, &underlay());
             assert_eq!(plan.refusals.len(), 1);
             assert_eq!(&*plan.refusals[0].node, "b");
             assert!(
@@ -379,17 +577,13 @@ mod tests {
 
     #[test]
     fn the_longest_matching_subnet_decides_the_interface() {
-        let subnets = [
+        let underlay = connected([
             ("192.168.0.1/16", 7),
             ("192.168.64.11/24", 2),
             ("192.168.64.9/24", 5),
-        ]
-        .map(|(address, interface)| Subnet {
-            address: address.parse().unwrap(),
-            interface,
-        });
+        ]);
         let peer = node("p", &["192.168.64.12"], &["10.200.2.0/24"]);
-        let plan = plan(&HostGateway, &node("o", &[], &[]), [&peer], &subnets);
+        let plan = planned(&["host-gw"], &node("o", &[], &[]), [&peer], &underlay);
         assert_eq!(
             routes(&plan),
             ["10.200.2.0/24 via 192.168.64.12 (interface 2)"]
@@ -398,9 +592,9 @@ mod tests {
 
     #[test]
     fn a_node_alone_has_only_its_own_range() {
-        let plan = plan(&HostGateway, &own(), [], &underlay());
-        assert_eq!(plan.routes.len(), 2);
-        let bare = super::plan(&HostGateway, &node("o", &[], &[]), [], &[]);
+        let plan = planned(&["host-gw"], &own(), [], &underlay());
+        assert_eq!(plan.state.routes.len(), 2);
+        let bare = planned(&["host-gw"], &node("o", &[], &[]), [], &Underlay::default());
         assert_eq!(bare, Plan::default());
     }
 
@@ -425,8 +619,8 @@ mod tests {
         ) {
             let (one, other) = peers;
             prop_assert_eq!(
-                plan(&HostGateway, &own(), &one, &underlay()),
-                plan(&HostGateway, &own(), &other, &underlay())
+                planned(&["host-gw"], &own(), &one, &underlay()),
+                planned(&["host-gw"], &own(), &other, &underlay())
             );
         }
 
@@ -434,15 +628,15 @@ mod tests {
         fn no_two_routes_overlap_and_every_range_is_routed_or_refused(
             peers in prop::collection::vec(any_node(), 0..12)
         ) {
-            let plan = plan(&HostGateway, &own(), &peers, &underlay());
-            let ranges: Vec<IpNet> = plan.routes.keys().map(|key| key.destination).collect();
+            let plan = planned(&["host-gw"], &own(), &peers, &underlay());
+            let ranges: Vec<IpNet> = plan.state.routes.keys().map(|key| key.destination).collect();
             for (i, one) in ranges.iter().enumerate() {
                 for other in &ranges[i + 1..] {
                     prop_assert!(!overlap(one, other), "{} {}", one, other);
                 }
             }
             let wanted: usize = peers.iter().map(|peer| peer.ranges.len()).sum();
-            prop_assert_eq!(plan.routes.len() - 2 + plan.refusals.len(), wanted);
+            prop_assert_eq!(plan.state.routes.len() - 2 + plan.refusals.len(), wanted);
         }
     }
 }

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::model::{LAST_RESORT_METRIC, RouteKey, RouteTarget, Subnet};
+use crate::model::{LAST_RESORT_METRIC, RouteKey, RouteTarget};
+use crate::underlay::Subnet;
 
 /// An API server hands out Service addresses from ranges of at most 2²⁰
 /// addresses (kube-apiserver, `--service-cluster-ip-range`), so addresses that

@@ -1,14 +1,12 @@
 //! The route table of a network namespace of the test's own, checked with `ip -j`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use linux::events::{Event, EventSocket, Group};
 use linux::namespace::NetworkNamespace;
 use podwire_routing::apply::remove_all;
-use podwire_routing::{
-    HostGateway, Node, RouteKey, RouteTable, RouteTarget, Subnet, Underlay, plan,
-};
+use podwire_routing::{Backend, HostGateway, Kernel, Node, State, Subnet, Underlay, plan};
 
 /// A node's namespace: `eth0` on 192.168.64.11/24 and fd00:64::11/64.
 struct Host {
@@ -72,8 +70,8 @@ impl Host {
             .expect("the namespace can be entered")
     }
 
-    fn table(&self) -> RouteTable {
-        self.run(RouteTable::open).expect("a socket")
+    fn kernel(&self) -> Kernel {
+        self.run(Kernel::open).expect("a socket")
     }
 }
 
@@ -91,12 +89,14 @@ fn node(name: &str, number: u8) -> Node {
                 .parse()
                 .expect("a range"),
         ],
+        ..Node::default()
     }
 }
 
-fn wanted(table: &mut RouteTable, peers: &[Node]) -> BTreeMap<RouteKey, RouteTarget> {
-    let underlay = Underlay::read(table.socket()).expect("the kernel answers");
-    plan(&HostGateway, &node("own", 11), peers, &underlay.subnets).routes
+fn wanted(kernel: &mut Kernel, peers: &[Node]) -> State {
+    let underlay = Underlay::read(kernel.socket()).expect("the kernel answers");
+    let backends: [Box<dyn Backend>; 1] = [Box::new(HostGateway)];
+    plan(&backends, &node("own", 11), peers, &underlay).state
 }
 
 fn set(lines: &[&str]) -> BTreeSet<String> {
@@ -122,11 +122,11 @@ const ALL: [Group; 5] = [
 #[test]
 fn routes_of_peers_follow_them_in_both_families() {
     let host = Host::new();
-    let mut table = host.table();
-    let first = wanted(&mut table, &[node("a", 12), node("b", 13)]);
-    let (outcome, foreign) = table.apply(&first).unwrap();
+    let mut kernel = host.kernel();
+    let first = wanted(&mut kernel, &[node("a", 12), node("b", 13)]);
+    let outcome = kernel.apply(&first).unwrap();
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-    assert_eq!((outcome.changed, foreign.len()), (6, 0));
+    assert_eq!((outcome.changed, outcome.foreign.len()), (6, 0));
     assert_eq!(
         host.routes("112"),
         set(&[
@@ -142,8 +142,8 @@ fn routes_of_peers_follow_them_in_both_families() {
     // One changes its address, one goes, one comes.
     let mut moved = node("a", 12);
     moved.addresses = node("a", 22).addresses;
-    let second = wanted(&mut table, &[moved, node("c", 14)]);
-    let (outcome, _) = table.apply(&second).unwrap();
+    let second = wanted(&mut kernel, &[moved, node("c", 14)]);
+    let outcome = kernel.apply(&second).unwrap();
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     assert_eq!(outcome.changed, 6);
     assert_eq!(
@@ -162,19 +162,19 @@ fn routes_of_peers_follow_them_in_both_families() {
 #[test]
 fn a_restart_adopts_and_changes_nothing() {
     let host = Host::new();
-    let mut table = host.table();
-    let subnets = Underlay::read(table.socket()).unwrap().subnets;
-    let mut wanted = wanted(&mut table, &[node("a", 12), node("b", 13)]);
+    let mut kernel = host.kernel();
+    let subnets = Underlay::read(kernel.socket()).unwrap().subnets;
+    let mut wanted = wanted(&mut kernel, &[node("a", 12), node("b", 13)]);
     let ranges = [
         "10.96.0.0/12".parse().unwrap(),
         "fd00:96::/112".parse().unwrap(),
     ];
-    wanted.extend(podwire_routing::service_range::routes(
+    wanted.routes.extend(podwire_routing::service_range::routes(
         &ranges,
         &node("own", 11).addresses,
         &subnets,
     ));
-    table.apply(&wanted).unwrap();
+    kernel.apply(&wanted).unwrap();
     assert!(
         host.routes("112")
             .contains("10.96.0.0/12 dev=eth0 prefsrc=192.168.64.11")
@@ -183,13 +183,17 @@ fn a_restart_adopts_and_changes_nothing() {
         host.routes("112")
             .contains("fd00:96::/112 dev=eth0 prefsrc=fd00:64::11")
     );
-    drop(table);
+    drop(kernel);
 
     let mut monitor = host.run(|| EventSocket::open(&ALL)).unwrap();
-    let mut table = host.table();
-    let (outcome, foreign) = table.apply(&wanted).unwrap();
+    let mut kernel = host.kernel();
+    let outcome = kernel.apply(&wanted).unwrap();
     assert_eq!(
-        (outcome.changed, outcome.failures.len(), foreign.len()),
+        (
+            outcome.changed,
+            outcome.failures.len(),
+            outcome.foreign.len()
+        ),
         (0, 0, 0)
     );
     assert_eq!(events(&mut monitor), []);
@@ -207,9 +211,9 @@ fn routes_of_pods_and_of_others_stay() {
     host.ip("route add 10.200.12.128/25 via 192.168.64.77 proto static");
     host.ip("route add 10.200.13.0/24 via 192.168.64.78 proto static");
     host.ip("route add 10.99.0.0/16 via 192.168.64.12 proto 112");
-    let mut table = host.table();
-    let wanted = wanted(&mut table, &[node("a", 12), node("b", 13)]);
-    let (outcome, foreign) = table.apply(&wanted).unwrap();
+    let mut kernel = host.kernel();
+    let wanted = wanted(&mut kernel, &[node("a", 12), node("b", 13)]);
+    let outcome = kernel.apply(&wanted).unwrap();
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     let own = host.routes("112");
     assert!(own.contains("10.200.11.5 dev=pwabc"), "{own:?}");
@@ -231,15 +235,15 @@ fn routes_of_pods_and_of_others_stay() {
             "10.200.13.0/24 gateway=192.168.64.78 dev=eth0",
         ])
     );
-    let reports: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+    let reports: Vec<String> = outcome.foreign.iter().map(ToString::to_string).collect();
     assert_eq!(reports.len(), 2, "{reports:?}");
     assert!(reports[0].contains("10.200.12.128/25") && reports[0].contains("takes traffic"));
     assert!(reports[1].contains("10.200.13.0/24") && reports[1].contains("from being made"));
 
     // Once the stranger is gone, ours takes its place.
     host.ip("route del 10.200.13.0/24 via 192.168.64.78");
-    table.invalidate();
-    table.apply(&wanted).unwrap();
+    kernel.invalidate();
+    kernel.apply(&wanted).unwrap();
     assert!(
         host.routes("112")
             .contains("10.200.13.0/24 gateway=192.168.64.13 dev=eth0")
@@ -249,14 +253,14 @@ fn routes_of_pods_and_of_others_stay() {
 #[test]
 fn a_table_changed_behind_our_back_is_put_right_by_one_apply() {
     let host = Host::new();
-    let mut table = host.table();
-    let first = wanted(&mut table, &[node("a", 12), node("b", 13)]);
-    table.apply(&first).unwrap();
+    let mut kernel = host.kernel();
+    let first = wanted(&mut kernel, &[node("a", 12), node("b", 13)]);
+    kernel.apply(&first).unwrap();
     // What the shadow knows is now wrong in both directions.
     host.ip("route del 10.200.12.0/24");
     host.ip("route add 10.200.14.0/24 via 192.168.64.14 proto 112");
-    let second = wanted(&mut table, &[node("b", 13), node("c", 14)]);
-    let (outcome, _) = table.apply(&second).unwrap();
+    let second = wanted(&mut kernel, &[node("b", 13), node("c", 14)]);
+    let outcome = kernel.apply(&second).unwrap();
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     let routes = host.routes("112");
     assert!(
@@ -273,39 +277,48 @@ fn a_table_changed_behind_our_back_is_put_right_by_one_apply() {
 fn notices_tell_changes_by_others_from_the_own_echo() {
     let host = Host::new();
     let mut monitor = host.run(|| EventSocket::open(&ALL)).unwrap();
-    let mut table = host.table();
-    let wanted = wanted(&mut table, &[node("a", 12)]);
-    let mut concerns = |table: &mut RouteTable| {
+    let mut kernel = host.kernel();
+    let wanted = wanted(&mut kernel, &[node("a", 12)]);
+    let mut concerns = |kernel: &mut Kernel| {
         let events = events(&mut monitor);
         assert!(!events.is_empty(), "the kernel tells of every change");
-        events.iter().filter(|event| table.notice(event)).count()
+        events
+            .into_iter()
+            .filter(|event| kernel.notice(event))
+            .collect::<Vec<Event>>()
     };
-    table.apply(&wanted).unwrap();
-    assert_eq!(concerns(&mut table), 0, "our own routes");
+    kernel.apply(&wanted).unwrap();
+    assert_eq!(concerns(&mut kernel), [], "our own routes");
     host.ip("link add pwabc type veth peer name pwdef");
     host.ip("link set pwabc up");
     host.ip("link set pwdef up");
     host.ip("addr add 169.254.1.1/32 dev pwabc");
     host.ip("route add 10.200.11.5/32 dev pwabc proto 112");
-    assert_eq!(concerns(&mut table), 0, "pods come");
+    assert_eq!(concerns(&mut kernel), [], "pods come");
     host.ip("link del pwabc");
-    assert_eq!(concerns(&mut table), 0, "pods go");
+    assert_eq!(concerns(&mut kernel), [], "pods go");
     host.ip("route del 10.200.12.0/24");
-    assert!(concerns(&mut table) > 0, "somebody removed our route");
-    table.apply(&wanted).unwrap();
+    assert!(
+        !concerns(&mut kernel).is_empty(),
+        "somebody removed our route"
+    );
+    kernel.apply(&wanted).unwrap();
     assert!(
         host.routes("112")
             .contains("10.200.12.0/24 gateway=192.168.64.12 dev=eth0")
     );
-    assert_eq!(concerns(&mut table), 0);
+    assert_eq!(concerns(&mut kernel), []);
     host.ip("route add default via 192.168.64.1");
-    assert!(concerns(&mut table) > 0, "a default route came");
-    table.routes().unwrap();
+    assert!(!concerns(&mut kernel).is_empty(), "a default route came");
+    kernel.held().unwrap();
     host.ip("link set eth0 mtu 1300");
-    assert!(concerns(&mut table) > 0, "the underlay's MTU changed");
-    table.routes().unwrap();
+    assert!(
+        !concerns(&mut kernel).is_empty(),
+        "the underlay's MTU changed"
+    );
+    kernel.held().unwrap();
     host.ip("addr add 192.168.65.11/24 dev eth0");
-    assert!(concerns(&mut table) > 0, "another subnet came");
+    assert!(!concerns(&mut kernel).is_empty(), "another subnet came");
 }
 
 #[test]
@@ -317,8 +330,8 @@ fn the_underlay_is_what_is_up_and_not_ours() {
     host.ip("link add down0 type veth peer name down1");
     host.ip("addr add 192.168.99.1/24 dev down0");
     host.ip("addr add 203.0.113.1/32 dev eth0");
-    let mut table = host.table();
-    let underlay = Underlay::read(table.socket()).unwrap();
+    let mut kernel = host.kernel();
+    let underlay = Underlay::read(kernel.socket()).unwrap();
     let index = *underlay
         .interfaces
         .iter()
@@ -340,16 +353,16 @@ fn the_underlay_is_what_is_up_and_not_ours() {
 fn a_default_route_of_others_is_enough_for_services() {
     let host = Host::new();
     let range = "10.96.0.0/12".parse().unwrap();
-    let mut table = host.table();
-    assert!(!table.is_routed_by_others(&range).unwrap());
+    let mut kernel = host.kernel();
+    assert!(!kernel.is_routed_by_others(&range).unwrap());
     host.ip("route add unreachable default metric 9999");
-    table.invalidate();
-    assert!(!table.is_routed_by_others(&range).unwrap());
+    kernel.invalidate();
+    assert!(!kernel.is_routed_by_others(&range).unwrap());
     host.ip("route add default via 192.168.64.1");
-    table.invalidate();
-    assert!(table.is_routed_by_others(&range).unwrap());
+    kernel.invalidate();
+    assert!(kernel.is_routed_by_others(&range).unwrap());
     assert!(
-        !table
+        !kernel
             .is_routed_by_others(&"fd00:96::/112".parse().unwrap())
             .unwrap()
     );
@@ -358,13 +371,13 @@ fn a_default_route_of_others_is_enough_for_services() {
 #[test]
 fn everything_of_podwires_can_be_removed_and_nothing_else_is() {
     let host = Host::new();
-    let mut table = host.table();
-    let wanted = wanted(&mut table, &[node("a", 12)]);
-    table.apply(&wanted).unwrap();
+    let mut kernel = host.kernel();
+    let wanted = wanted(&mut kernel, &[node("a", 12)]);
+    kernel.apply(&wanted).unwrap();
     host.ip("route add 10.200.11.5/32 dev eth0 proto 112");
     host.ip("route add 10.1.0.0/16 dev eth0 proto 112 table 77");
     host.ip("route add default via 192.168.64.1 proto static");
-    let removed = remove_all(table.socket()).unwrap();
+    let removed = remove_all(kernel.socket()).unwrap();
     assert_eq!(removed.len(), 6);
     assert_eq!(host.routes("112"), set(&[]));
     assert_eq!(host.ip("route show table all proto 112"), "");
@@ -372,5 +385,5 @@ fn everything_of_podwires_can_be_removed_and_nothing_else_is() {
         host.routes("4"),
         set(&["default gateway=192.168.64.1 dev=eth0"])
     );
-    assert!(remove_all(table.socket()).unwrap().is_empty());
+    assert!(remove_all(kernel.socket()).unwrap().is_empty());
 }

@@ -57,6 +57,7 @@ impl Protocol {
 pub struct Socket {
     inner: netlink_sys::Socket,
     sequence: u32,
+    sent: u64,
     send_buffer: Vec<u8>,
     receive_buffer: Vec<u8>,
 }
@@ -92,6 +93,7 @@ impl Socket {
         Ok(Self {
             inner,
             sequence: 0,
+            sent: 0,
             send_buffer: Vec::new(),
             receive_buffer: vec![0; RECEIVE_BUFFER],
         })
@@ -111,6 +113,12 @@ impl Socket {
     pub fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         self.sequence
+    }
+
+    /// How many requests this socket has sent, each question and each order
+    /// counted once: the measure of what a change costs.
+    pub fn requests_sent(&self) -> u64 {
+        self.sent
     }
 
     /// Sends `datagram`, one or several encoded messages, to the kernel.
@@ -182,6 +190,7 @@ impl Socket {
                 request.encode(sequence, &mut bytes);
             }
             let (now, later) = rest.split_at(sequences.len());
+            self.sent += u64::try_from(now.len()).unwrap_or(u64::MAX);
             let sent = self.send(&bytes);
             self.send_buffer = bytes;
             sent.map_err(|source| transport(now[0].purpose(), source))?;
@@ -272,6 +281,7 @@ impl Socket {
     ) -> Result<Option<Vec<T>>, Error> {
         let purpose = request.purpose();
         let sequence = self.next_sequence();
+        self.sent += 1;
         let mut bytes = std::mem::take(&mut self.send_buffer);
         bytes.clear();
         request.encode(sequence, &mut bytes);

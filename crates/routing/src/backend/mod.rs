@@ -1,0 +1,257 @@
+//! Ways to carry packets from node to node.
+//!
+//! A back end is a value that implements [`Backend`]: pure functions from nodes
+//! to the entries wanted in the kernel. Reading the kernel, comparing, applying,
+//! removing, switching, MTU and the choice between several back ends are done
+//! for all of them alike.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::data::NodeData;
+use crate::model::{Family, Node, PerFamily, State};
+use crate::plan::Reason;
+use crate::underlay::Underlay;
+
+mod host_gateway;
+mod static_routes;
+mod vxlan;
+
+pub use host_gateway::HostGateway;
+pub use static_routes::StaticRoutes;
+pub use vxlan::VxlanProgrammed;
+
+/// A way to carry packets from node to node.
+///
+/// To add one: implement this in a file of its own, name it in [`by_name`] and
+/// [`NAMES`], and, if nodes must know something of each other, give it a field in
+/// [`NodeData`].
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// Its name in configuration, in what nodes tell each other, and in reports.
+    fn name(&self) -> &'static str;
+
+    /// What it makes in the kernel, for people.
+    fn owns(&self) -> &'static str;
+
+    /// Bytes it adds to every packet, when it is carried by an underlay of this family.
+    fn overhead(&self, carrier: Family) -> u32;
+
+    /// The family of the underlay that carries packets of `pods` between two
+    /// nodes that both have addresses of `underlay`; `None` when none can.
+    ///
+    /// The same family where there is one, else the other, unless overridden.
+    fn carrier(&self, underlay: Families, pods: Family) -> Option<Family> {
+        [pods, pods.other()]
+            .into_iter()
+            .find(|family| underlay.has(*family))
+    }
+
+    /// Writes into `data` what peers have to know of this node.
+    fn publish(&self, _own: &Node, _data: &mut NodeData) {}
+
+    /// What this node needs whoever its peers are: devices, and routes that do
+    /// not depend on a peer.
+    ///
+    /// # Errors
+    /// Why this node cannot be reached this way at all.
+    fn node(&self, _here: &Here<'_>, _state: &mut State) -> Result<(), Reason> {
+        Ok(())
+    }
+
+    /// What it takes to accept packets from a peer, also while none are sent to
+    /// it this way. `ranges` are those of the peer that are sound.
+    ///
+    /// # Errors
+    /// Why this peer's packets cannot be accepted this way.
+    fn accept(
+        &self,
+        _here: &Here<'_>,
+        _peer: &Node,
+        _ranges: &[IpNet],
+        _state: &mut State,
+    ) -> Result<(), Reason> {
+        Ok(())
+    }
+
+    /// What it takes to send packets for one range of a peer. `range` is sound:
+    /// it overlaps no other node's range and nothing of the underlay. Called
+    /// with a state of its own, which is dropped on error.
+    ///
+    /// # Errors
+    /// Why this range cannot be reached this way.
+    fn send(
+        &self,
+        here: &Here<'_>,
+        peer: &Node,
+        range: IpNet,
+        state: &mut State,
+    ) -> Result<(), Reason>;
+}
+
+/// Which families there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Families {
+    v4: bool,
+    v6: bool,
+}
+
+impl Families {
+    /// Those of a node's addresses.
+    pub fn of(node: &Node) -> Families {
+        Families {
+            v4: node.address(Family::V4).is_some(),
+            v6: node.address(Family::V6).is_some(),
+        }
+    }
+
+    /// Those in both.
+    pub fn and(self, other: Families) -> Families {
+        Families {
+            v4: self.v4 && other.v4,
+            v6: self.v6 && other.v6,
+        }
+    }
+
+    /// Whether a family is among them.
+    pub fn has(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+/// The node a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Here<'a> {
+    /// This node.
+    pub own: &'a Node,
+    /// What it is connected to.
+    pub underlay: &'a Underlay,
+}
+
+/// The way between this node and a peer, for pods of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Family of the underlay that carries the packets.
+    pub carrier: Family,
+    /// This node's address of that family.
+    pub local: IpAddr,
+    /// The peer's.
+    pub remote: IpAddr,
+    /// Largest packet of pods, bytes.
+    pub mtu: u32,
+}
+
+impl Here<'_> {
+    /// The way to a peer for pods of a family.
+    ///
+    /// # Errors
+    /// When the nodes have no addresses that could be used.
+    pub fn path(&self, backend: &dyn Backend, peer: &Node, pods: Family) -> Result<Path, Reason> {
+        let both = Families::of(self.own).and(Families::of(peer));
+        let carrier = backend.carrier(both, pods).ok_or(Reason::NoAddress)?;
+        let (Some(local), Some(remote)) = (self.own.address(carrier), peer.address(carrier)) else {
+            return Err(Reason::NoAddress);
+        };
+        let theirs = peer.data.as_ref().and_then(|data| data.mtu.get(carrier));
+        let mtu = self.underlay_mtu(carrier).ok_or(Reason::NoInterface)?;
+        let mtu = inner(
+            theirs.map_or(mtu, |theirs| theirs.min(mtu)),
+            backend,
+            carrier,
+        );
+        if pods == Family::V6 && mtu < IPV6_LEAST {
+            return Err(Reason::TooSmall { mtu });
+        }
+        Ok(Path {
+            carrier,
+            local,
+            remote,
+            mtu,
+        })
+    }
+
+    /// The largest packet this node's underlay of a family carries, bytes.
+    pub fn underlay_mtu(&self, carrier: Family) -> Option<u32> {
+        self.underlay.mtu_of(&self.own.addresses, carrier)
+    }
+
+    /// The largest packet of pods of a family a back end takes here, bytes;
+    /// `None` when it takes none.
+    pub fn mtu(&self, backend: &dyn Backend, pods: Family) -> Option<u32> {
+        let carrier = backend.carrier(Families::of(self.own), pods)?;
+        Some(inner(self.underlay_mtu(carrier)?, backend, carrier))
+    }
+
+    /// The MTU of a device whose packets an underlay of one of these families
+    /// carries: the largest of theirs. Routes of a path with less say so
+    /// themselves ([`route_mtu`]).
+    ///
+    /// # Errors
+    /// When this node is connected to nothing.
+    pub fn device_mtu(&self, backend: &dyn Backend, carriers: &[Family]) -> Result<u32, Reason> {
+        carriers
+            .iter()
+            .filter(|carrier| Families::of(self.own).has(**carrier))
+            .filter_map(|carrier| Some(inner(self.underlay_mtu(*carrier)?, backend, *carrier)))
+            .max()
+            .ok_or(Reason::NoInterface)
+    }
+}
+
+/// The least MTU IPv6 works with (RFC 8200, section 5).
+const IPV6_LEAST: u32 = 1280;
+
+/// What is left of an underlay's MTU; never less than any host takes (RFC 791: 576).
+fn inner(underlay: u32, backend: &dyn Backend, carrier: Family) -> u32 {
+    underlay.saturating_sub(backend.overhead(carrier)).max(576)
+}
+
+/// The MTU a route has to state: that of its path, where it is below its device's.
+pub fn route_mtu(path: u32, device: u32) -> Option<u32> {
+    (path < device).then_some(path)
+}
+
+/// What this node tells its peers when it has these back ends, the preferred one first.
+pub fn publish(backends: &[Box<dyn Backend>], own: &Node, underlay: &Underlay) -> NodeData {
+    let here = Here { own, underlay };
+    let mut data = NodeData {
+        ways: backends.iter().map(|b| b.name().into()).collect(),
+        mtu: PerFamily::default(),
+        ..NodeData::default()
+    };
+    for family in Family::BOTH {
+        if own.address(family).is_some() {
+            data.mtu.set(family, here.underlay_mtu(family));
+        }
+    }
+    for backend in backends {
+        backend.publish(own, &mut data);
+    }
+    data
+}
+
+/// Names of all back ends, in the order a tie between them is decided: what
+/// encrypts before what does not, what adds less before what adds more, what is
+/// programmed before what floods.
+pub const NAMES: [&str; 3] = ["host-gw", "vxlan", "static"];
+
+/// Settings of back ends that have some.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Of `vxlan`.
+    pub vxlan: VxlanProgrammed,
+}
+
+/// The back end of a name; `None` when there is none of that name.
+pub fn by_name(name: &str, settings: &Settings) -> Option<Box<dyn Backend>> {
+    Some(match name {
+        "host-gw" => Box::new(HostGateway),
+        "vxlan" => Box::new(settings.vxlan.clone()),
+        "static" => Box::new(StaticRoutes),
+        _ => return None,
+    })
+}

@@ -1,0 +1,133 @@
+//! Which of two nodes' back ends packets between them take.
+
+use std::collections::BTreeSet;
+
+use crate::backend::{Backend, NAMES};
+use crate::data::NodeData;
+
+/// The back ends of this node (`own`, the preferred one first) a peer has too,
+/// the best first.
+///
+/// Both ends come to the same order: the place in one node's list and the place
+/// in the other's are added up, the least sum is best, and a tie goes to the
+/// name that comes first in [`NAMES`]. A peer that has told nothing yet is taken
+/// to have what this node has.
+pub fn common<'a>(own: &'a [Box<dyn Backend>], theirs: Option<&NodeData>) -> Vec<&'a dyn Backend> {
+    let Some(theirs) = theirs else {
+        return own.iter().map(Box::as_ref).collect();
+    };
+    let mut found: Vec<(usize, usize, &dyn Backend)> = own
+        .iter()
+        .enumerate()
+        .filter_map(|(mine, backend)| {
+            let name = backend.name();
+            let place = theirs.ways.iter().position(|way| &**way == name)?;
+            Some((mine + place, rank(name), backend.as_ref()))
+        })
+        .collect();
+    found.sort_by_key(|(sum, rank, backend)| (*sum, *rank, backend.name()));
+    found.into_iter().map(|(_, _, backend)| backend).collect()
+}
+
+fn rank(name: &str) -> usize {
+    NAMES
+        .iter()
+        .position(|known| *known == name)
+        .unwrap_or(NAMES.len())
+}
+
+/// The names of the back ends a node should have: those it is configured with,
+/// and then what each peer prefers that has none of these, so that a cluster can
+/// change from one to the other node by node. Of peers only what they prefer
+/// counts, so nodes do not keep each other in what none of them wants any more.
+///
+/// The order of peers does not matter. The caller leaves out what this kernel
+/// cannot do.
+pub fn ways<'a>(
+    configured: &[&str],
+    peers: impl IntoIterator<Item = &'a NodeData>,
+) -> Vec<Box<str>> {
+    let mut ways: Vec<Box<str>> = configured.iter().map(|name| (*name).into()).collect();
+    let extra: BTreeSet<(usize, &str)> = peers
+        .into_iter()
+        .filter_map(|data| data.ways.first())
+        .filter(|preferred| !configured.contains(&&***preferred))
+        .map(|preferred| (rank(preferred), &**preferred))
+        .collect();
+    ways.extend(extra.into_iter().map(|(_, name)| name.into()));
+    ways
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::backend::{Settings, by_name};
+
+    fn data(ways: &[&str]) -> NodeData {
+        NodeData {
+            ways: ways.iter().map(|way| (*way).into()).collect(),
+            ..NodeData::default()
+        }
+    }
+
+    fn backends(ways: &[&str]) -> Vec<Box<dyn Backend>> {
+        let make = |way: &&str| by_name(way, &Settings::default()).expect("a name of a back end");
+        ways.iter().map(make).collect()
+    }
+
+    fn order(own: &[&str], theirs: Option<&[&str]>) -> Vec<&'static str> {
+        let own = backends(own);
+        let theirs = theirs.map(data);
+        let found = common(&own, theirs.as_ref());
+        found.iter().map(|backend| backend.name()).collect()
+    }
+
+    #[rstest]
+    #[case::the_same(&["vxlan"], &["vxlan"], &["vxlan"])]
+    #[case::nothing_in_common(&["vxlan"], &["host-gw"], &[])]
+    #[case::one_in_common(&["vxlan"], &["host-gw", "vxlan"], &["vxlan"])]
+    #[case::both_prefer_the_same(&["vxlan", "host-gw"], &["vxlan", "host-gw"], &["vxlan", "host-gw"])]
+    #[case::a_tie(&["vxlan", "host-gw"], &["host-gw", "vxlan"], &["host-gw", "vxlan"])]
+    #[case::unknown_to_us(&["vxlan"], &["pigeons", "vxlan"], &["vxlan"])]
+    fn both_ends_choose_the_same(
+        #[case] own: &[&str],
+        #[case] theirs: &[&str],
+        #[case] expected: &[&str],
+    ) {
+        assert_eq!(order(own, Some(theirs)), expected);
+        let known: Vec<&str> = theirs
+            .iter()
+            .copied()
+            .filter(|name| NAMES.contains(name))
+            .collect();
+        assert_eq!(order(&known, Some(own)), expected);
+    }
+
+    #[test]
+    fn a_peer_that_told_nothing_is_taken_to_have_what_we_have() {
+        assert_eq!(order(&["vxlan", "host-gw"], None), ["vxlan", "host-gw"]);
+    }
+
+    #[rstest]
+    #[case::alone(&["vxlan"], &[], &["vxlan"])]
+    #[case::agreed(&["vxlan"], &["vxlan host-gw"], &["vxlan"])]
+    #[case::others_not_there_yet(&["vxlan"], &["host-gw", "host-gw vxlan"], &["vxlan", "host-gw"])]
+    #[case::cross_subnet(&["host-gw", "vxlan"], &["host-gw vxlan"], &["host-gw", "vxlan"])]
+    #[case::what_others_merely_keep_is_not_taken_up(&["vxlan"], &["vxlan static"], &["vxlan"])]
+    #[case::told_nothing_of_use(&["vxlan"], &[""], &["vxlan"])]
+    fn a_node_has_what_it_is_configured_with_and_what_others_prefer(
+        #[case] configured: &[&str],
+        #[case] peers: &[&str],
+        #[case] expected: &[&str],
+    ) {
+        let split = |ways: &&str| data(&ways.split_whitespace().collect::<Vec<_>>());
+        let mut peers: Vec<NodeData> = peers.iter().map(split).collect();
+        for _ in 0..2 {
+            let found = ways(configured, &peers);
+            assert_eq!(found.iter().map(|w| &**w).collect::<Vec<_>>(), expected);
+            peers.reverse();
+        }
+    }
+}
