@@ -1,0 +1,461 @@
+//! The server: sockets, threads, limits.
+//!
+//! A few threads answer UDP, each with a socket of its own for every address
+//! (`SO_REUSEPORT`, the kernel spreads clients over them). A question of ours,
+//! or one the cache knows, is answered by the thread that read it. The others go
+//! to one more thread, with an event loop, that also serves TCP.
+
+mod tcp;
+mod udp;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime};
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{DNSClass, Name, RecordType};
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::mpsc;
+
+use crate::config::{Config, Forwarding};
+use crate::forward::{Flags, Forwarder};
+use crate::journal::{Journal, Note};
+use crate::limit::Limiter;
+use crate::lookup::{Answer, Reason};
+use crate::message::{self, Request, Unusable, plain};
+use crate::metrics::{Metrics, Transport};
+use crate::resolver::{Pending, Purpose, Step, resolve};
+use crate::zone::Zone;
+
+/// Questions that may wait for the event loop, beside those it has taken up.
+const WAITING: usize = 4096;
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address cannot be listened at.
+    #[error(
+        "listening for DNS at {address} ({transport}): {source}{}",
+        hint(source)
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// UDP or TCP.
+        transport: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The system gives no thread or event loop.
+    #[error("starting the DNS server: {0}")]
+    Start(#[source] io::Error),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another DNS server listens there (dnsmasq, systemd-resolved, node-local-dns?): \
+             stop it or choose another address"
+        }
+        io::ErrorKind::PermissionDenied => "; a port below 1024 needs CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+/// What the threads share with whoever feeds the zone.
+#[derive(Debug)]
+pub struct Shared {
+    config: Config,
+    /// Readers hold it for the microseconds of a lookup, writers for those of a
+    /// change to one Service: a copy of the zone for each change would cost what
+    /// the zone costs.
+    zone: RwLock<Zone>,
+    ready: AtomicBool,
+    forwarder: Arc<Forwarder>,
+    limiter: Limiter,
+    metrics: Arc<Metrics>,
+    journal: Journal,
+}
+
+/// What becomes of a message.
+enum Begun {
+    /// Nothing is sent.
+    Silence,
+    /// This is sent.
+    Reply(Vec<u8>),
+    /// Others have to be asked.
+    Ask(Box<Job>),
+}
+
+/// A question others have to be asked for.
+struct Job {
+    request: Request,
+    pending: Pending,
+    client: SocketAddr,
+    transport: Transport,
+    since: Instant,
+}
+
+impl Job {
+    fn flags(&self) -> Flags {
+        flags(&self.request)
+    }
+}
+
+fn flags(request: &Request) -> Flags {
+    Flags {
+        dnssec_ok: request.dnssec_ok(),
+        checking_disabled: request.metadata.checking_disabled,
+    }
+}
+
+impl Shared {
+    /// An empty zone, which is answered SERVFAIL for until it is ready.
+    #[must_use]
+    pub fn new(config: Config) -> Arc<Self> {
+        let metrics = Arc::new(Metrics::default());
+        Arc::new(Self {
+            forwarder: Arc::new(Forwarder::new(&config.forwarding, metrics.clone())),
+            limiter: Limiter::new(config.client_rate),
+            zone: RwLock::new(Zone::new()),
+            // A cache knows all it has to.
+            ready: AtomicBool::new(!config.authoritative),
+            metrics,
+            journal: Journal::default(),
+            config,
+        })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.forwarder.measure();
+        &self.metrics
+    }
+
+    /// The last questions that were slow or failed.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Changes the zone. Answers follow from the moment this returns.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Zone) -> T) -> T {
+        change(&mut self.zone.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the zone.
+    pub fn read<T>(&self, read: impl FnOnce(&Zone) -> T) -> T {
+        read(&self.zone.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The zone holds all there is: from now on names that are not in it do not exist.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    /// Whether the zone has been read.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Other upstream servers from now on.
+    pub fn set_servers(&self, forwarding: &Forwarding) {
+        self.forwarder.set_servers(forwarding);
+    }
+
+    /// Upstream servers that do not answer or lead back here, for people.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.forwarder
+            .pool()
+            .servers()
+            .filter_map(|server| {
+                let address = server.address;
+                if server.leads_back() {
+                    Some(format!(
+                        "DNS server {address} sends what it is asked back here; it is not used"
+                    ))
+                } else if server.is_healthy() {
+                    None
+                } else {
+                    Some(format!("DNS server {address} does not answer"))
+                }
+            })
+            .collect()
+    }
+
+    /// Answers a question as the server would answer `client`.
+    pub async fn query(&self, name: &Name, kind: RecordType, client: Option<IpAddr>) -> Answer {
+        match self.step(name, kind, client) {
+            Step::Done(answer) => answer,
+            Step::Ask(pending) => {
+                let flags = Flags {
+                    dnssec_ok: false,
+                    checking_disabled: false,
+                };
+                self.forwarder
+                    .finish(&self.config, &pending, kind, flags)
+                    .await
+            }
+        }
+    }
+
+    fn step(&self, name: &Name, kind: RecordType, client: Option<IpAddr>) -> Step {
+        let step = self.read(|zone| resolve(zone, &self.config, name, kind, client));
+        // What is known already holds, what is not known may yet be.
+        let unknown = match &step {
+            Step::Done(answer) => answer.answers.is_empty(),
+            Step::Ask(pending) => matches!(pending.purpose, Purpose::Search(_)),
+        };
+        if unknown && !self.is_ready() {
+            return Step::Done(Answer {
+                reason: Reason::NotReady,
+                ..plain(ResponseCode::ServFail)
+            });
+        }
+        step
+    }
+
+    /// Reads a message and answers it if that needs nobody else.
+    fn begin(&self, bytes: &[u8], client: SocketAddr, transport: Transport) -> Begun {
+        let since = Instant::now();
+        if !self.limiter.allows(client.ip(), since) {
+            self.metrics.limited.inc();
+            return Begun::Silence;
+        }
+        let request = match message::read(bytes) {
+            Ok(request) => request,
+            Err(Unusable::Silence) => return Begun::Silence,
+            Err(Unusable::Reply(reply)) => return Begun::Reply(reply),
+        };
+        let (name, kind) = (request.query.name(), request.query.query_type());
+        self.metrics.request(transport, client.is_ipv4(), kind);
+        let step = match request.query.query_class() {
+            DNSClass::IN if is_refused(kind) => Step::Done(plain(ResponseCode::Refused)),
+            DNSClass::IN if kind == RecordType::HINFO && self.is_own_probe(name) => {
+                Step::Done(plain(ResponseCode::Refused))
+            }
+            DNSClass::IN => self.step(name, kind, Some(client.ip())),
+            DNSClass::CH => Step::Done(message::chaos(&request)),
+            _ => Step::Done(plain(ResponseCode::Refused)),
+        };
+        let pending = match step {
+            Step::Done(answer) => {
+                return Begun::Reply(self.reply(&request, &answer, client, transport, since));
+            }
+            Step::Ask(pending) => pending,
+        };
+        // RFC 1035 4.1.1: who does not desire recursion is told what is known here.
+        if !request.metadata.recursion_desired {
+            let answer = plain(ResponseCode::Refused);
+            return Begun::Reply(self.reply(&request, &answer, client, transport, since));
+        }
+        let flags = flags(&request);
+        match self
+            .forwarder
+            .finish_from_cache(&self.config, &pending, kind, flags)
+        {
+            Some(answer) => Begun::Reply(self.reply(&request, &answer, client, transport, since)),
+            None => Begun::Ask(Box::new(Job {
+                request,
+                pending,
+                client,
+                transport,
+                since,
+            })),
+        }
+    }
+
+    fn is_own_probe(&self, name: &Name) -> bool {
+        self.forwarder.pool().is_own_probe(name)
+    }
+
+    /// Answers what others had to be asked for.
+    async fn finish(&self, job: &Job) -> Vec<u8> {
+        let kind = job.request.query.query_type();
+        let answer = self
+            .forwarder
+            .finish(&self.config, &job.pending, kind, job.flags())
+            .await;
+        self.reply(&job.request, &answer, job.client, job.transport, job.since)
+    }
+
+    /// Answers that too much is asked.
+    fn overloaded(&self, job: &Job) -> Vec<u8> {
+        self.metrics.too_many.inc();
+        let answer = Answer {
+            reason: Reason::UpstreamFailed("too many questions wait already".to_owned()),
+            ..plain(ResponseCode::ServFail)
+        };
+        self.reply(&job.request, &answer, job.client, job.transport, job.since)
+    }
+
+    fn reply(
+        &self,
+        request: &Request,
+        answer: &Answer,
+        client: SocketAddr,
+        transport: Transport,
+        since: Instant,
+    ) -> Vec<u8> {
+        let limit = match transport {
+            Transport::Udp => request.datagram_size().into(),
+            Transport::Tcp => usize::from(u16::MAX),
+        };
+        let bytes = message::write(request, answer, limit);
+        let took = since.elapsed();
+        self.metrics.response(answer.code, took);
+        if matches!(answer.reason, Reason::Search { .. }) {
+            self.metrics.completed.inc();
+        }
+        let failed = matches!(answer.code, ResponseCode::ServFail);
+        if failed || took >= self.config.slow {
+            let note = Note {
+                at: SystemTime::now(),
+                client,
+                name: request.query.name().to_ascii(),
+                kind: request.query.query_type().to_string(),
+                code: answer.code.to_string(),
+                took,
+                reason: answer.reason.to_string(),
+            };
+            tracing::info!(
+                client = %note.client, name = %note.name, kind = %note.kind,
+                took_ms = took.as_millis(), code = %note.code, reason = %note.reason,
+                "{} question", if failed { "failed" } else { "slow" }
+            );
+            self.journal.add(note);
+        }
+        bytes
+    }
+}
+
+/// Types that are no records: whole zones, and what only servers ask each other.
+fn is_refused(kind: RecordType) -> bool {
+    matches!(
+        kind,
+        RecordType::AXFR | RecordType::IXFR | RecordType::OPT | RecordType::TSIG
+    )
+}
+
+/// A server that runs. Ends when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Server {
+    /// Listens at the configured addresses, in the network namespace of the
+    /// calling thread, and answers from `shared`.
+    ///
+    /// # Errors
+    /// If an address cannot be listened at or a thread not be started; nothing
+    /// is left behind then.
+    pub fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
+        let mut addresses = Vec::new();
+        let mut listeners = Vec::new();
+        let mut sockets: Vec<Vec<Arc<std::net::UdpSocket>>> = Vec::new();
+        for address in &shared.config.listen {
+            // TCP first: where the port is left to the kernel, UDP gets the same.
+            let listener = tcp::listen(*address).map_err(|source| Error::Listen {
+                address: *address,
+                transport: "TCP",
+                source,
+            })?;
+            let address = listener.local_addr().map_err(Error::Start)?;
+            listeners.push(listener);
+            addresses.push(address);
+            for thread in 0..shared.config.threads.max(1) {
+                let socket = udp::listen(address).map_err(|source| Error::Listen {
+                    address,
+                    transport: "UDP",
+                    source,
+                })?;
+                if sockets.len() <= thread {
+                    sockets.push(Vec::new());
+                }
+                sockets[thread].push(Arc::new(socket));
+            }
+        }
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Error::Start(error.into()))?;
+        let mut server = Self {
+            stop: Arc::new(stop),
+            threads: Vec::new(),
+            addresses,
+        };
+        let (jobs, inbox) = mpsc::channel(WAITING);
+        let (ended, ending) = tokio::sync::oneshot::channel::<()>();
+        let (loop_shared, start) = (shared.clone(), std::thread::Builder::new());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Start)?;
+        // It ends when the threads that hold the other end do.
+        let holder = Arc::new(ended);
+        server.threads.push(
+            start
+                .name("dns".to_owned())
+                .spawn(move || {
+                    runtime.block_on(async {
+                        let serve = tcp::serve(loop_shared, listeners, inbox);
+                        tokio::select! {
+                            () = serve => {}
+                            _ = ending => {}
+                        }
+                    });
+                })
+                .map_err(Error::Start)?,
+        );
+        for (number, sockets) in sockets.into_iter().enumerate() {
+            let (shared, jobs, holder, stop) = (
+                shared.clone(),
+                jobs.clone(),
+                holder.clone(),
+                server.stop.clone(),
+            );
+            server.threads.push(
+                std::thread::Builder::new()
+                    .name(format!("dns-udp-{number}"))
+                    .spawn(move || {
+                        udp::serve(&shared, &sockets, &stop, &jobs);
+                        drop(holder);
+                    })
+                    .map_err(Error::Start)?,
+            );
+        }
+        Ok(server)
+    }
+
+    /// Where it listens, with the ports the kernel chose.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Cannot fail: the counter is far from its limit.
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the DNS server panicked");
+            }
+        }
+    }
+}
