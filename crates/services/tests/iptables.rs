@@ -39,6 +39,15 @@ fn tell(
     set_slice(&three);
     set_slice(&slice("web", "web-6", &[&pod6(0)], 8080));
     set_service(service("none", &["10.96.0.11"], 80, Some(30081)));
+    let mut sticky = service("sticky", &["10.96.0.13", "fd00:96::13"], 80, None);
+    sticky.affinity = Some(600);
+    sticky.load_balancer_ips = ["198.51.100.1", "2001:db8::1"].map(str::to_owned).to_vec();
+    sticky.source_ranges = ["203.0.113.0/24", "2001:db8:1::/48"]
+        .map(str::to_owned)
+        .to_vec();
+    set_service(sticky);
+    set_slice(&slice("sticky", "sticky-4", &[&pod4(0), &pod4(1)], 8080));
+    set_slice(&slice("sticky", "sticky-6", &[&pod6(0), &pod6(1)], 8080));
     let mut local = service("local", &["10.96.0.12"], 80, Some(30082));
     local.external_policy = TrafficPolicy::Local;
     local.internal_policy = TrafficPolicy::Local;

@@ -149,6 +149,7 @@ pub fn jumps() -> [(IptablesTable, &'static str, String); 7] {
 #[derive(Debug, Clone, Copy)]
 struct Words {
     length: u8,
+    mask: &'static str,
     unreachable: &'static str,
 }
 
@@ -156,10 +157,12 @@ const fn words(family: Family) -> Words {
     match family {
         Family::V4 => Words {
             length: 32,
+            mask: "255.255.255.255",
             unreachable: "icmp-port-unreachable",
         },
         Family::V6 => Words {
             length: 128,
+            mask: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
             unreachable: "icmp6-port-unreachable",
         },
     }
@@ -264,9 +267,25 @@ impl<'a> Port<'a> {
             return name;
         }
         let mut rules = Vec::with_capacity(backends.len());
+        let mask = words(self.family).mask;
+        let recent = |endpoint: &str, what: &str| {
+            format!("-m recent {what} --name {endpoint} --mask {mask} --rsource")
+        };
+        // A client that came before goes where it went, for as long as that is
+        // an endpoint.
+        if let Some(seconds) = self.frontend.affinity {
+            rules.extend(backends.iter().map(|backend| {
+                let endpoint = self.endpoint_chain(backend);
+                format!(
+                    "{} {} -j {endpoint}",
+                    comment(&format!("{} back to {backend}", self.title)),
+                    recent(&endpoint, &format!("--rcheck --seconds {seconds} --reap")),
+                )
+            }));
+        }
         for (index, backend) in backends.iter().enumerate() {
             let endpoint = self.endpoint_chain(backend);
-            let mut rule = comment(&format!("{} to {}", self.title, backend_text(backend)));
+            let mut rule = comment(&format!("{} to {backend}", self.title));
             let left = backends.len() - index;
             if left > 1 {
                 rule.push_str(&format!(
@@ -276,11 +295,14 @@ impl<'a> Port<'a> {
             }
             rule.push_str(&format!(" -j {endpoint}"));
             rules.push(rule);
+            let remember = match self.frontend.affinity {
+                Some(_) => format!("{} ", recent(&endpoint, "--set")),
+                None => String::new(),
+            };
             part.chains.entry(endpoint).or_insert_with(|| {
                 vec![format!(
-                    "-p {protocol} {} -m {protocol} -j DNAT --to-destination {}",
+                    "-p {protocol} {} {remember}-m {protocol} -j DNAT --to-destination {backend}",
                     comment(&self.title),
-                    backend_text(backend),
                     protocol = self.protocol,
                 )]
             });
@@ -288,10 +310,6 @@ impl<'a> Port<'a> {
         part.chains.insert(name.clone(), rules);
         name
     }
-}
-
-fn backend_text(backend: &Backend) -> String {
-    std::net::SocketAddr::new(backend.address, backend.port).to_string()
 }
 
 /// 1/`left` as the kernel keeps it, in 31 bits, and as `iptables-save` prints that.
@@ -348,7 +366,8 @@ fn one(key: &FrontendKey, frontend: &Frontend, facts: &NodeFacts, part: &mut Par
     let elsewhere =
         frontend.policy == TrafficPolicy::Local && local.is_empty() && !cluster.is_empty();
     // Without an endpoint, or with one that not everybody may use.
-    let refusal = match (&target, elsewhere, frontend.kind.is_external()) {
+    let filtered = target.is_some() && frontend.sources.is_some();
+    let refusal = match (&target, elsewhere || filtered, frontend.kind.is_external()) {
         (_, true, _) => Some("DROP"),
         (None, false, true) => Some(REFUSE),
         // At a cluster address all is refused that is not taken.
@@ -362,11 +381,13 @@ fn one(key: &FrontendKey, frontend: &Frontend, facts: &NodeFacts, part: &mut Par
         };
         part.lines.push((list, format!("{packet} -j {verdict}")));
     }
-    if let Some(target) = target {
-        let list = if facts.addresses.contains(&key.address) {
-            Shared::NodePorts
-        } else {
-            Shared::Services
+    if let Some(mut target) = target {
+        if let Some(sources) = &frontend.sources {
+            target = filter(&port, key, sources, &target, part);
+        }
+        let list = match frontend.kind {
+            FrontendKind::NodePort => Shared::NodePorts,
+            _ => Shared::Services,
         };
         part.lines.push((list, format!("{packet} -j {target}")));
         if let Some(rule) = masquerade(key, frontend, &title, covered) {
@@ -385,6 +406,36 @@ fn one(key: &FrontendKey, frontend: &Frontend, facts: &NodeFacts, part: &mut Par
             );
         }
     }
+}
+
+/// Lets only `sources` go on to `target`, and the node itself when it sends from
+/// the frontend's own address.
+fn filter(
+    port: &Port<'_>,
+    key: &FrontendKey,
+    sources: &[IpNet],
+    target: &str,
+    part: &mut Part,
+) -> String {
+    let address = key.address.to_string();
+    let name = format!(
+        "{PREFIX}FW-{}",
+        hash(&[&port.title, port.protocol, &address])
+    );
+    let mut rules: Rules = of_family(sources, port.family)
+        .into_iter()
+        .map(|range| {
+            let who = comment(&format!("{} for {range}", port.title));
+            format!("-s {range} {who} -j {target}")
+        })
+        .collect();
+    rules.push(format!(
+        "-s {} {} -m addrtype --src-type LOCAL -j {target}",
+        host(key.address),
+        comment(&format!("{} from its own address", port.title))
+    ));
+    part.chains.insert(name.clone(), rules);
+    name
 }
 
 fn push_once(part: &mut Part, shared: Shared, rule: String) {
@@ -409,7 +460,7 @@ fn split(port: &Port<'_>, facts: &NodeFacts, part: &mut Part) -> String {
     };
     let mut rules = Vec::new();
     if let Some(anywhere) = anywhere {
-        for range in of_family(&facts.pod_cidrs, port.family) {
+        for range in known_pods(facts, port.family) {
             rules.push(format!(
                 "-s {range} {} -j {anywhere}",
                 comment(&format!("{} from pods", port.title))
@@ -453,6 +504,14 @@ fn masquerade(
             "{original} -m addrtype --src-type LOCAL {MASQUERADE_TARGET}"
         )),
     }
+}
+
+/// The ranges by which this node's pods are told from others.
+fn known_pods(facts: &NodeFacts, family: Family) -> Vec<IpNet> {
+    if facts.no_local_detection {
+        return Vec::new();
+    }
+    of_family(&facts.pod_cidrs, family)
 }
 
 /// Networks of a family, written as `iptables-save` does, sorted, each once.
@@ -526,11 +585,15 @@ pub fn fixed(table: &Table, family: Family) -> BTreeMap<ChainKey, Rules> {
     ];
     rules.extend(pods.iter().map(|range| format!("-s {range} -j {LEAVING}")));
     add(Nat, POSTROUTING, rules);
-    let mut rules: Rules = pods
-        .iter()
-        .map(|range| format!("-s {range} -g {HAIRPIN}"))
-        .collect();
-    rules.push(MASQUERADE_TARGET.to_owned());
+    let rules = match (facts.masquerade_all, facts.no_local_detection) {
+        (true, _) => vec![MASQUERADE_TARGET.to_owned()],
+        (false, true) => vec![format!("-j {HAIRPIN}")],
+        (false, false) => known_pods(facts, family)
+            .iter()
+            .map(|range| format!("-s {range} -g {HAIRPIN}"))
+            .chain([MASQUERADE_TARGET.to_owned()])
+            .collect(),
+    };
     add(Nat, MASQUERADE_CLUSTER, rules);
     let mut local: Vec<IpAddr> = table
         .local_endpoints()
