@@ -161,6 +161,7 @@ pub fn add_veth(near: &VethEnd<'_>, master: Option<u32>, peer: &VethEnd<'_>) -> 
         format!("make the veth pair {} and {}", near.name, peer.name),
         message,
     )
+    .needing("veth devices", "veth")
 }
 
 /// A bridge to be made.
@@ -212,7 +213,7 @@ pub fn add_bridge(bridge: &Bridge<'_>) -> Request {
         LinkInfo::Kind(InfoKind::Bridge),
         LinkInfo::Data(InfoData::Bridge(data)),
     ]));
-    create(format!("make the bridge {}", bridge.name), message)
+    create(format!("make the bridge {}", bridge.name), message).needing("bridges", "bridge")
 }
 
 /// How a macvlan's frames reach others on the same parent.
@@ -237,7 +238,7 @@ pub fn add_macvlan(end: &VethEnd<'_>, parent: u32, mode: MacvlanMode) -> Request
         LinkInfo::Kind(InfoKind::MacVlan),
         LinkInfo::Data(InfoData::MacVlan(vec![InfoMacVlan::Mode(mode)])),
     ]));
-    create(format!("make the macvlan {}", end.name), message)
+    create(format!("make the macvlan {}", end.name), message).needing("macvlan devices", "macvlan")
 }
 
 fn create(purpose: String, message: LinkMessage) -> Request {

@@ -5,15 +5,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::image::{Image, SEARCH_PATH};
+use crate::image::{Image, OWN, SEARCH_PATH};
 use crate::kernel::{Kernel, Module};
 use crate::report::{Place, Report};
 use crate::{Error, Feature, machine};
 
 /// Set in a guest: a test there boots no further one.
 const MARK: &str = "PODWIRE_GUEST";
-/// Where the test binary stands in the guest.
-const TEST: &str = "/test";
 /// Well above the ten seconds or so of a boot: other tests may keep all cores busy.
 const LIMIT: Duration = Duration::from_secs(240);
 /// Memory of the guest in MiB, besides room for its image.
@@ -228,8 +226,9 @@ impl Guest {
 
     fn run_in_machine(&self, filter: &str, lacking: &str) -> Result<Report, Error> {
         let mut image = Image::new()?;
-        image.test_binary(&test_binary()?, TEST)?;
-        let mut work = format!("ip link set lo up\nexec {TEST}");
+        let test = format!("{OWN}/test");
+        image.stripped(&test_binary()?, &test)?;
+        let mut work = format!("ip link set lo up\nexec {test}");
         for argument in arguments(filter) {
             work.push(' ');
             work.push_str(&quoted(argument));

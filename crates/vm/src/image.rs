@@ -1,6 +1,7 @@
 //! The guest's file system: what the programs need and no more.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,6 +10,9 @@ use crate::archive::Archive;
 use crate::kernel::Module;
 use crate::machine::RESULT;
 
+/// Where the guest has what is its own: the test binary, its modules and its
+/// work. No path of the machine is likely to begin so.
+pub(crate) const OWN: &str = "/podwire-guest";
 /// Where programs brought by name stand in the guest.
 const PROGRAMS: &str = "/usr/bin";
 /// The guest's search path: the applets of busybox come last.
@@ -27,7 +31,7 @@ impl Image {
         let mut image = Self::default();
         for directory in [
             "dev", "etc", "mnt", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin",
-            "usr/sbin", "var/lib", "var/log", "var/tmp", "modules",
+            "usr/sbin", "var/lib", "var/log", "var/tmp",
         ] {
             image.archive.directory(directory);
         }
@@ -62,8 +66,7 @@ impl Image {
         } else {
             format!("{PROGRAMS}/{}", program.display())
         };
-        self.put(&found, &place)?;
-        self.libraries_of(&found)
+        self.stripped(&found, &place)
     }
 
     /// Adds a file or all that is below a directory, at the same path, with
@@ -81,16 +84,21 @@ impl Image {
         self.libraries_of(path)
     }
 
-    /// Adds a test binary, without its debugging information: it is most of
-    /// it and would be most of the guest's memory.
-    pub(crate) fn test_binary(&mut self, binary: &Path, place: &str) -> Result<(), Error> {
+    /// Adds a program at a place, without its debugging information, which
+    /// would be most of the guest's memory; with the libraries it loads.
+    pub(crate) fn stripped(&mut self, binary: &Path, place: &str) -> Result<(), Error> {
+        let mut start = [0; 4];
+        let read = std::fs::File::open(binary).and_then(|mut file| file.read_exact(&mut start));
+        if read.is_err() || &start != b"\x7fELF" {
+            return self.put(binary, place); // a script
+        }
         let stripped = tempfile::NamedTempFile::new().map_err(Error::io("make a file"))?;
         output(
             Command::new("strip")
                 .args(["--strip-debug", "-o"])
                 .arg(stripped.path())
                 .arg(binary),
-            "strip the test binary for the guest (binutils)",
+            "strip a program for the guest (strip of binutils)",
         )?;
         self.put(stripped.path(), place)?;
         self.libraries_of(binary)
@@ -102,16 +110,19 @@ impl Image {
         let mut list = String::new();
         for module in modules {
             self.archive.file(
-                &format!("modules/{}.ko", module.name),
+                &format!("{OWN}/modules/{}.ko", module.name),
                 0o644,
                 &module.content,
             );
             list.push_str(&module.name);
             list.push('\n');
         }
-        self.text("modules/order", &list);
-        self.text("work", work);
-        self.text("init", &INIT.replace("RESULT", RESULT.trim_end()));
+        self.text(&format!("{OWN}/modules/order"), &list);
+        self.text(&format!("{OWN}/work"), work);
+        let init = INIT
+            .replace("RESULT", RESULT.trim_end())
+            .replace("OWN", OWN);
+        self.text("init", &init);
         self.archive.finish()
     }
 
@@ -159,17 +170,15 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs shm /dev/shm
-mount -t tmpfs run /run
-mount -t tmpfs tmp /tmp
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs trace /sys/kernel/tracing
 mkdir -p /run/netns
 ln -s /proc/self/fd /dev/fd
 while read -r module; do
-    insmod /modules/$module.ko || echo "the guest cannot load the module $module"
-done </modules/order
-/usr/bin/bash /work </dev/null
+    insmod OWN/modules/$module.ko || echo "the guest cannot load the module $module"
+done <OWN/modules/order
+/usr/bin/bash OWN/work </dev/null
 echo "RESULT $?"
 poweroff -f
 '

@@ -3,7 +3,10 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkSerializable};
 use netlink_packet_route::RouteNetlinkMessage;
 
+use rustix::io::Errno;
+
 use super::message::{HEADER_LENGTH, align};
+use super::{Error, Refusal};
 
 /// One request, encoded, with the words that describe it in an error.
 #[derive(Debug, Clone)]
@@ -12,7 +15,19 @@ pub struct Request {
     message_type: u16,
     flags: u16,
     body: Vec<u8>,
+    needs: Option<Needs>,
 }
+
+/// A part of the kernel, in words, and the module that brings it.
+#[derive(Debug, Clone, Copy)]
+struct Needs {
+    feature: &'static str,
+    module: &'static str,
+}
+
+/// The kernel's words for a kind of link it does not know
+/// (`rtnl_newlink` in `net/core/rtnetlink.c`).
+const UNKNOWN_KIND: &str = "Unknown device type";
 
 impl Request {
     /// A request of any netlink family. `purpose` is a verb phrase ("add route
@@ -24,6 +39,7 @@ impl Request {
             message_type,
             flags: flags | NLM_F_REQUEST | NLM_F_ACK,
             body,
+            needs: None,
         }
     }
 
@@ -32,6 +48,33 @@ impl Request {
         let mut body = vec![0; message.buffer_len()];
         message.serialize(&mut body);
         Self::new(purpose, message.message_type(), flags, body)
+    }
+
+    /// For a request that makes a link: what the kernel must have to know its
+    /// kind ("veth devices"), and the module that brings it. Where the kernel
+    /// does not know the kind, the request fails with [`Error::Missing`].
+    #[must_use]
+    pub fn needing(mut self, feature: &'static str, module: &'static str) -> Self {
+        self.needs = Some(Needs { feature, module });
+        self
+    }
+
+    /// The error that the kernel's refusal of this request is.
+    pub(super) fn refused(&self, refusal: Refusal) -> Error {
+        let purpose = self.purpose.clone();
+        match self.needs {
+            Some(Needs { feature, module })
+                if refusal.errno == Errno::OPNOTSUPP
+                    && refusal.text.as_deref() == Some(UNKNOWN_KIND) =>
+            {
+                Error::Missing {
+                    purpose,
+                    feature: feature.to_owned(),
+                    module: module.to_owned(),
+                }
+            }
+            _ => Error::Refused { purpose, refusal },
+        }
     }
 
     /// What the request is to do, as a verb phrase.

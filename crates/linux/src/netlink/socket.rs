@@ -229,10 +229,7 @@ impl Socket {
         }
         for (request, outcome) in requests.iter().zip(found) {
             let outcome = outcome.unwrap_or(Ok(()));
-            outcomes.push(outcome.map_err(|refusal| Error::Refused {
-                purpose: request.purpose().to_owned(),
-                refusal,
-            }));
+            outcomes.push(outcome.map_err(|refusal| request.refused(refusal)));
         }
         Ok(())
     }
@@ -320,10 +317,7 @@ impl Socket {
                         }
                         Some(Ok(())) => return Ok((!interrupted).then_some(found)),
                         Some(Err(refusal)) => {
-                            return Err(Error::Refused {
-                                purpose: purpose.to_owned(),
-                                refusal,
-                            });
+                            return Err(request.refused(refusal));
                         }
                         None => {
                             return Err(Error::Malformed {
