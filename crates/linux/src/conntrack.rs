@@ -13,6 +13,8 @@ const SUBSYSTEM: u16 = 1;
 const MSG_NEW: u16 = 0;
 const MSG_GET: u16 = 1;
 const MSG_DELETE: u16 = 2;
+/// `IPCTNL_MSG_CT_GET_STATS`: of the whole table.
+const MSG_GET_STATS: u16 = 5;
 
 /// `CTA_FILTER_FLAG(CTA_PROTO_NUM)` of `net/netfilter/nf_conntrack_netlink.c`.
 const FILTER_PROTOCOL: u32 = 1 << 3;
@@ -25,6 +27,9 @@ pub enum Error {
         "opening the netfilter netlink socket: {0}; conntrack needs CAP_NET_ADMIN and a kernel with nf_conntrack_netlink"
     )]
     Open(#[source] io::Error),
+    /// How full the table is could not be read.
+    #[error("reading how full the conntrack table is: {0}")]
+    Usage(#[source] io::Error),
     /// Connections could not be listed.
     #[error("listing connections of protocol {protocol}: {source}")]
     List {
@@ -71,6 +76,27 @@ pub struct Connection {
     /// Tells it from a later connection with the same tuple.
     id: Option<u32>,
     zone: Option<u16>,
+}
+
+/// How full the conntrack table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Connections it holds.
+    pub connections: u32,
+    /// The most it may hold (`net.netfilter.nf_conntrack_max`); when it is
+    /// full, new connections are dropped. 0 is no limit.
+    pub limit: u32,
+}
+
+impl Usage {
+    /// From 0 (empty) to 1 (full).
+    #[must_use]
+    pub fn fill(self) -> f64 {
+        if self.limit == 0 {
+            return 0.0;
+        }
+        f64::from(self.connections) / f64::from(self.limit)
+    }
 }
 
 /// IP version of connections to list.
@@ -167,6 +193,31 @@ impl Conntrack {
             Ok(DumpEnd::Complete | DumpEnd::Interrupted) => Ok(found),
             Err(refusal) => Err(refusal.error()),
         }
+    }
+
+    /// How full the table of this network namespace is.
+    ///
+    /// # Errors
+    /// If the kernel does not say (before 5.8 it does not say the limit).
+    pub fn usage(&mut self) -> Result<Usage, Error> {
+        let sequence = self.socket.next_sequence();
+        let mut writer = Writer::default();
+        let open = writer.open_message(message(MSG_GET_STATS), 0, sequence, 0, 0);
+        writer.close_message(open);
+        let mut usage = None;
+        self.socket
+            .request(&writer.bytes, sequence, true, |m| {
+                let attributes = m.attributes();
+                // CTA_STATS_GLOBAL_ENTRIES, CTA_STATS_GLOBAL_MAX_ENTRIES
+                if m.kind == message(MSG_GET_STATS)
+                    && let (Some(connections), Some(limit)) = (attributes.u32(1), attributes.u32(2))
+                {
+                    usage = Some(Usage { connections, limit });
+                }
+            })
+            .and_then(|answer| answer.map_err(|refusal| refusal.error()))
+            .and_then(|()| usage.ok_or_else(|| io::ErrorKind::InvalidData.into()))
+            .map_err(Error::Usage)
     }
 
     /// Deletes a connection; false if it was gone already.

@@ -1,6 +1,6 @@
 //! Reading back what the kernel holds, and what of it can stay.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use linux::nftables::{
@@ -8,7 +8,7 @@ use linux::nftables::{
     Nftables, Value,
 };
 
-use crate::compile::{self, Number, SetNames, TABLE};
+use crate::compile::{self, Masqueraded, Number, SetNames, TABLE};
 use crate::difference::{Programmed, Ranges, Shadow};
 use crate::model::{Backend, Family, FrontendKey, Protocol};
 
@@ -33,8 +33,54 @@ pub(crate) struct Observed {
     foreign: Vec<(&'static str, Element)>,
 }
 
-/// Number and slots of a frontend, as they come.
-type ReadFrontend = (Option<Number>, Vec<(u32, Backend)>);
+/// A frontend's elements, as they come.
+#[derive(Debug, Default)]
+struct ReadFrontend {
+    number: Option<Number>,
+    slots: Vec<(u32, Backend)>,
+    /// Slot → id.
+    turns: Vec<(u32, u32)>,
+}
+
+impl ReadFrontend {
+    /// Puts the parts together. Elements that do not fit the number, or each
+    /// other, are handed back by set.
+    fn assemble(mut self, key: &FrontendKey) -> (Programmed, Vec<(&'static str, Element)>) {
+        let names = SetNames::of(Family::of(key.address));
+        let sticky = self.number.is_some_and(Number::is_sticky);
+        let mut foreign = Vec::new();
+        self.slots.retain(|(slot, backend)| {
+            let fits = !sticky || *slot >= compile::IDS;
+            if !fits {
+                let element = compile::backend_element(key, *slot, *backend);
+                foreign.push((names.backends, element));
+            }
+            fits
+        });
+        for (slot, id) in self.turns {
+            let ids = if slot >= compile::NEAR_SLOTS {
+                compile::NEAR_IDS
+            } else {
+                compile::IDS
+            };
+            let backend = self
+                .slots
+                .iter()
+                .find(|(known, _)| sticky && id < compile::NEAR_SLOTS && *known == ids + id)
+                .map(|(_, backend)| *backend);
+            match backend {
+                Some(backend) => self.slots.push((slot, backend)),
+                None => foreign.push((names.turns, compile::turn_element(key, slot, id))),
+            }
+        }
+        self.slots.sort_unstable();
+        let programmed = Programmed {
+            number: self.number,
+            slots: self.slots.into(),
+        };
+        (programmed, foreign)
+    }
+}
 
 /// Reads until nothing changed from the first to the last answer.
 pub(crate) fn observe(nft: &mut Nftables) -> Result<Observed, Error> {
@@ -82,16 +128,38 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
         let names = SetNames::of(family);
         for element in nft.elements(inet, TABLE, names.services)? {
             match read_service(&element, family) {
-                Some((key, number)) => programmed.entry(key).or_default().0 = Some(number),
+                Some((key, number)) => programmed.entry(key).or_default().number = Some(number),
                 None => observed.foreign.push((names.services, element)),
             }
         }
         for element in nft.elements(inet, TABLE, names.backends)? {
             match read_backend(&element, family) {
                 Some((key, slot, backend)) => {
-                    programmed.entry(key).or_default().1.push((slot, backend));
+                    programmed
+                        .entry(key)
+                        .or_default()
+                        .slots
+                        .push((slot, backend));
                 }
                 None => observed.foreign.push((names.backends, element)),
+            }
+        }
+        for element in nft.elements(inet, TABLE, names.turns)? {
+            match read_turn(&element, family) {
+                Some((key, slot, id)) => {
+                    programmed.entry(key).or_default().turns.push((slot, id));
+                }
+                None => observed.foreign.push((names.turns, element)),
+            }
+        }
+        for element in nft.elements(inet, TABLE, names.sources)? {
+            match read_source(&element, family) {
+                Some((key, range)) => {
+                    let ranges = observed.shadow.sources.entry(key).or_default();
+                    ranges.push(range);
+                    ranges.sort_unstable();
+                }
+                None => observed.foreign.push((names.sources, element)),
             }
         }
         for element in nft.elements(inet, TABLE, names.cluster_ips)? {
@@ -112,26 +180,19 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
             }
         }
         observed.shadow.ranges[index] = Ranges {
+            local: read_ranges(nft.elements(inet, TABLE, names.local_pods)?, family),
             pods: read_ranges(nft.elements(inet, TABLE, names.pod_ranges)?, family),
             cluster: read_ranges(nft.elements(inet, TABLE, names.cluster_ranges)?, family),
             services: read_ranges(nft.elements(inet, TABLE, names.service_ranges)?, family),
         };
     }
-    observed.shadow.frontends = programmed
-        .into_iter()
-        .map(|(key, (number, mut slots))| {
-            slots.sort_unstable();
-            let slots = slots.into();
-            (key, Programmed { number, slots })
-        })
-        .collect();
+    for (key, read) in programmed {
+        let (programmed, foreign) = read.assemble(&key);
+        observed.shadow.frontends.insert(key, programmed);
+        observed.foreign.extend(foreign);
+    }
     for element in nft.elements(inet, TABLE, compile::DISPATCH)? {
-        let number = element
-            .key
-            .as_slice()
-            .try_into()
-            .map(|bytes| Number(u32::from_ne_bytes(bytes)))
-            .ok()
+        let number = Number::from_bytes(&element.key)
             .filter(|number| compile::dispatch_element(*number) == element);
         match number {
             Some(number) => {
@@ -141,6 +202,10 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
         }
     }
     observed.kinds = nft.elements(inet, TABLE, compile::MASQUERADE_KINDS)?;
+    observed.shadow.masqueraded = Masqueraded::ALL
+        .into_iter()
+        .find(|masqueraded| observed.kinds.contains(&masqueraded.element()))
+        .unwrap_or_default();
     observed.shadow.chains = observed
         .chains
         .iter()
@@ -249,7 +314,7 @@ impl Observed {
                 .into_keys()
                 .filter(|name| compile::is_number_chain(name)),
         );
-        let kinds = compile::masquerade_kinds();
+        let kinds = compile::masquerade_kinds(shadow.masqueraded);
         let wrong: Vec<&Element> = self.kinds.iter().filter(|e| !kinds.contains(e)).collect();
         let missing: Vec<&Element> = kinds.iter().filter(|e| !self.kinds.contains(e)).collect();
         if !wrong.is_empty() || !missing.is_empty() {
@@ -297,9 +362,14 @@ impl Observed {
         for chain in &ours {
             batch.flush_chain(&chain.name);
         }
-        let names: HashSet<String> = compile::sets().into_iter().map(|set| set.name).collect();
-        for set in self.sets.iter().filter(|set| names.contains(&set.name)) {
-            batch.delete_set(&set.name);
+        let sets = compile::sets();
+        for live in &self.sets {
+            // What rules remember stays, if it can: nobody else knows it.
+            if let Some(set) = sets.iter().find(|set| set.name == live.name)
+                && !(set.dynamic && live.matches(set))
+            {
+                batch.delete_set(&set.name);
+            }
         }
         for chain in &ours {
             batch.delete_chain(&chain.name);
@@ -321,7 +391,10 @@ fn build(batch: &mut Batch) {
             batch.add_rule(&chain.name, rule);
         }
     }
-    batch.add_elements(compile::MASQUERADE_KINDS, &compile::masquerade_kinds());
+    batch.add_elements(
+        compile::MASQUERADE_KINDS,
+        &compile::masquerade_kinds(Masqueraded::default()),
+    );
 }
 
 const fn address_length(family: Family) -> usize {
@@ -356,12 +429,38 @@ fn read_service(element: &Element, family: Family) -> Option<(FrontendKey, Numbe
     let Some(Value::Bytes(value)) = &element.value else {
         return None;
     };
-    let number = Number(u32::from_ne_bytes(value.as_slice().try_into().ok()?));
+    let number = Number::from_bytes(value)?;
     (compile::service_element(&key, number) == *element).then_some((key, number))
 }
 
+/// Reads what [`compile::turn_element`] writes.
+fn read_turn(element: &Element, family: Family) -> Option<(FrontendKey, u32, u32)> {
+    let (key, rest) = read_key(&element.key, family)?;
+    let slot = u32::from_ne_bytes(rest.try_into().ok()?);
+    let Some(Value::Bytes(value)) = &element.value else {
+        return None;
+    };
+    let id = u32::from_ne_bytes(value.as_slice().try_into().ok()?);
+    (compile::turn_element(&key, slot, id) == *element).then_some((key, slot, id))
+}
+
+/// Reads what [`compile::source_element`] writes.
+fn read_source(element: &Element, family: Family) -> Option<(FrontendKey, (u128, u128))> {
+    let number = |bytes: &[u8]| match read_address(bytes, family)? {
+        IpAddr::V4(v4) => Some(u128::from(u32::from(v4))),
+        IpAddr::V6(v6) => Some(u128::from(v6)),
+    };
+    let (key, first) = read_key(&element.key, family)?;
+    let (_, last) = read_key(element.to.as_ref()?, family)?;
+    let range = (number(first)?, number(last)?);
+    (compile::source_element(&key, range) == *element).then_some((key, range))
+}
+
 /// Reads what [`compile::backend_element`] writes.
-fn read_backend(element: &Element, family: Family) -> Option<(FrontendKey, u32, Backend)> {
+pub(crate) fn read_backend(
+    element: &Element,
+    family: Family,
+) -> Option<(FrontendKey, u32, Backend)> {
     let (key, rest) = read_key(&element.key, family)?;
     let slot = u32::from_ne_bytes(rest.try_into().ok()?);
     let Some(Value::Bytes(value)) = &element.value else {

@@ -5,6 +5,12 @@
 //! others): `services` looks (address, protocol, port) up and gets a number;
 //! `dispatch` sends that number to a chain shared by all frontends alike; there
 //! a slot is drawn, and (address, protocol, port, slot) yields the backend.
+//!
+//! With session affinity the slot yields the backend's id, which `affinity`
+//! remembers for (client, address, protocol, port) until its time is over, and
+//! the id yields the backend. An id stays with a backend for as long as that is
+//! used, whatever happens to the slots; an id that no backend has is forgotten
+//! when it is found.
 
 use std::net::IpAddr;
 
@@ -15,7 +21,7 @@ use linux::nftables::{
     Verdict, ct_state, ct_status, priority, push_field,
 };
 
-use crate::model::{Backend, Family, FrontendKey, TrafficPolicy};
+use crate::model::{Backend, Family, FrontendKey, NodeFacts, TrafficPolicy};
 use crate::table::Frontend;
 
 /// The table all of podwire's rules are in (family `inet`).
@@ -26,13 +32,22 @@ pub const TABLE: &str = "podwire";
 pub struct SetNames {
     /// (address, protocol, port) → number.
     pub services: &'static str,
-    /// (address, protocol, port, slot) → (address, port).
+    /// (address, protocol, port, slot or id) → (address, port). Counts.
     pub backends: &'static str,
+    /// (address, protocol, port, slot) → id, of frontends with affinity.
+    pub turns: &'static str,
+    /// (client, address, protocol, port) → id. Filled by rules.
+    pub affinity: &'static str,
+    /// (address, protocol, port, source range) that may use a frontend whose
+    /// sources are restricted.
+    pub sources: &'static str,
     /// Cluster addresses that a Service has.
     pub cluster_ips: &'static str,
     /// (address, address) of local endpoints: a packet with such a source and
     /// destination was sent by an endpoint to itself.
     pub hairpin: &'static str,
+    /// Ranges of this node's pods, where those are told from others.
+    pub local_pods: &'static str,
     /// Ranges of this node's pods.
     pub pod_ranges: &'static str,
     /// Ranges pods talk to with their own address.
@@ -44,8 +59,12 @@ pub struct SetNames {
 const NAMES4: SetNames = SetNames {
     services: "services4",
     backends: "backends4",
+    turns: "turns4",
+    affinity: "affinity4",
+    sources: "sources4",
     cluster_ips: "cluster-ips4",
     hairpin: "hairpin4",
+    local_pods: "local-pods4",
     pod_ranges: "pod-ranges4",
     cluster_ranges: "cluster-ranges4",
     service_ranges: "service-ranges4",
@@ -54,8 +73,12 @@ const NAMES4: SetNames = SetNames {
 const NAMES6: SetNames = SetNames {
     services: "services6",
     backends: "backends6",
+    turns: "turns6",
+    affinity: "affinity6",
+    sources: "sources6",
     cluster_ips: "cluster-ips6",
     hairpin: "hairpin6",
+    local_pods: "local-pods6",
     pod_ranges: "pod-ranges6",
     cluster_ranges: "cluster-ranges6",
     service_ranges: "service-ranges6",
@@ -79,62 +102,108 @@ impl SetNames {
 
 /// What a frontend is to the rules: how many backends there are to draw from
 /// and how it is to be treated. Frontends with the same number share a chain.
-///
-/// From the highest bit: 8 bits count of local backends, 16 bits count of
-/// backends, 8 bits flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Number(pub u32);
+pub struct Number {
+    /// From the highest bit: 8 bits count of local backends, 16 bits count of
+    /// backends, 8 bits flags.
+    pub word: u32,
+    /// For how many seconds a client keeps its backend; 0 without affinity.
+    pub affinity: u32,
+}
 
 impl Number {
     const COUNT: u32 = 0xffff;
     const NEAR: u32 = 0xff;
     const COUNT_SHIFT: u32 = 8;
     const NEAR_SHIFT: u32 = 24;
-    /// A node port or external address.
+    /// A node port, load-balancer or external address.
     pub const EXTERNAL: u32 = 1;
     /// Traffic from outside goes to local backends only.
     pub const LOCAL: u32 = 1 << 1;
     /// Without backends: dropped instead of refused.
     pub const DISCARD: u32 = 1 << 2;
+    /// Only some sources may use it.
+    pub const FILTERED: u32 = 1 << 3;
 
     /// The most backends a frontend is given; further ones are left out.
     pub const MOST: usize = Self::COUNT as usize;
     /// The most local backends a frontend is given.
     pub const MOST_LOCAL: usize = Self::NEAR as usize;
 
+    /// A number without affinity.
+    #[must_use]
+    pub const fn plain(word: u32) -> Self {
+        Self { word, affinity: 0 }
+    }
+
     /// The number for all that are dispatched to the same chain.
     #[must_use]
     pub const fn dispatch(self) -> Self {
-        Self(self.0 & !Self::EXTERNAL)
+        Self {
+            word: self.word & !Self::EXTERNAL,
+            ..self
+        }
     }
 
     /// Backends to draw from.
     #[must_use]
     pub const fn count(self) -> u32 {
-        self.0 >> Self::COUNT_SHIFT & Self::COUNT
+        self.word >> Self::COUNT_SHIFT & Self::COUNT
     }
 
     /// Local backends to draw from.
     #[must_use]
     pub const fn near(self) -> u32 {
-        self.0 >> Self::NEAR_SHIFT
+        self.word >> Self::NEAR_SHIFT
+    }
+
+    /// Whether clients keep their backend.
+    #[must_use]
+    pub const fn is_sticky(self) -> bool {
+        self.affinity != 0
     }
 
     /// The bytes by which the maps know it: host order.
     #[must_use]
     pub fn bytes(self) -> Vec<u8> {
-        self.0.to_ne_bytes().to_vec()
+        [self.word.to_ne_bytes(), self.affinity.to_ne_bytes()].concat()
+    }
+
+    /// Reads what [`Self::bytes`] writes.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (word, affinity) = bytes.split_at_checked(4)?;
+        Some(Self {
+            word: u32::from_ne_bytes(word.try_into().ok()?),
+            affinity: u32::from_ne_bytes(affinity.try_into().ok()?),
+        })
+    }
+
+    /// The same for everybody.
+    const fn unfiltered(self) -> Self {
+        Self {
+            word: self.word & !Self::FILTERED,
+            ..self
+        }
     }
 
     /// The chain it is sent to.
     #[must_use]
     pub fn chain(self) -> String {
         let count = self.count();
-        if self.0 & Self::LOCAL != 0 {
-            format!("split-{count}-{}", self.near())
+        if self.word & Self::FILTERED != 0 {
+            let inner = self.unfiltered().chain();
+            let inner = inner.strip_prefix(SERVICE_PREFIX).unwrap_or(&inner);
+            format!("{ALLOW_PREFIX}{inner}")
+        } else if self.word & Self::LOCAL != 0 {
+            let affinity = match self.affinity {
+                0 => String::new(),
+                seconds => format!("-{seconds}"),
+            };
+            format!("split-{count}-{}{affinity}", self.near())
         } else if count != 0 {
-            pick_name(count)
-        } else if self.0 & Self::DISCARD != 0 {
+            pick_name(count, self.affinity)
+        } else if self.word & Self::DISCARD != 0 {
             DISCARD_CHAIN.to_owned()
         } else {
             REFUSE_CHAIN.to_owned()
@@ -144,7 +213,18 @@ impl Number {
 
 /// Slots of local backends are counted from here, out of the others' way.
 pub const NEAR_SLOTS: u32 = 0x1_0000;
+/// With affinity: the ids of backends are counted from here.
+pub const IDS: u32 = 0x2_0000;
+/// With affinity: the ids of local backends are counted from here; a backend
+/// has the same in both.
+pub const NEAR_IDS: u32 = 0x3_0000;
 
+/// The most clients that are remembered, of each family. Beyond that, new ones
+/// are sent anywhere each time.
+const AFFINITY_SIZE: u32 = 1 << 20;
+
+const SERVICE_PREFIX: &str = "service-";
+const ALLOW_PREFIX: &str = "allow-";
 const REFUSE_CHAIN: &str = "service-refuse";
 const DISCARD_CHAIN: &str = "service-discard";
 const SERVICES_CHAIN: &str = "services";
@@ -154,23 +234,34 @@ const ALWAYS_CHAIN: &str = "masquerade-always";
 const FROM_NODE_CHAIN: &str = "masquerade-if-node";
 const HAIRPIN_CHAIN: &str = "masquerade-hairpin";
 
-fn pick_name(count: u32) -> String {
-    format!("pick-{count}")
+fn pick_name(count: u32, affinity: u32) -> String {
+    match affinity {
+        0 => format!("pick-{count}"),
+        seconds => format!("keep-{count}-{seconds}"),
+    }
 }
 
-fn near_name(count: u32) -> String {
-    format!("pick-local-{count}")
+fn near_name(count: u32, affinity: u32) -> String {
+    match affinity {
+        0 => format!("pick-local-{count}"),
+        seconds => format!("keep-local-{count}-{seconds}"),
+    }
 }
 
 /// Whether a chain is made on demand for a number.
 #[must_use]
 pub fn is_number_chain(name: &str) -> bool {
-    name.strip_prefix("pick-local-")
-        .or_else(|| name.strip_prefix("pick-"))
-        .or_else(|| name.strip_prefix("split-"))
-        .is_some_and(|rest| {
-            !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit() || b == b'-')
-        })
+    let (allow, inner) = match name.strip_prefix(ALLOW_PREFIX) {
+        Some(inner) => (true, inner),
+        None => (false, name),
+    };
+    (allow && [REFUSE_CHAIN, DISCARD_CHAIN].contains(&format!("{SERVICE_PREFIX}{inner}").as_str()))
+        || ["pick-local-", "pick-", "keep-local-", "keep-", "split-"]
+            .iter()
+            .find_map(|prefix| inner.strip_prefix(prefix))
+            .is_some_and(|rest| {
+                !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit() || b == b'-')
+            })
 }
 
 /// A frontend as the maps hold it: its number and its backends, sorted.
@@ -208,12 +299,20 @@ pub fn frontend(frontend: &Frontend) -> Wanted<'_> {
             }
         }
     };
+    let filtered = match frontend.sources {
+        Some(_) => Number::FILTERED,
+        None => 0,
+    };
+    let word = (backends.len() as u32) << Number::COUNT_SHIFT
+        | (near.len() as u32) << Number::NEAR_SHIFT
+        | flags
+        | filtered;
+    let drawn = !backends.is_empty() || !near.is_empty();
     Wanted {
-        number: Number(
-            (backends.len() as u32) << Number::COUNT_SHIFT
-                | (near.len() as u32) << Number::NEAR_SHIFT
-                | flags,
-        ),
+        number: Number {
+            word,
+            affinity: frontend.affinity.filter(|_| drawn).unwrap_or(0),
+        },
         backends,
         near,
     }
@@ -250,6 +349,38 @@ pub fn backend_element(key: &FrontendKey, slot: u32, backend: Backend) -> Elemen
     push_field(&mut value, &address_bytes(backend.address));
     push_field(&mut value, &backend.port.to_be_bytes());
     Element::pair(bytes, value)
+}
+
+/// The element of the turns map.
+#[must_use]
+pub fn turn_element(key: &FrontendKey, slot: u32, id: u32) -> Element {
+    let mut bytes = frontend_bytes(key);
+    push_field(&mut bytes, &slot.to_ne_bytes());
+    Element::pair(bytes, id.to_ne_bytes().to_vec())
+}
+
+/// First and last addresses that may use a frontend whose sources are
+/// restricted, sorted and joined. Its own address is one of them: where the
+/// node has it on an interface, the node asks itself with it.
+#[must_use]
+pub fn allowed(key: &FrontendKey, sources: &[IpNet]) -> Vec<(u128, u128)> {
+    let own = IpNet::from(key.address);
+    ranges(
+        sources.iter().copied().chain([own]),
+        Family::of(key.address),
+    )
+}
+
+/// The element of the set of permitted sources.
+#[must_use]
+pub fn source_element(key: &FrontendKey, range: (u128, u128)) -> Element {
+    let family = Family::of(key.address);
+    let end = |number| {
+        let mut bytes = frontend_bytes(key);
+        push_field(&mut bytes, &number_bytes(number, family));
+        bytes
+    };
+    Element::range(end(range.0), end(range.1))
 }
 
 /// The element of the set of cluster addresses.
@@ -332,12 +463,26 @@ pub fn sets() -> Vec<Set> {
             Family::V6 => Ipv6Address,
         };
         sets.extend([
-            Set::map(names.services, &[address, Protocol, Port], &[Number]),
+            Set::map(
+                names.services,
+                &[address, Protocol, Port],
+                &[Number, Number],
+            ),
             Set::map(
                 names.backends,
                 &[address, Protocol, Port, Number],
                 &[address, Port],
-            ),
+            )
+            .counting(),
+            Set::map(names.turns, &[address, Protocol, Port, Number], &[Number]),
+            Set::map(
+                names.affinity,
+                &[address, address, Protocol, Port],
+                &[Number],
+            )
+            .filled_by_rules(AFFINITY_SIZE),
+            Set::concatenated_ranges(names.sources, &[address, Protocol, Port, address]),
+            Set::ranges(names.local_pods, address),
             Set::of_values(names.cluster_ips, &[address]),
             Set::of_values(names.hairpin, &[address, address]),
             Set::ranges(names.pod_ranges, address),
@@ -345,7 +490,7 @@ pub fn sets() -> Vec<Set> {
             Set::ranges(names.service_ranges, address),
         ]);
     }
-    sets.push(Set::verdict_map(DISPATCH, &[Number]));
+    sets.push(Set::verdict_map(DISPATCH, &[Number, Number]));
     sets.push(Set::verdict_map(MASQUERADE_KINDS, &[Number]));
     sets
 }
@@ -463,7 +608,7 @@ impl Registers {
                 key: Conntrack::OriginalDestinationPort,
                 into: Register(aside + 1),
             },
-            copy(aside, self.words, [u32::MAX, u32::MAX]),
+            copy(aside, self.words, &[u32::MAX; 2], &[0; 2]),
         ]
     }
 
@@ -473,32 +618,36 @@ impl Registers {
     const NUMBER: u8 = Self::ASIDE + 1;
 
     /// Looks up the number for the key in register 0, keeps the bits of `mask`
-    /// and puts it into register [`Self::NUMBER`].
+    /// of its first word and puts it into register [`Self::NUMBER`], its second
+    /// word into the next.
     ///
     /// It too is copied there together with its neighbour, over something that
     /// nft believes to be there still: nft 1.0.6 aborts when it lists a rule in
     /// which a map's result is looked up in another map. What it lists instead
     /// is said in the rule's comment.
-    fn number(&self, names: &SetNames, mask: u32) -> [Expression; 3] {
+    fn number(&self, names: &SetNames, mask: u32) -> [Expression; 4] {
         let found = self.words + 2;
+        let mark = |into| Expression::Meta {
+            key: Meta::Mark,
+            into: Register(into),
+        };
         [
-            Expression::Meta {
-                key: Meta::Mark,
-                into: Register(Self::NUMBER),
-            },
+            mark(Self::NUMBER),
+            mark(Self::NUMBER + 1),
             lookup(names.services, 0, Found::Data(Register(found))),
-            copy(found - 1, Self::ASIDE, [u32::MAX, mask]),
+            copy(found - 1, Self::ASIDE, &[u32::MAX, mask, u32::MAX], &[0; 3]),
         ]
     }
 }
 
-/// Copies two registers, each with a mask.
-fn copy(from: u8, into: u8, masks: [u32; 2]) -> Expression {
+/// Copies registers, each with a mask and with bits turned over.
+fn copy(from: u8, into: u8, masks: &[u32], xors: &[u32]) -> Expression {
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     Expression::Bitwise {
         from: Register(from),
         into: Register(into),
-        mask: masks.iter().flat_map(|mask| mask.to_ne_bytes()).collect(),
-        xor: vec![0; 8],
+        mask: bytes(masks),
+        xor: bytes(xors),
     }
 }
 
@@ -765,7 +914,7 @@ fn masquerade_chains() -> Vec<Chain> {
     let mut from_others = both(|registers, names| {
         vec![
             registers.source(0),
-            lookup(names.pod_ranges, 0, Found::Membership),
+            lookup(names.local_pods, 0, Found::Membership),
             goto(HAIRPIN_CHAIN),
         ]
     });
@@ -793,40 +942,287 @@ fn masquerade_chains() -> Vec<Chain> {
     ]
 }
 
-/// The elements that are always in the map of masquerade kinds.
-#[must_use]
-pub fn masquerade_kinds() -> Vec<Element> {
-    [
-        (0, FROM_OTHERS_CHAIN),
-        (Number::EXTERNAL, ALWAYS_CHAIN),
-        (Number::EXTERNAL | Number::LOCAL, FROM_NODE_CHAIN),
-    ]
-    .into_iter()
-    .map(|(flags, chain)| Element::verdict(Number(flags).bytes(), Verdict::Goto(chain.to_owned())))
-    .collect()
+/// Who asks cluster addresses under the node's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Masqueraded {
+    /// All but this node's pods.
+    #[default]
+    Others,
+    /// Everybody.
+    All,
+    /// Nobody but an endpoint that asks itself.
+    Hairpin,
 }
 
-/// Draws one of `count` slots from `first` on and translates the destination.
-fn draw(name: String, count: u32, first: u32) -> Chain {
+impl Masqueraded {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Others, Self::All, Self::Hairpin];
+
+    /// What the node's facts ask for.
+    #[must_use]
+    pub const fn of(facts: &NodeFacts) -> Self {
+        match (facts.masquerade_all, facts.no_local_detection) {
+            (true, _) => Self::All,
+            (false, true) => Self::Hairpin,
+            (false, false) => Self::Others,
+        }
+    }
+
+    /// The element that says so.
+    #[must_use]
+    pub fn element(self) -> Element {
+        kind(
+            0,
+            match self {
+                Self::Others => FROM_OTHERS_CHAIN,
+                Self::All => ALWAYS_CHAIN,
+                Self::Hairpin => HAIRPIN_CHAIN,
+            },
+        )
+    }
+}
+
+fn kind(flags: u32, chain: &str) -> Element {
+    Element::verdict(
+        flags.to_ne_bytes().to_vec(),
+        Verdict::Goto(chain.to_owned()),
+    )
+}
+
+/// The elements of the map of masquerade kinds.
+#[must_use]
+pub fn masquerade_kinds(cluster_addresses: Masqueraded) -> [Element; 3] {
+    [
+        cluster_addresses.element(),
+        kind(Number::EXTERNAL, ALWAYS_CHAIN),
+        kind(Number::EXTERNAL | Number::LOCAL, FROM_NODE_CHAIN),
+    ]
+}
+
+/// A backend's place in the maps: whether of all or of the local ones.
+#[derive(Clone, Copy)]
+struct Places {
+    slots: u32,
+    ids: u32,
+}
+
+const ALL_PLACES: Places = Places { slots: 0, ids: IDS };
+const NEAR_PLACES: Places = Places {
+    slots: NEAR_SLOTS,
+    ids: NEAR_IDS,
+};
+
+impl Registers {
+    /// The next aligned register after a key with a slot, so that the address
+    /// may be read from it.
+    const fn found(&self) -> u8 {
+        match self.family {
+            NatFamily::V4 => 4,
+            NatFamily::V6 => 8,
+        }
+    }
+
+    fn translate(&self, found: u8) -> Expression {
+        Expression::DestinationNat {
+            family: self.family,
+            address: Register(found),
+            port: Some(Register(found + self.words)),
+        }
+    }
+}
+
+/// Draws one of `count` slots and translates the destination.
+fn draw(name: String, count: u32, places: Places) -> Chain {
     let rules = both(|registers, names| {
-        let slot = registers.words + 2;
-        // The next aligned register, so that the address may be read from it.
-        let found = (slot + 1).next_multiple_of(4);
         let mut rule = registers.frontend().to_vec();
         rule.push(Expression::RandomNumber {
             modulus: count,
-            offset: first,
-            into: Register(slot),
+            offset: places.slots,
+            into: Register(registers.words + 2),
         });
-        rule.push(lookup(names.backends, 0, Found::Data(Register(found))));
-        rule.push(Expression::DestinationNat {
-            family: registers.family,
-            address: Register(found),
-            port: Some(Register(found + registers.words)),
-        });
+        rule.push(lookup(
+            names.backends,
+            0,
+            Found::Data(Register(registers.found())),
+        ));
+        rule.push(registers.translate(registers.found()));
         rule
     });
     regular(name, rules)
+}
+
+/// The registers of a rule about affinity: client, address, protocol, port,
+/// slot or id, then two by two a place from which and one to which a value is
+/// copied behind nft's back, as in [`Registers::number`].
+struct Sticky {
+    address: u8,
+    slot: u8,
+    aside: u8,
+    second: u8,
+}
+
+impl Sticky {
+    const fn of(registers: &Registers) -> Self {
+        let address = registers.words;
+        let slot = 2 * registers.words + 2;
+        Self {
+            address,
+            slot,
+            aside: slot + 2,
+            // Of IPv6 these are the last two.
+            second: slot + 4,
+        }
+    }
+
+    /// Loads client, address, protocol and port, and what nft is to see.
+    fn load(&self, registers: &Registers) -> Vec<Expression> {
+        let port = |into| Expression::Payload {
+            header: Header::Transport,
+            offset: 2,
+            length: 2,
+            into: Register(into),
+        };
+        vec![
+            registers.source(0),
+            registers.destination(self.address),
+            Expression::Meta {
+                key: Meta::TransportProtocol,
+                into: Register(self.slot - 2),
+            },
+            port(self.slot - 1),
+            Expression::Meta {
+                key: Meta::Mark,
+                into: Register(self.slot),
+            },
+            Expression::Meta {
+                key: Meta::Mark,
+                into: Register(self.second + 1),
+            },
+            port(self.aside),
+        ]
+    }
+
+    /// Register of the id that was looked up.
+    const fn id(&self) -> u8 {
+        self.aside + 1
+    }
+
+    /// Makes the id the last field of the backend's key.
+    fn id_into_key(&self, places: Places) -> Expression {
+        copy(self.aside, self.slot - 1, &[u32::MAX; 2], &[0, places.ids])
+    }
+
+    /// Puts the id where nft does not see that it is looked up.
+    fn id_into_second(&self) -> Expression {
+        copy(self.aside, self.second, &[u32::MAX; 2], &[0; 2])
+    }
+
+    /// Looks the backend up by the id in the key, and goes there.
+    fn go(&self, registers: &Registers, names: &SetNames, rule: &mut Vec<Expression>) {
+        // Aligned, so that the address may be read from it. What it covers of
+        // the key has been read by then.
+        const FOUND: u8 = 8;
+        rule.push(lookup(
+            names.backends,
+            self.address,
+            Found::Data(Register(FOUND)),
+        ));
+        rule.push(registers.translate(FOUND));
+    }
+}
+/// Sends a client to the backend it is remembered with, or else draws one of
+/// `count` slots and remembers its backend for `seconds`.
+fn keep(name: String, count: u32, seconds: u32, places: Places) -> Chain {
+    let comment = |family: Family, what: &str| {
+        let names = SetNames::of(family);
+        format!("not the mark: {what} {}", names.affinity)
+    };
+    let timeout = u64::from(seconds) * 1000;
+    let update = |names: &SetNames, sticky: &Sticky| Expression::Update {
+        set: names.affinity.to_owned(),
+        key: Register(0),
+        data: Some(Register(sticky.second + 1)),
+        timeout,
+    };
+    let turn = |registers: &Registers, names: &SetNames, sticky: &Sticky| {
+        let mut rule = sticky.load(registers);
+        rule.push(Expression::RandomNumber {
+            modulus: count,
+            offset: places.slots,
+            into: Register(sticky.slot),
+        });
+        rule.push(lookup(
+            names.turns,
+            sticky.address,
+            Found::Data(Register(sticky.id())),
+        ));
+        rule
+    };
+    let remembered = both_families(|registers, names, family| {
+        let sticky = Sticky::of(registers);
+        let mut rule = sticky.load(registers);
+        rule.push(lookup(
+            names.affinity,
+            0,
+            Found::Data(Register(sticky.id())),
+        ));
+        rule.push(sticky.id_into_second());
+        rule.push(update(names, &sticky));
+        rule.push(sticky.id_into_key(places));
+        sticky.go(registers, names, &mut rule);
+        (rule, comment(family, "the id from"))
+    });
+    let remember = both_families(|registers, names, family| {
+        let sticky = Sticky::of(registers);
+        let mut rule = turn(registers, names, &sticky);
+        rule.push(sticky.id_into_second());
+        // Nobody, or a backend that is no longer used.
+        rule.push(Expression::Forget {
+            set: names.affinity.to_owned(),
+            key: Register(0),
+            data: Some(Register(sticky.second + 1)),
+        });
+        rule.push(update(names, &sticky));
+        (rule, comment(family, "the id goes into"))
+    });
+    // Where no more clients can be remembered.
+    let anybody = both_families(|registers, names, family| {
+        let sticky = Sticky::of(registers);
+        let mut rule = turn(registers, names, &sticky);
+        rule.push(sticky.id_into_key(places));
+        sticky.go(registers, names, &mut rule);
+        (rule, comment(family, "the id, without"))
+    });
+    let rules = [remembered.clone(), remember, remembered, anybody].concat();
+    regular(name, rules)
+}
+
+/// One commented rule for each family.
+fn both_families(
+    rule: impl Fn(&Registers, &SetNames, Family) -> (Vec<Expression>, String),
+) -> Vec<Rule> {
+    Family::ALL
+        .iter()
+        .map(|family| {
+            let registers = Registers::of(*family);
+            let (expressions, comment) = rule(&registers, SetNames::of(*family), *family);
+            Rule::new([registers.only().to_vec(), expressions].concat()).comment(comment)
+        })
+        .collect()
+}
+
+/// The chain that chooses among all or among the local backends.
+fn choose(count: u32, affinity: u32, places: Places) -> Chain {
+    let near = places.slots == NEAR_SLOTS;
+    let name = if near {
+        near_name(count, affinity)
+    } else {
+        pick_name(count, affinity)
+    };
+    match affinity {
+        0 => draw(name, count, places),
+        seconds => keep(name, count, seconds, places),
+    }
 }
 
 /// The chains a number needs besides those that are always there, those that
@@ -834,26 +1230,41 @@ fn draw(name: String, count: u32, first: u32) -> Chain {
 #[must_use]
 pub fn number_chains(number: Number) -> Vec<Chain> {
     let mut chains = Vec::new();
-    if number.count() != 0 {
-        chains.push(draw(pick_name(number.count()), number.count(), 0));
+    let affinity = number.affinity;
+    if number.word & Number::FILTERED != 0 {
+        let inner = number.unfiltered();
+        chains = number_chains(inner);
+        let mut rules = both(|registers, names| {
+            let mut rule = registers.frontend().to_vec();
+            rule.push(registers.source(registers.words + 2));
+            rule.push(lookup(names.sources, 0, Found::Membership));
+            rule.push(goto(inner.chain()));
+            rule
+        });
+        rules.push(Rule::new(vec![goto(DISCARD_CHAIN)]));
+        chains.push(regular(number.chain(), rules));
+        return chains;
     }
-    if number.0 & Number::LOCAL == 0 {
+    if number.count() != 0 {
+        chains.push(choose(number.count(), affinity, ALL_PLACES));
+    }
+    if number.word & Number::LOCAL == 0 {
         return chains;
     }
     if number.near() != 0 {
-        chains.push(draw(near_name(number.near()), number.near(), NEAR_SLOTS));
+        chains.push(choose(number.near(), affinity, NEAR_PLACES));
     }
     let anywhere = if number.count() == 0 {
         // Only local endpoints are left, and those are still serving: pods and
         // the node may use them too.
-        near_name(number.near())
+        near_name(number.near(), affinity)
     } else {
-        pick_name(number.count())
+        pick_name(number.count(), affinity)
     };
     let mut rules = both(|registers, names| {
         vec![
             registers.source(0),
-            lookup(names.pod_ranges, 0, Found::Membership),
+            lookup(names.local_pods, 0, Found::Membership),
             goto(anywhere.clone()),
         ]
     });
@@ -863,7 +1274,7 @@ pub fn number_chains(number: Number) -> Vec<Chain> {
     rules.push(Rule::new(vec![if number.near() == 0 {
         goto(DISCARD_CHAIN)
     } else {
-        goto(near_name(number.near()))
+        goto(near_name(number.near(), affinity))
     }]));
     chains.push(regular(number.chain(), rules));
     chains

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use linux::nftables::{Chain, Element};
 
-use crate::compile::{self, NEAR_SLOTS, Number, SetNames};
+use crate::compile::{self, IDS, Masqueraded, NEAR_IDS, NEAR_SLOTS, Number, SetNames};
 use crate::model::{Backend, Family, FrontendKey, NodeFacts};
 use crate::table::{Changes, Table};
 
@@ -15,13 +15,48 @@ use crate::table::{Changes, Table};
 pub struct Programmed {
     /// Its number; absent if only leftovers of slots are there.
     pub number: Option<Number>,
-    /// Backends by slot, sorted by slot.
+    /// Backends by slot, sorted by slot; with affinity also by id.
     pub slots: Box<[(u32, Backend)]>,
+}
+
+/// What an element about a backend yields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Yield {
+    /// In the backends map, for a slot or an id.
+    Backend(Backend),
+    /// In the turns map, for a slot: an id.
+    Id(u32),
+}
+
+impl Programmed {
+    fn is_sticky(&self) -> bool {
+        self.number.is_some_and(Number::is_sticky)
+    }
+
+    /// The id of a backend, where there is affinity.
+    fn id(&self, backend: &Backend) -> Option<u32> {
+        self.slots
+            .iter()
+            .find(|(slot, known)| *slot >= IDS && known == backend)
+            .map(|(slot, _)| slot & (IDS - 1) & !NEAR_SLOTS)
+    }
+
+    /// What its elements yield, sorted by slot.
+    fn yields(&self) -> impl Iterator<Item = (u32, Yield)> {
+        self.slots.iter().map(|(slot, backend)| {
+            let id = (self.is_sticky() && *slot < IDS)
+                .then(|| self.id(backend))
+                .flatten();
+            (*slot, id.map_or(Yield::Backend(*backend), Yield::Id))
+        })
+    }
 }
 
 /// The ranges of one family, sorted and joined.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ranges {
+    /// This node's pods, where those are told from others.
+    pub local: Vec<(u128, u128)>,
     /// This node's pods.
     pub pods: Vec<(u128, u128)>,
     /// Where pods go with their own address.
@@ -34,8 +69,14 @@ impl Ranges {
     /// Those the node's facts ask for.
     #[must_use]
     pub fn of(facts: &NodeFacts, family: Family) -> Self {
+        let pods = compile::ranges(facts.pod_cidrs.iter().copied(), family);
         Self {
-            pods: compile::ranges(facts.pod_cidrs.iter().copied(), family),
+            local: if facts.no_local_detection {
+                Vec::new()
+            } else {
+                pods.clone()
+            },
+            pods,
             cluster: compile::ranges(Self::inside(facts), family),
             services: compile::ranges(facts.service_cidrs.iter().copied(), family),
         }
@@ -54,9 +95,10 @@ impl Ranges {
     }
 
     /// With the names of their sets.
-    fn named(&self, family: Family) -> [(&'static str, &[(u128, u128)]); 3] {
+    fn named(&self, family: Family) -> [(&'static str, &[(u128, u128)]); 4] {
         let names = SetNames::of(family);
         [
+            (names.local_pods, &self.local),
             (names.pod_ranges, &self.pods),
             (names.cluster_ranges, &self.cluster),
             (names.service_ranges, &self.services),
@@ -73,8 +115,12 @@ pub struct Shadow {
     pub cluster_ips: HashSet<IpAddr>,
     /// Addresses of local endpoints.
     pub hairpin: HashSet<IpAddr>,
+    /// Permitted sources of those frontends that not everybody may use.
+    pub sources: HashMap<FrontendKey, Vec<(u128, u128)>>,
     /// Ranges of IPv4 and IPv6.
     pub ranges: [Ranges; 2],
+    /// Who asks cluster addresses under the node's address.
+    pub masqueraded: Masqueraded,
     /// Numbers that the dispatch map knows.
     pub numbers: BTreeSet<Number>,
     /// Chains made for numbers.
@@ -95,7 +141,9 @@ pub struct Difference {
     frontends: Vec<(FrontendKey, Option<Programmed>)>,
     cluster_ips: Vec<(IpAddr, bool)>,
     hairpin: Vec<(IpAddr, bool)>,
+    sources: Vec<(FrontendKey, Vec<(u128, u128)>)>,
     ranges: Option<[Ranges; 2]>,
+    masqueraded: Option<Masqueraded>,
 }
 
 impl Difference {
@@ -134,18 +182,57 @@ fn assign(old: &[(u32, Backend)], wanted: &[Backend], first: u32, slots: &mut Ve
     }
 }
 
+/// Gives each wanted backend an id. One that has an id keeps it; others get the
+/// lowest that are free.
+fn assign_ids(
+    old: &Programmed,
+    all: &[Backend],
+    near: &[Backend],
+    slots: &mut Vec<(u32, Backend)>,
+) {
+    let wanted: BTreeSet<Backend> = all.iter().chain(near).copied().collect();
+    let mut ids: BTreeMap<u32, Backend> = BTreeMap::new();
+    let mut missing = Vec::new();
+    for backend in wanted {
+        match old.id(&backend) {
+            Some(id) => {
+                ids.insert(id, backend);
+            }
+            None => missing.push(backend),
+        }
+    }
+    let mut next = 0;
+    for backend in missing {
+        while ids.contains_key(&next) {
+            next += 1;
+        }
+        ids.insert(next, backend);
+    }
+    for (list, first) in [(all, IDS), (near, NEAR_IDS)] {
+        slots.extend(
+            ids.iter()
+                .filter(|(_, backend)| list.binary_search(backend).is_ok())
+                .map(|(id, backend)| (first + id, *backend)),
+        );
+    }
+}
+
 /// Works out what has to change for the keys in `changes`.
 #[must_use]
 pub fn difference(table: &Table, shadow: &Shadow, changes: &Changes) -> Difference {
     let mut difference = Difference::default();
     let nothing = Programmed::default();
     for key in &changes.frontends {
+        source_elements(&mut difference, key, table, shadow);
         let old = shadow.frontends.get(key).unwrap_or(&nothing);
         let new = table.frontend(key).map(|frontend| {
             let wanted = compile::frontend(frontend);
             let mut slots = Vec::with_capacity(wanted.backends.len() + wanted.near.len());
             assign(&old.slots, wanted.backends, 0, &mut slots);
             assign(&old.slots, wanted.near, NEAR_SLOTS, &mut slots);
+            if wanted.number.is_sticky() {
+                assign_ids(old, wanted.backends, wanted.near, &mut slots);
+            }
             Programmed {
                 number: Some(wanted.number),
                 slots: slots.into(),
@@ -198,6 +285,12 @@ pub fn difference(table: &Table, shadow: &Shadow, changes: &Changes) -> Differen
     }
     if changes.facts {
         range_elements(&mut difference, table.facts(), shadow);
+        let masqueraded = Masqueraded::of(table.facts());
+        if masqueraded != shadow.masqueraded {
+            difference.delete(compile::MASQUERADE_KINDS, shadow.masqueraded.element());
+            difference.add(compile::MASQUERADE_KINDS, masqueraded.element());
+            difference.masqueraded = Some(masqueraded);
+        }
     }
     difference
 }
@@ -210,6 +303,7 @@ pub fn everything(table: &Table, shadow: &Shadow) -> Changes {
             .frontends()
             .map(|(key, _)| *key)
             .chain(shadow.frontends.keys().copied())
+            .chain(shadow.sources.keys().copied())
             .collect(),
         cluster_ips: table
             .cluster_ips()
@@ -221,6 +315,27 @@ pub fn everything(table: &Table, shadow: &Shadow) -> Changes {
             .collect(),
         facts: true,
     }
+}
+
+/// The sources that may use a frontend, if not everybody may.
+fn source_elements(difference: &mut Difference, key: &FrontendKey, table: &Table, shadow: &Shadow) {
+    let wanted = table
+        .frontend(key)
+        .and_then(|frontend| frontend.sources.as_deref())
+        .map(|sources| compile::allowed(key, sources))
+        .unwrap_or_default();
+    let old = shadow.sources.get(key).map_or(&[][..], Vec::as_slice);
+    if wanted == old {
+        return;
+    }
+    let set = SetNames::of(Family::of(key.address)).sources;
+    for range in old.iter().filter(|range| !wanted.contains(range)) {
+        difference.delete(set, compile::source_element(key, *range));
+    }
+    for range in wanted.iter().filter(|range| !old.contains(range)) {
+        difference.add(set, compile::source_element(key, *range));
+    }
+    difference.sources.push((*key, wanted));
 }
 
 fn frontend_elements(
@@ -238,8 +353,12 @@ fn frontend_elements(
             difference.add(names.services, compile::service_element(key, number));
         }
     }
-    let mut before = old.slots.iter().peekable();
-    let mut after = new.slots.iter().peekable();
+    let element = |slot: u32, yields: Yield| match yields {
+        Yield::Backend(backend) => (names.backends, compile::backend_element(key, slot, backend)),
+        Yield::Id(id) => (names.turns, compile::turn_element(key, slot, id)),
+    };
+    let mut before = old.yields().peekable();
+    let mut after = new.yields().peekable();
     loop {
         let (gone, come) = match (before.peek(), after.peek()) {
             (None, None) => break,
@@ -256,17 +375,13 @@ fn frontend_elements(
             (None, Some(_)) => (None, after.next()),
             (Some(_), _) => (before.next(), None),
         };
-        if let Some((slot, backend)) = gone {
-            difference.delete(
-                names.backends,
-                compile::backend_element(key, *slot, *backend),
-            );
+        if let Some((slot, yields)) = gone {
+            let (set, element) = element(slot, yields);
+            difference.delete(set, element);
         }
-        if let Some((slot, backend)) = come {
-            difference.add(
-                names.backends,
-                compile::backend_element(key, *slot, *backend),
-            );
+        if let Some((slot, yields)) = come {
+            let (set, element) = element(slot, yields);
+            difference.add(set, element);
         }
     }
 }
@@ -362,8 +477,18 @@ impl Shadow {
                 }
             }
         }
+        for (key, sources) in difference.sources {
+            if sources.is_empty() {
+                self.sources.remove(&key);
+            } else {
+                self.sources.insert(key, sources);
+            }
+        }
         if let Some(ranges) = difference.ranges {
             self.ranges = ranges;
+        }
+        if let Some(masqueraded) = difference.masqueraded {
+            self.masqueraded = masqueraded;
         }
         self.numbers.extend(difference.numbers);
         self.chains

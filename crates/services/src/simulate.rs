@@ -52,7 +52,10 @@ pub fn planned(table: &Table) -> Result<Ruleset, Impossible> {
     for chain in compile::chains() {
         rules.add_chain(chain);
     }
-    rules.add_elements(compile::MASQUERADE_KINDS, &compile::masquerade_kinds())?;
+    rules.add_elements(
+        compile::MASQUERADE_KINDS,
+        &compile::masquerade_kinds(compile::Masqueraded::default()),
+    )?;
     let shadow = Shadow::default();
     let first = difference(table, &shadow, &everything(table, &shadow));
     change(&mut rules, &first)?;

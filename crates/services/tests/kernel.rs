@@ -22,14 +22,63 @@ fn first_sync_makes_what_nft_can_list() {
     assert!(stats.full && stats.elements > 0, "{stats:?}");
     let listed = world.nft(&["list", "ruleset"]);
     for line in [
-        "192.168.64.11 . udp . 30080 : 0x00000201",
-        "fd00:96::10 . tcp . 80 . 0x00000000 : fd00:200:0:1::2 . 8080",
+        "192.168.64.11 . udp . 30080 : 0x00000201 . 0x00000000",
+        "fd00:96::10 . tcp . 80 . 0x00000000 counter packets 0 bytes 0 : fd00:200:0:1::2 . 8080",
         "elements = { 10.200.0.0/16, 192.168.64.11 }",
-        "0x00000200 : goto pick-2",
+        "0x00000200 . 0x00000000 : goto pick-2",
         "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @backends4",
     ] {
         assert!(listed.contains(line), "{line:?} is not in\n{listed}");
     }
+}
+
+/// A Service with all there is.
+fn tell_everything(world: &World, proxy: &mut Proxy) {
+    let mut facts = world.facts();
+    facts.external_ip_cidrs = vec!["203.0.113.0/24".parse().expect("a literal")];
+    proxy.facts_changed(facts);
+    let both = podwire_services::Service {
+        load_balancer_ips: vec!["203.0.113.80".to_owned(), "2001:db8:113::80".to_owned()],
+        external_ips: vec!["203.0.113.81".to_owned()],
+        source_ranges: ["198.51.100.0/24", "198.51.101.0/25", "2001:db8:7::/64"]
+            .map(str::to_owned)
+            .to_vec(),
+        affinity: Some(10_800),
+        external_policy: podwire_services::TrafficPolicy::Local,
+        ..service("web", &["10.96.0.10", "fd00:96::10"], 80, Some(30080))
+    };
+    proxy.service_changed(both);
+    proxy.endpoint_slice_changed(&slice("web", "web-4", &["10.200.1.2", "10.200.1.3"], 8080));
+    proxy.endpoint_slice_changed(&slice("web", "web-6", &["fd00:200:0:1::2"], 8080));
+}
+
+#[test]
+fn everything_there_is_can_be_listed_by_nft() {
+    let world = World::new();
+    let mut proxy = started(&world);
+    tell_everything(&world, &mut proxy);
+    proxy.sync().expect("a kernel with nf_tables");
+    let listed = world.nft(&["list", "ruleset"]);
+    for line in [
+        "203.0.113.80 . tcp . 80 . 198.51.100.0-198.51.101.127",
+        "2001:db8:113::80 . udp . 80 . 2001:db8:7::/64",
+        "10.96.0.10 . tcp . 80 : 0x00000200 . 0x00002a30",
+        "10.96.0.10 . tcp . 80 . 0x00000001 : 0x00000001",
+        "10.96.0.10 . tcp . 80 . 0x00020000 counter packets 0 bytes 0 : 10.200.1.2 . 8080",
+        "chain keep-2-10800",
+        "chain keep-local-2-10800",
+        "chain split-2-2-10800",
+        "chain allow-split-2-2-10800",
+        "timeout 3h",
+    ] {
+        assert!(listed.contains(line), "{line:?} is not in\n{listed}");
+    }
+    // A restart takes all of it over.
+    drop(proxy);
+    let mut proxy = started(&world);
+    tell_everything(&world, &mut proxy);
+    let stats = proxy.sync().expect("the kernel takes it");
+    assert_eq!((stats.elements, stats.bytes), (0, 0), "{stats:?}");
 }
 
 /// What a previous run left, told again to a new one.
@@ -179,7 +228,9 @@ fn a_sync_survives_damage_it_runs_into() {
     proxy.sync().expect("compared and done again");
     let listed = world.nft(&["list", "map", "inet", "podwire", "backends4"]);
     assert!(
-        listed.contains("10.96.0.10 . tcp . 80 . 0x00000000 : 10.200.1.2 . 8080"),
+        listed.contains(
+            "10.96.0.10 . tcp . 80 . 0x00000000 counter packets 0 bytes 0 : 10.200.1.2 . 8080"
+        ),
         "{listed}"
     );
     assert!(!listed.contains("10.200.1.3"), "{listed}");

@@ -589,11 +589,11 @@ fn numbers_say_how_many_and_how() {
     let number = |key: &FrontendKey| {
         podwire_services::compile::frontend(table.frontend(key).expect("programmed")).number
     };
-    assert_eq!(number(&key4()), Number(2 << 8));
+    assert_eq!(number(&key4()), Number::plain(2 << 8));
     assert_eq!(number(&key4()).chain(), "pick-2");
     assert_eq!(
         number(&node_port),
-        Number(1 << 24 | 2 << 8 | Number::EXTERNAL | Number::LOCAL)
+        Number::plain(1 << 24 | 2 << 8 | Number::EXTERNAL | Number::LOCAL)
     );
     assert_eq!(number(&node_port).chain(), "split-2-1");
 }
@@ -638,18 +638,18 @@ fn the_plan_can_be_read() {
     let text = planned(&table).expect("strict").to_string();
     for part in [
         "\tmap services4 {\n\
-         \t\ttype ipv4_addr . inet_proto . inet_service : mark\n\
-         \t\telements = { 10.96.0.10 . tcp . 80 : 0x00000200,\n\
-         \t\t\t     192.168.64.11 . tcp . 30080 : 0x01000203 }\n\t}\n",
+         \t\ttype ipv4_addr . inet_proto . inet_service : mark . mark\n\
+         \t\telements = { 10.96.0.10 . tcp . 80 : 0x00000200 . 0x00000000,\n\
+         \t\t\t     192.168.64.11 . tcp . 30080 : 0x01000203 . 0x00000000 }\n\t}\n",
         "\t\telements = { 10.200.0.0-10.200.255.255,\n\
          \t\t\t     192.168.64.11-192.168.64.12 }\n",
         "\tchain services {\n\
-         \t\tmeta nfproto ipv4 ip daddr . meta l4proto . th dport map @services4 & 0xfffffffe vmap @service-dispatch",
+         \t\tmeta nfproto ipv4 ip daddr . meta l4proto . th dport map @services4 & 0xfffffffe . its field 2 vmap @service-dispatch",
         "\tchain service-masquerade {\n\
          \t\tmeta nfproto ipv4 ct original ip daddr . meta l4proto . ct original proto-dst map @services4 & 0x00000003 vmap @masquerade-kinds",
         "\tchain split-2-1 {\n\
-         \t\tmeta nfproto ipv4 ip saddr @pod-ranges4 goto pick-2\n\
-         \t\tmeta nfproto ipv6 ip6 saddr @pod-ranges6 goto pick-2\n\
+         \t\tmeta nfproto ipv4 ip saddr @local-pods4 goto pick-2\n\
+         \t\tmeta nfproto ipv6 ip6 saddr @local-pods6 goto pick-2\n\
          \t\tfib saddr type local goto pick-2\n\
          \t\tgoto pick-local-1\n\t}\n",
         "\tchain pick-local-1 {\n\

@@ -277,13 +277,29 @@ impl Batch {
                     user.extend_from_slice(&byte_order(fields).to_ne_bytes());
                 }
             }
-            if let Some(size) = set.size {
+            if set.size.is_some() || set.is_concatenated() {
                 let description = w.open(9);
-                w.put_u32(1, size);
+                if let Some(size) = set.size {
+                    w.put_u32(1, size);
+                }
+                if set.is_concatenated() {
+                    let fields = w.open(2); // NFTA_SET_DESC_CONCAT
+                    for field in &set.key {
+                        let one = w.open(1);
+                        w.put_u32(1, field.length() as u32);
+                        w.close(one);
+                    }
+                    w.close(fields);
+                }
                 w.close(description);
             }
             w.put_u32(10, id);
             w.put(13, &user);
+            if set.counter {
+                let expression = w.open(17); // NFTA_SET_EXPR
+                Expression::Counter.write_content(w);
+                w.close(expression);
+            }
         });
     }
 
@@ -446,6 +462,11 @@ fn write_element(w: &mut Writer, element: &Element, with_value: bool) {
     }
     if element.end {
         w.put_u32(3, 1); // NFT_SET_ELEM_INTERVAL_END
+    }
+    if let Some(to) = &element.to {
+        let end = w.open(10); // NFTA_SET_ELEM_KEY_END
+        w.put(1, to);
+        w.close(end);
     }
     w.close(open);
 }

@@ -315,6 +315,16 @@ pub enum Expression {
         /// Milliseconds until the element goes by itself; 0 takes the set's own.
         timeout: u64,
     },
+    /// Takes a key from registers out of a dynamic set or map.
+    Forget {
+        /// Name of the set or map.
+        set: String,
+        /// First register of the key.
+        key: Register,
+        /// First register of data, for maps; the kernel asks for one that it
+        /// does not look at.
+        data: Option<Register>,
+    },
     /// Ends the rule with a verdict.
     Verdict(Verdict),
     /// Goes on if the comparison holds.
@@ -380,7 +390,7 @@ impl Expression {
             Self::FibType { .. } => "fib",
             Self::RandomNumber { .. } => "numgen",
             Self::Lookup { .. } => "lookup",
-            Self::Update { .. } => "dynset",
+            Self::Update { .. } | Self::Forget { .. } => "dynset",
             Self::Verdict(_) => "immediate",
             Self::Compare { .. } => "cmp",
             Self::Bitwise { .. } => "bitwise",
@@ -395,11 +405,16 @@ impl Expression {
     /// Writes `NFTA_LIST_ELEM { NFTA_EXPR_NAME, NFTA_EXPR_DATA }`.
     pub(super) fn write(&self, writer: &mut Writer) {
         let element = writer.open(1);
+        self.write_content(writer);
+        writer.close(element);
+    }
+
+    /// Writes `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`.
+    pub(super) fn write_content(&self, writer: &mut Writer) {
         writer.put_text(1, self.name());
         let data = writer.open(2);
         self.write_data(writer);
         writer.close(data);
-        writer.close(element);
     }
 
     fn write_data(&self, writer: &mut Writer) {
@@ -478,6 +493,14 @@ impl Expression {
                 }
                 if *timeout != 0 {
                     writer.put_u64(6, *timeout);
+                }
+            }
+            Self::Forget { set, key, data } => {
+                writer.put_text(1, set);
+                writer.put_u32(3, 2); // NFT_DYNSET_OP_DELETE
+                writer.put_u32(4, key.number());
+                if let Some(data) = data {
+                    writer.put_u32(5, data.number());
                 }
             }
             Self::Verdict(verdict) => {
@@ -607,6 +630,11 @@ impl Expression {
                 key: register(4)?,
                 data: register(5),
                 timeout: data.u64(6).unwrap_or(0),
+            },
+            "dynset" if data.u32(3)? == 2 => Self::Forget {
+                set: data.text(1)?.into_owned(),
+                key: register(4)?,
+                data: register(5),
             },
             "immediate" if data.u32(1)? == 0 => {
                 Self::Verdict(Verdict::read(data.nested(2)?.nested(2)?)?)

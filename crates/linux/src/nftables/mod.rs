@@ -21,8 +21,8 @@ pub use expression::{
     NatFamily, RTN_LOCAL, Register, Reject, Verdict, ct_state, ct_status,
 };
 pub use object::{
-    Base, Chain, ChainKind, DataType, Element, Family, Hook, MapData, Rule, Set, Value, priority,
-    push_field,
+    Base, Chain, ChainKind, Count, DataType, Element, Family, Hook, MapData, Rule, Set, Value,
+    priority, push_field,
 };
-pub use socket::{Error, Generation, LiveChain, LiveRule, LiveSet, Nftables};
+pub use socket::{Error, Generation, LiveChain, LiveRule, LiveSet, Nftables, Obstacle};
 pub use text::{render_chain, render_element, render_rule, render_set};

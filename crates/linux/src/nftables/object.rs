@@ -245,10 +245,14 @@ pub struct Set {
     pub key: Vec<DataType>,
     /// What a map yields.
     pub data: Option<MapData>,
-    /// Whether elements are ranges: a start, and an end marked [`Element::end`].
+    /// Whether elements are ranges. With a key of one field: a start, and an end
+    /// marked [`Element::end`]. With several: one element from [`Element::key`]
+    /// to [`Element::to`], each field a range of its own.
     pub interval: bool,
     /// Whether rules add elements, which go by themselves after a time-out.
     pub dynamic: bool,
+    /// Whether each element counts the lookups that find it, in packets and bytes.
+    pub counter: bool,
     /// The most elements it may hold; `None` is no limit (a limit is needed for
     /// dynamic sets, and makes the kernel choose a fixed-size table for others).
     pub size: Option<u32>,
@@ -264,6 +268,7 @@ impl Set {
             data: None,
             interval: false,
             dynamic: false,
+            counter: false,
             size: None,
         }
     }
@@ -275,6 +280,40 @@ impl Set {
             interval: true,
             ..Self::of_values(name, &[key])
         }
+    }
+
+    /// A set of which each field of an element is a range.
+    #[must_use]
+    pub fn concatenated_ranges(name: impl Into<String>, key: &[DataType]) -> Self {
+        Self {
+            interval: true,
+            ..Self::of_values(name, key)
+        }
+    }
+
+    /// The same, counting.
+    #[must_use]
+    pub fn counting(self) -> Self {
+        Self {
+            counter: true,
+            ..self
+        }
+    }
+
+    /// The same, filled by rules; elements go after a time-out. `size` is the
+    /// most it may hold.
+    #[must_use]
+    pub fn filled_by_rules(self, size: u32) -> Self {
+        Self {
+            dynamic: true,
+            size: Some(size),
+            ..self
+        }
+    }
+
+    /// Whether each field of an element is a range.
+    pub(super) fn is_concatenated(&self) -> bool {
+        self.interval && self.key.len() > 1
     }
 
     /// A map from key to value.
@@ -301,6 +340,9 @@ impl Set {
         if self.interval {
             flags |= 0x4;
         }
+        if self.is_concatenated() {
+            flags |= 0x80;
+        }
         if self.data.is_some() {
             flags |= 0x8;
         }
@@ -325,6 +367,8 @@ pub enum Value {
 pub struct Element {
     /// The key's bytes: fields in order, each padded to four bytes if there are several.
     pub key: Vec<u8>,
+    /// For sets of concatenated ranges: the last key of the range.
+    pub to: Option<Vec<u8>>,
     /// For maps.
     pub value: Option<Value>,
     /// For sets of ranges: the first key after a range.
@@ -337,8 +381,19 @@ impl Element {
     pub fn key(key: Vec<u8>) -> Self {
         Self {
             key,
+            to: None,
             value: None,
             end: false,
+        }
+    }
+
+    /// An element of a set of concatenated ranges: every field from that of
+    /// `key` to that of `to`.
+    #[must_use]
+    pub fn range(key: Vec<u8>, to: Vec<u8>) -> Self {
+        Self {
+            to: Some(to),
+            ..Self::key(key)
         }
     }
 
@@ -346,9 +401,8 @@ impl Element {
     #[must_use]
     pub fn pair(key: Vec<u8>, value: Vec<u8>) -> Self {
         Self {
-            key,
             value: Some(Value::Bytes(value)),
-            end: false,
+            ..Self::key(key)
         }
     }
 
@@ -356,9 +410,8 @@ impl Element {
     #[must_use]
     pub fn verdict(key: Vec<u8>, verdict: Verdict) -> Self {
         Self {
-            key,
             value: Some(Value::Verdict(verdict)),
-            end: false,
+            ..Self::key(key)
         }
     }
 
@@ -366,11 +419,19 @@ impl Element {
     #[must_use]
     pub fn range_end(key: Vec<u8>) -> Self {
         Self {
-            key,
-            value: None,
             end: true,
+            ..Self::key(key)
         }
     }
+}
+
+/// How often an element was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// Appends one field to a concatenated key, padded to four bytes.

@@ -1,6 +1,6 @@
 //! Sending batches to the kernel and reading objects back.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 
 use super::batch::{
@@ -9,7 +9,7 @@ use super::batch::{
     read_expressions,
 };
 use super::expression::{Expression, Verdict};
-use super::object::{Base, ChainKind, Element, Family, Hook, Value};
+use super::object::{Base, ChainKind, Count, Element, Family, Hook, Value};
 use crate::netfilter::socket::{DumpEnd, NetfilterSocket};
 use crate::netfilter::wire::{Attributes, Message, NLM_F_DUMP, Writer};
 
@@ -117,6 +117,8 @@ pub struct LiveSet {
     pub data_type: u32,
     /// Bytes of the data; 0 for sets and verdict maps.
     pub data_length: u32,
+    /// Whether elements count.
+    pub counter: bool,
 }
 
 impl LiveSet {
@@ -131,10 +133,43 @@ impl LiveSet {
             Some(MapData::Value(fields)) => concatenation(fields),
         };
         self.flags == set.flags()
+            && self.counter == set.counter
             && self.key_type == key_type
             && self.key_length as usize == key_length
             && self.data_type == data_type
             && (self.data_type == 0xffff_ff00 || self.data_length as usize == data_length)
+    }
+}
+
+/// Something of another table that can keep packets from going where our rules
+/// send them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Obstacle {
+    /// Family of the table, as `nft` names it.
+    pub family: &'static str,
+    /// Its table.
+    pub table: String,
+    /// Its chain.
+    pub chain: String,
+    /// Whether it is the policy of a base chain; else it is a rule that drops
+    /// or rejects.
+    pub policy: bool,
+}
+
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "chain {} of table {} {} {}",
+            self.chain,
+            self.family,
+            self.table,
+            if self.policy {
+                "drops what its rules do not accept"
+            } else {
+                "has a rule that drops or rejects"
+            }
+        )
     }
 }
 
@@ -341,6 +376,67 @@ impl Nftables {
         )
     }
 
+    /// Chains of all tables but `own` (of family `inet`) that can drop what
+    /// passes IPv4 and IPv6 hooks, sorted, each once.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub fn obstacles(&mut self, own: &str) -> Result<Vec<Obstacle>, Error> {
+        let place = |m: &Message<'_>| -> Option<(&'static str, String)> {
+            let family = [Family::Inet, Family::Ip, Family::Ip6]
+                .into_iter()
+                .find(|family| m.payload.first() == Some(&family.number()))?;
+            let table = m.attributes().text(1)?.into_owned();
+            (family != Family::Inet || table != own).then(|| (family.name(), table))
+        };
+        let mut found = BTreeSet::new();
+        for family in [Family::Inet, Family::Ip, Family::Ip6] {
+            found.extend(self.dump(
+                "listing the chains of all tables",
+                MSG_GETCHAIN,
+                family,
+                |_| {},
+                |m, found| {
+                    let attributes = m.attributes();
+                    if m.kind == message(MSG_NEWCHAIN)
+                        && attributes.find(4).is_some()
+                        && attributes.u32(5) == Some(0) // NF_DROP
+                        && let (Some((family, table)), Some(chain)) = (place(&m), attributes.text(3))
+                    {
+                        found.push(Obstacle {
+                            family,
+                            table,
+                            chain: chain.into_owned(),
+                            policy: true,
+                        });
+                    }
+                },
+            )?);
+            found.extend(self.dump(
+                "listing the rules of all tables",
+                MSG_GETRULE,
+                family,
+                |_| {},
+                |m, found| {
+                    let attributes = m.attributes();
+                    if m.kind == message(MSG_NEWRULE)
+                        && attributes.nested(4).is_some_and(refuses)
+                        && let (Some((family, table)), Some(chain)) =
+                            (place(&m), attributes.text(2))
+                    {
+                        found.push(Obstacle {
+                            family,
+                            table,
+                            chain: chain.into_owned(),
+                            policy: false,
+                        });
+                    }
+                },
+            )?);
+        }
+        Ok(found.into_iter().collect())
+    }
+
     /// The sets and maps of a table.
     ///
     /// # Errors
@@ -364,6 +460,9 @@ impl Nftables {
                         key_length: attributes.u32(5).unwrap_or(0),
                         data_type: attributes.u32(6).unwrap_or(0),
                         data_length: attributes.u32(7).unwrap_or(0),
+                        counter: attributes
+                            .nested(17)
+                            .is_some_and(|e| e.text(1).as_deref() == Some("counter")),
                     });
                 }
             },
@@ -386,6 +485,38 @@ impl Nftables {
         table: &str,
         set: &str,
     ) -> Result<Vec<Element>, Error> {
+        self.listed(family, table, set, read_element, |element| {
+            (element.key.clone(), element.end)
+        })
+    }
+
+    /// The elements of a counting set or map, and how often each was found.
+    ///
+    /// # Errors
+    /// As [`Self::elements`].
+    pub fn counts(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+    ) -> Result<Vec<(Element, Count)>, Error> {
+        self.listed(
+            family,
+            table,
+            set,
+            |attributes| Some((read_element(attributes)?, read_count(attributes))),
+            |(element, _)| (element.key.clone(), element.end),
+        )
+    }
+
+    fn listed<T>(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        read: impl Fn(Attributes<'_>) -> Option<T>,
+        identity: impl Fn(&T) -> (Vec<u8>, bool),
+    ) -> Result<Vec<T>, Error> {
         let listing = format!(
             "listing the elements of {set} of table {} {table}",
             family.name()
@@ -403,14 +534,14 @@ impl Nftables {
                     if m.kind == message(MSG_NEWSETELEM)
                         && let Some(list) = m.attributes().nested(3)
                     {
-                        found.extend(list.filter_map(|(_, bytes)| read_element(Attributes(bytes))));
+                        found.extend(list.filter_map(|(_, bytes)| read(Attributes(bytes))));
                     }
                 },
             )?;
             let mut seen = HashSet::with_capacity(elements.len());
             if elements
                 .iter()
-                .all(|element| seen.insert((&element.key, element.end)))
+                .all(|element| seen.insert(identity(element)))
             {
                 return Ok(elements);
             }
@@ -441,6 +572,33 @@ fn read_base(attributes: Attributes<'_>) -> Option<Base> {
     })
 }
 
+/// Whether one of the expressions of a rule drops or rejects.
+fn refuses(mut expressions: Attributes<'_>) -> bool {
+    expressions.any(|(_, bytes)| {
+        let expression = Attributes(bytes);
+        match expression.text(1).as_deref() {
+            Some("reject") => true,
+            Some("immediate") => expression
+                .nested(2)
+                .and_then(|data| data.nested(2)?.nested(2)?.u32(1))
+                .is_some_and(|verdict| verdict == 0), // NF_DROP
+            _ => false,
+        }
+    })
+}
+
+/// Zero for an element that does not count.
+fn read_count(attributes: Attributes<'_>) -> Count {
+    let data = attributes
+        .nested(7)
+        .and_then(|expression| expression.nested(2));
+    let number = |kind| data.and_then(|data| data.u64(kind)).unwrap_or(0);
+    Count {
+        packets: number(2),
+        bytes: number(1),
+    }
+}
+
 fn read_element(attributes: Attributes<'_>) -> Option<Element> {
     let value = match attributes.nested(2) {
         None => None,
@@ -451,6 +609,10 @@ fn read_element(attributes: Attributes<'_>) -> Option<Element> {
     };
     Some(Element {
         key: attributes.nested(1)?.find(1)?.to_vec(),
+        to: attributes
+            .nested(10)
+            .and_then(|end| end.find(1))
+            .map(<[u8]>::to_vec),
         value,
         end: attributes.u32(3).unwrap_or(0) & 1 != 0,
     })

@@ -112,6 +112,28 @@ fn constant(format: Format, bytes: &[u8]) -> String {
     }
 }
 
+/// A concatenation of ranges, field by field; what is no range is written once.
+fn ranges(types: &[DataType], first: &[u8], last: &[u8]) -> String {
+    let mut parts = Vec::new();
+    let mut offset = 0;
+    for kind in types {
+        let part = |bytes: &'_ [u8]| {
+            let value = bytes
+                .get(offset..offset + kind.length())
+                .unwrap_or_default();
+            constant((*kind).into(), value)
+        };
+        let (from, to) = (part(first), part(last));
+        parts.push(if from == to {
+            from
+        } else {
+            format!("{from}-{to}")
+        });
+        offset += kind.padded();
+    }
+    parts.join(" . ")
+}
+
 /// A concatenated value, field by field.
 fn fields(types: &[DataType], bytes: &[u8]) -> String {
     let mut rest = bytes;
@@ -287,14 +309,19 @@ pub fn render_rule(rule: &Rule, sets: &[Set]) -> String {
                     Found::Absence => parts.push(format!("{key} != @{set}")),
                     Found::Verdict => parts.push(format!("{key} vmap @{set}")),
                     Found::Data(into) => {
-                        let (format, length) = match find(set).and_then(|s| s.data.as_ref()) {
-                            Some(MapData::Value(types)) => (
-                                types.first().map_or(Format::Number, |t| (*t).into()),
-                                types.iter().map(|t| t.padded()).sum(),
-                            ),
-                            _ => (Format::Number, 4),
+                        let types = match find(set).and_then(|s| s.data.as_ref()) {
+                            Some(MapData::Value(types)) => types.as_slice(),
+                            _ => &[DataType::Number],
                         };
-                        registers.load(*into, format!("{key} map @{set}"), format, length);
+                        let mut place = into.0;
+                        for (index, kind) in types.iter().enumerate() {
+                            let text = match index {
+                                0 => format!("{key} map @{set}"),
+                                further => format!("its field {}", further + 1),
+                            };
+                            registers.load(Register(place), text, (*kind).into(), kind.length());
+                            place += kind.length().div_ceil(4) as u8;
+                        }
                     }
                 }
             }
@@ -317,6 +344,10 @@ pub fn render_rule(rule: &Rule, sets: &[Set]) -> String {
                 text.push_str(" }");
                 parts.push(text);
             }
+            Expression::Forget { set, key, .. } => parts.push(format!(
+                "delete @{set} {{ {} }}",
+                registers.concatenation(*key, key_length(set))
+            )),
             Expression::Verdict(v) => parts.push(verdict(v)),
             Expression::Compare {
                 comparison,
@@ -453,6 +484,9 @@ pub fn render_set<'a>(set: &Set, elements: impl IntoIterator<Item = &'a Element>
     if set.dynamic {
         text.push_str("\t\tflags dynamic,timeout\n");
     }
+    if set.counter {
+        text.push_str("\t\tcounter\n");
+    }
     let mut lines: Vec<String> = Vec::new();
     for element in elements {
         if element.end {
@@ -490,7 +524,10 @@ fn predecessor(key: &[u8]) -> Vec<u8> {
 /// One element without the end of its range.
 #[must_use]
 pub fn render_element(set: &Set, element: &Element) -> String {
-    let mut text = fields(&set.key, &element.key);
+    let mut text = match &element.to {
+        None => fields(&set.key, &element.key),
+        Some(to) => ranges(&set.key, &element.key, to),
+    };
     match (&element.value, &set.data) {
         (Some(Value::Verdict(v)), _) => {
             let _ = write!(text, " : {}", verdict(v));

@@ -24,7 +24,15 @@ pub struct Ruleset {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Contents {
     set: Set,
-    elements: BTreeMap<(Vec<u8>, bool), Option<Value>>,
+    elements: BTreeMap<(Vec<u8>, bool), Held>,
+}
+
+/// An element without its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    /// Last key of a concatenated range.
+    to: Option<Vec<u8>>,
+    value: Option<Value>,
 }
 
 /// Why a ruleset cannot take a change; the kernel would refuse the batch too.
@@ -75,11 +83,11 @@ impl Ruleset {
             .ok_or_else(|| Impossible::NoSet(set.to_owned()))?;
         for element in elements {
             let key = (element.key.clone(), element.end);
-            if contents
-                .elements
-                .insert(key, element.value.clone())
-                .is_some()
-            {
+            let held = Held {
+                to: element.to.clone(),
+                value: element.value.clone(),
+            };
+            if contents.elements.insert(key, held).is_some() {
                 return Err(Impossible::Element {
                     set: set.to_owned(),
                     key: element.key.clone(),
@@ -135,25 +143,31 @@ impl Ruleset {
             .into_iter()
             .flat_map(|contents| &contents.elements)
             .filter(|((_, end), _)| !end)
-            .map(|((key, _), value)| (key.as_slice(), value.as_ref()))
+            .map(|((key, _), held)| (key.as_slice(), held.value.as_ref()))
     }
 
     /// What the kernel would find for a key: nothing, or an element with its value if it has one.
     fn lookup(&self, set: &str, key: &[u8]) -> Option<Option<&Value>> {
         let contents = self.sets.get(set)?;
+        if contents.set.is_concatenated() {
+            let (_, held) = contents.elements.iter().find(|((first, _), held)| {
+                within(&contents.set, key, first, held.to.as_ref().unwrap_or(first))
+            })?;
+            return Some(held.value.as_ref());
+        }
         if contents.set.interval {
             // Of a start and an end with the same key the start counts.
-            let ((_, end), value) = contents
+            let ((_, end), held) = contents
                 .elements
                 .range(..=(key.to_vec(), true))
                 .next_back()?;
             let is_end = *end && !contents.elements.contains_key(&(key.to_vec(), false));
-            return (!is_end).then_some(value.as_ref());
+            return (!is_end).then_some(held.value.as_ref());
         }
         contents
             .elements
             .get(&(key.to_vec(), false))
-            .map(Option::as_ref)
+            .map(|held| held.value.as_ref())
     }
 
     fn key_length(&self, set: &str) -> usize {
@@ -164,6 +178,18 @@ impl Ruleset {
     }
 }
 
+/// Whether each field of a key is in its range.
+fn within(set: &Set, key: &[u8], first: &[u8], last: &[u8]) -> bool {
+    let mut offset = 0;
+    set.key.iter().all(|field| {
+        let end = offset + field.padded();
+        let part = |bytes: &'_ [u8]| bytes.get(offset..end).map(<[u8]>::to_vec);
+        let inside = part(first) <= part(key) && part(key) <= part(last);
+        offset = end;
+        inside
+    })
+}
+
 /// As `nft list` would print it, sorted by name and key.
 impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,9 +198,10 @@ impl fmt::Display for Ruleset {
             let mut elements: Vec<Element> = contents
                 .elements
                 .iter()
-                .map(|((key, end), value)| Element {
+                .map(|((key, end), held)| Element {
                     key: key.clone(),
-                    value: value.clone(),
+                    to: held.to.clone(),
+                    value: held.value.clone(),
                     end: *end,
                 })
                 .collect();
@@ -478,7 +505,11 @@ impl Walker<'_> {
             Expression::Lookup { set, from, found } => {
                 self.look_up(set, *from, found, registers, depth)
             }
-            Expression::Update { .. } | Expression::Counter | Expression::NoTrack => Outcome::Goes,
+            // What rules write into sets is left out: each packet is a world of its own.
+            Expression::Update { .. }
+            | Expression::Forget { .. }
+            | Expression::Counter
+            | Expression::NoTrack => Outcome::Goes,
             Expression::Verdict(verdict) => Outcome::Ends(self.verdict(verdict, depth)),
             Expression::Compare {
                 comparison,
