@@ -245,7 +245,7 @@ fn conflist(mtu: u32, ranges: &[&str]) -> Value {
         .iter()
         .map(|range| json!([{"subnet": range}]))
         .collect();
-    json!({"cniVersion": "1.0.0", "name": "podwire", "plugins": [{
+    json!({"cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "podwire", "plugins": [{
         "type": "podwire-cni", "attach": "routed", "mtu": mtu, "ipam": {"ranges": ranges}}]})
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipam::{Attachment, NodeRanges, Range, RangeSet};
 use ipnet::IpNet;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use crate::arguments::{Extra, valid_identifier};
 use crate::error::Error;
 use crate::log::{self, Level};
+use crate::policy::{self, Gate};
 use crate::version::Version;
 
 /// How pods are attached.
@@ -77,6 +79,8 @@ pub struct Configuration {
     pub ranges: Vec<RangeSet>,
     /// Routes of pods besides the default routes.
     pub routes: Vec<ConfiguredRoute>,
+    /// Where to ask whether the pod's policies are in force.
+    pub policy: Option<Gate>,
     /// Name service, passed on as it is.
     pub dns: Option<Value>,
     /// What the plugin before this one in a chain, or ADD before CHECK and
@@ -143,6 +147,12 @@ struct Raw {
     log_level: Level,
     /// Size of the log in bytes at which it is renamed to end in ".1", in place of the one before.
     log_bytes: u64,
+    /// The agent's socket, where policies are enforced: ADD asks there whether those of the pod are
+    /// in force, and waits. "" asks nobody.
+    policy_socket: String,
+    /// How long ADD waits for policies to be in force, in seconds.
+    #[schemars(range(min = 1, max = 3600))]
+    policy_seconds: u32,
     /// Name service of the pods, passed on as it is.
     #[schemars(with = "Option<std::collections::BTreeMap<String, Value>>")]
     dns: Option<Value>,
@@ -171,6 +181,8 @@ impl Default for Raw {
             log_file: log::DEFAULT_FILE.to_owned(),
             log_level: Level::default(),
             log_bytes: log::DEFAULT_BYTES,
+            policy_socket: String::new(),
+            policy_seconds: policy::DEFAULT_SECONDS,
             dns: None,
             prev_result: None,
             runtime_config: RuntimeConfig::default(),
@@ -454,6 +466,10 @@ impl Configuration {
             mode,
             ranges,
             routes: ipam.routes,
+            policy: (!raw.policy_socket.is_empty()).then(|| Gate {
+                socket: raw.policy_socket.into(),
+                patience: Duration::from_secs(raw.policy_seconds.into()),
+            }),
             dns: raw.dns,
             previous: raw.prev_result,
             addresses,

@@ -6,7 +6,7 @@
 //!
 //! [`plugin::run`] is all of it; the other modules are the protocol
 //! ([`arguments`], [`configuration`], [`result`], [`version`], [`error`]), the
-//! ways to attach a pod ([`attach`]), putting the plugin on a node ([`install`],
+//! ways to attach a pod ([`attach`]), asking the agent about policies ([`policy`]), putting the plugin on a node ([`install`],
 //! [`unmanaged`]), and finding and freeing what vanished
 //! sandboxes left behind ([`audit`]).
 
@@ -19,6 +19,7 @@ pub mod error;
 pub mod install;
 pub mod log;
 pub mod plugin;
+pub mod policy;
 pub mod reaper;
 pub mod result;
 pub mod unmanaged;

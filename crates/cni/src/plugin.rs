@@ -16,6 +16,7 @@ use crate::attach::{self, Order, Remains};
 use crate::configuration::{Configuration, Network, version_of};
 use crate::error::Error;
 use crate::log::{self, Level, Log};
+use crate::policy::{self, Gate, Question};
 use crate::reaper;
 use crate::result::AddResult;
 use crate::version::Version;
@@ -254,7 +255,9 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         sandbox: path,
         addresses: &addresses,
     };
-    match attach::attach(&mut socket, &order) {
+    let attached =
+        await_policies(&order, &claim).and_then(|()| attach::attach(&mut socket, &order));
+    match attached {
         Ok(result) => Ok(match earlier {
             Some(earlier) => result.after(earlier),
             None => result,
@@ -292,6 +295,22 @@ fn reserve(store: &Store, claim: &Claim, configuration: &Configuration) -> Resul
         }
         other => Ok(other?),
     }
+}
+
+/// Waits until the policies that select the pod are in force, where they are
+/// enforced. Before the pod is attached, so that no packet passes earlier.
+fn await_policies(order: &Order<'_>, claim: &Claim) -> Result<(), Error> {
+    let Some(gate) = &order.configuration.policy else {
+        return Ok(());
+    };
+    gate.wait(&Question {
+        version: policy::VERSION,
+        network: order.configuration.network.name.clone(),
+        attachment: claim.attachment.clone(),
+        host_interface: attach::host_interface(&claim.attachment),
+        pod: claim.pod.clone(),
+        addresses: order.addresses.iter().map(|a| a.address.addr()).collect(),
+    })
 }
 
 /// Removes an attachment. Everything may be gone already: the namespace, the
@@ -438,5 +457,5 @@ fn status(configuration: &Configuration) -> Result<(), Error> {
         .has_room(&configuration.ranges)
         .map_err(|error| unavailable(&error))?;
     Socket::open_route().map_err(|error| unavailable(&error))?;
-    Ok(())
+    configuration.policy.as_ref().map_or(Ok(()), Gate::probe)
 }
