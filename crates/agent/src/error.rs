@@ -26,6 +26,9 @@ pub enum Error {
     /// The kernel cannot be asked over netlink.
     #[error("cannot talk to the kernel over netlink: {0}")]
     Netlink(#[from] linux::netlink::Error),
+    /// Routing cannot start.
+    #[error("cannot start routing: {0}")]
+    Routing(#[from] routing::apply::Error),
     /// The packet filter cannot be asked, or refuses.
     #[error("cannot remove podwire's nftables table: {0}")]
     Nftables(#[from] linux::nftables::Error),

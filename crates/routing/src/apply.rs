@@ -1,22 +1,25 @@
 //! Reads the kernel and carries out the difference.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use linux::address::{self, Address};
 use linux::events::Event;
 use linux::fdb::{self, Lifetime};
 use linux::link::{self, Bridge, Link};
+use linux::namespace::NetworkNamespace;
 use linux::neighbour;
 use linux::netlink::{Request, Socket};
 use linux::route::{self, Encapsulation, Filter, Kind, TABLE_MAIN};
+use linux::sysctl::{self, Setting};
 use linux::tunnel::{self, Tunnel};
+use linux::wireguard::{self, Change, Ranges, WireGuard};
 use linux::{ethtool, netlink};
 
 use crate::difference::{Difference, Foreign, Held, HeldDevice, OtherRoute, PROTOCOL, difference};
 use crate::model::{
-    DEVICE_PREFIX, Device, DeviceKind, DeviceName, NextHop, Route, RouteKey, RouteTarget, State,
-    default_metric,
+    DEVICE_PREFIX, Device, DeviceKind, DeviceName, NextHop, PublicKey, Route, RouteKey,
+    RouteTarget, State, TunnelPeer, WireguardSettings, default_metric,
 };
 use crate::underlay::{OWN_INTERFACES, is_link_local};
 
@@ -26,6 +29,12 @@ pub enum Error {
     /// Netlink refused.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
+    /// The network namespace cannot be entered.
+    #[error(transparent)]
+    Namespace(#[from] linux::namespace::Error),
+    /// A setting of the kernel could not be written.
+    #[error(transparent)]
+    Setting(#[from] linux::sysctl::Error),
     /// A device's checksum offload could not be set.
     #[error("cannot set the checksum offload of {device}: {source}")]
     Offload {
@@ -58,7 +67,10 @@ pub struct Outcome {
 /// What routing owns in a network namespace, and what this process knows of it.
 #[derive(Debug)]
 pub struct Kernel {
+    namespace: NetworkNamespace,
     socket: Socket,
+    /// Opened when a device needs it: opening loads the kernel's module.
+    wireguard: Option<WireGuard>,
     /// As it was read and as it became by what was applied since; absent when it
     /// has to be read.
     shadow: Option<Held>,
@@ -102,9 +114,11 @@ impl Kernel {
     ///
     /// # Errors
     /// When no netlink socket can be had.
-    pub fn open() -> Result<Kernel, netlink::Error> {
+    pub fn open() -> Result<Kernel, Error> {
         Ok(Kernel {
+            namespace: NetworkNamespace::current()?,
             socket: Socket::open_route()?,
+            wireguard: None,
             shadow: None,
             links: Links::default(),
         })
@@ -145,6 +159,10 @@ impl Kernel {
         }
         let own = links.iter().filter(|l| l.name.starts_with(DEVICE_PREFIX));
         for link in own {
+            let wireguard = match link.tunnel {
+                Some(Tunnel::Wireguard) => self.read_wireguard(&link.name, &mut held)?,
+                _ => None,
+            };
             let addresses = address::list(&mut self.socket, Some(link.index))?;
             let addresses = addresses
                 .into_iter()
@@ -159,7 +177,11 @@ impl Kernel {
                 addresses: addresses.collect(),
                 bridge: link.master,
                 // Kinds without the setting count as having the default.
-                checksum_offload: ethtool::tx_checksum_offload(&link.name).unwrap_or(true),
+                checksum_offload: self
+                    .namespace
+                    .run(|| ethtool::tx_checksum_offload(&link.name))?
+                    .unwrap_or(true),
+                wireguard,
             };
             let name = DeviceName::new(&link.name);
             held.devices.insert(name, device);
@@ -184,6 +206,37 @@ impl Kernel {
             }
         }
         Ok(held)
+    }
+
+    /// Key, port and peers of a WireGuard device.
+    fn read_wireguard(
+        &mut self,
+        name: &str,
+        held: &mut Held,
+    ) -> Result<Option<WireguardSettings>, Error> {
+        let Some(device) = self.wireguard()?.device(name)? else {
+            return Ok(None);
+        };
+        let on = DeviceName::new(name);
+        for peer in device.peers {
+            let Some(endpoint) = peer.endpoint else {
+                continue;
+            };
+            let ranges = peer.ranges.into_iter().collect();
+            let known = TunnelPeer { endpoint, ranges };
+            held.tunnel_peers.insert((on, peer.key), known);
+        }
+        let port = device.port;
+        Ok(device
+            .private_key
+            .map(|private_key| WireguardSettings { private_key, port }))
+    }
+
+    fn wireguard(&mut self) -> Result<&mut WireGuard, Error> {
+        if self.wireguard.is_none() {
+            self.wireguard = Some(self.namespace.run(WireGuard::open)??);
+        }
+        Ok(self.wireguard.as_mut().expect("it was opened just now"))
     }
 
     /// Neighbours and forwarding entries of a device.
@@ -302,12 +355,15 @@ impl Kernel {
                 .into_iter()
                 .map(|(device, waits)| Error::NoDevice { device, waits }),
         );
+        // Peers before the routes to them.
+        self.tunnel_peers(&difference.tunnel_peers, &held, outcome)?;
         for result in self.socket.attempt_all(&requests)? {
             match result {
                 Ok(()) => outcome.changed += 1,
                 Err(error) => outcome.failures.push(error.into()),
             }
         }
+        self.remove_tunnel_peers(&difference.remove_tunnel_peers, outcome)?;
         for name in &difference.remove_devices {
             let Some(device) = held.devices.remove(name) else {
                 continue;
@@ -322,6 +378,85 @@ impl Kernel {
         held.take_up(difference);
         self.shadow = Some(held);
         Ok(())
+    }
+
+    fn tunnel_peers(
+        &mut self,
+        peers: &[((DeviceName, PublicKey), TunnelPeer)],
+        held: &Held,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        let mut changes: BTreeMap<DeviceName, Vec<Change>> = BTreeMap::new();
+        for ((device, key), peer) in peers {
+            let before = held.tunnel_peers.get(&(*device, *key));
+            let ranges = peer.ranges.iter().copied();
+            let only_more = before.is_none_or(|before| before.ranges.is_subset(&peer.ranges));
+            let change = Change::Set {
+                key: *key,
+                endpoint: Some(peer.endpoint),
+                keepalive: None,
+                ranges: if only_more {
+                    Ranges::Add(ranges.collect())
+                } else {
+                    Ranges::Replace(ranges.collect())
+                },
+            };
+            changes.entry(*device).or_default().push(change);
+        }
+        self.change_peers(changes, outcome)
+    }
+
+    fn remove_tunnel_peers(
+        &mut self,
+        peers: &[(DeviceName, PublicKey)],
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        let mut changes: BTreeMap<DeviceName, Vec<Change>> = BTreeMap::new();
+        for (device, key) in peers {
+            changes
+                .entry(*device)
+                .or_default()
+                .push(Change::Remove(*key));
+        }
+        self.change_peers(changes, outcome)
+    }
+
+    fn change_peers(
+        &mut self,
+        changes: BTreeMap<DeviceName, Vec<Change>>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        for (device, changes) in changes {
+            match self.wireguard()?.change(device.as_str(), &changes) {
+                Ok(()) => outcome.changed += changes.len(),
+                Err(error) => outcome.failures.push(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Settings of a device under /proc/sys. Written whenever a device is made
+    /// or changed, each only where it differs.
+    fn settings(&self, name: DeviceName, wanted: &Device) -> Result<(), Error> {
+        self.namespace.run(|| {
+            // The way back may be another than the way in while back ends are
+            // switched; the strict reverse path filter (RFC 3704) would drop that.
+            // The larger of this and the setting for all devices counts.
+            let filter = Setting::of_interface(sysctl::Family::V4, name.as_str(), "rp_filter");
+            if filter.read().is_ok_and(|value| value < 2) {
+                filter.write_if_present(2)?;
+            }
+            if wanted.answers {
+                Setting::of_interface(sysctl::Family::V6, name.as_str(), "proxy_ndp")
+                    .write_if_present(1)?;
+                // Otherwise an answer on behalf of another waits up to 0.8 s.
+                for family in ["ipv4", "ipv6"] {
+                    Setting::new(format!("{family}/neigh/{name}/proxy_delay"))
+                        .write_if_present(0)?;
+                }
+            }
+            Ok(())
+        })?
     }
 
     /// Makes a device, or brings it to its settings.
@@ -378,15 +513,27 @@ impl Kernel {
         if !link.up {
             requests.push(link::set_up(index));
         }
+        if let Some(settings) = &wanted.wireguard
+            && known.and_then(|known| known.wireguard.as_ref()) != Some(settings)
+        {
+            let settings = wireguard::Settings {
+                private_key: Some(settings.private_key.clone()),
+                port: Some(settings.port),
+                mark: None,
+            };
+            self.wireguard()?.configure(name.as_str(), &settings)?;
+        }
+        self.settings(name, wanted)?;
         self.socket.execute_all(&requests)?;
         let offload = known.is_none_or(|known| known.checksum_offload);
         if offload != wanted.checksum_offload {
-            ethtool::set_tx_checksum_offload(name.as_str(), wanted.checksum_offload).map_err(
-                |source| Error::Offload {
+            let on = wanted.checksum_offload;
+            self.namespace
+                .run(|| ethtool::set_tx_checksum_offload(name.as_str(), on))?
+                .map_err(|source| Error::Offload {
                     device: name,
                     source,
-                },
-            )?;
+                })?;
         }
         let now = HeldDevice {
             index,
@@ -397,6 +544,7 @@ impl Kernel {
             addresses: wanted.addresses.clone(),
             bridge,
             checksum_offload: wanted.checksum_offload,
+            wireguard: wanted.wireguard.clone(),
         };
         held.devices.insert(name, now);
         Ok(())
@@ -607,6 +755,7 @@ impl Held {
         self.neighbours.retain(|(on, _), _| on != device);
         self.forwarding.retain(|(on, _), _| on != device);
         self.proxies.retain(|(on, _)| on != device);
+        self.tunnel_peers.retain(|(on, _), _| on != device);
         self.routes.retain(|_, target| match target {
             Some(RouteTarget::Device { device: on, .. }) => on != device,
             _ => true,
@@ -634,6 +783,23 @@ impl Held {
         }
         for key in &difference.remove_proxies {
             self.proxies.remove(key);
+        }
+        // A range is one peer's: where one has it now, no other has.
+        let mut holders = BTreeSet::new();
+        for ((device, _), peer) in &difference.tunnel_peers {
+            holders.extend(peer.ranges.iter().map(|range| (*device, *range)));
+        }
+        if !holders.is_empty() {
+            for ((device, _), other) in &mut self.tunnel_peers {
+                other
+                    .ranges
+                    .retain(|range| !holders.contains(&(*device, *range)));
+            }
+        }
+        self.tunnel_peers
+            .extend(difference.tunnel_peers.iter().cloned());
+        for key in &difference.remove_tunnel_peers {
+            self.tunnel_peers.remove(key);
         }
     }
 }
@@ -758,6 +924,7 @@ fn make(name: DeviceName, device: &Device) -> Request {
         DeviceKind::Vxlan(vxlan) => Tunnel::Vxlan(vxlan),
         DeviceKind::Ipip(ipip) => Tunnel::Ipip(ipip),
         DeviceKind::Ip6Tunnel(tunnel) => Tunnel::Ip6Tunnel(tunnel),
+        DeviceKind::Wireguard => Tunnel::Wireguard,
         DeviceKind::Bridge => {
             return link::add_bridge(&Bridge {
                 name: name.as_str(),
@@ -775,7 +942,7 @@ fn kind_of(link: &Link) -> Option<DeviceKind> {
         Some(Tunnel::Vxlan(vxlan)) => Some(DeviceKind::Vxlan(vxlan)),
         Some(Tunnel::Ipip(ipip)) => Some(DeviceKind::Ipip(ipip)),
         Some(Tunnel::Ip6Tunnel(tunnel)) => Some(DeviceKind::Ip6Tunnel(tunnel)),
-        Some(Tunnel::Wireguard) => None,
+        Some(Tunnel::Wireguard) => Some(DeviceKind::Wireguard),
         None => (link.kind.as_deref() == Some("bridge")).then_some(DeviceKind::Bridge),
     }
 }

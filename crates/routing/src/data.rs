@@ -5,6 +5,7 @@
 //! different versions understand each other.
 
 use linux::link::MacAddress;
+use linux::wireguard::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::model::PerFamily;
@@ -25,6 +26,9 @@ pub struct NodeData {
     /// Of its back end `vxlan-gpe`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan_gpe: Option<VxlanGpeData>,
+    /// Of its back end `wireguard`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireguardData>,
 }
 
 /// Of the back end `vxlan`.
@@ -48,6 +52,38 @@ pub struct VxlanGpeData {
     pub vni: u32,
     /// UDP port.
     pub port: u16,
+}
+
+/// Of the back end `wireguard`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WireguardData {
+    /// Its public key.
+    #[serde(with = "key")]
+    pub public_key: PublicKey,
+    /// UDP port.
+    pub port: u16,
+}
+
+/// A public key as text.
+mod key {
+    use linux::wireguard::PublicKey;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        key: &PublicKey,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(key)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<PublicKey, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(Error::custom)
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

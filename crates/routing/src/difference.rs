@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::model::{
-    Device, DeviceKind, DeviceName, LAST_RESORT_METRIC, MacAddress, Remote, Route, RouteKey,
-    RouteTarget, State, overlap,
+    Device, DeviceKind, DeviceName, LAST_RESORT_METRIC, MacAddress, PublicKey, Remote, Route,
+    RouteKey, RouteTarget, State, TunnelPeer, WireguardSettings, overlap,
 };
 
 /// The protocol number of podwire's routes (`rtm_protocol`).
@@ -27,6 +27,8 @@ pub struct Held {
     pub forwarding: BTreeMap<(DeviceName, MacAddress), Remote>,
     /// Addresses answered for on those devices.
     pub proxies: BTreeSet<(DeviceName, IpAddr)>,
+    /// Peers of those devices.
+    pub tunnel_peers: BTreeMap<(DeviceName, PublicKey), TunnelPeer>,
     /// Routes of the main table others made.
     pub others: Vec<OtherRoute>,
 }
@@ -50,6 +52,8 @@ pub struct HeldDevice {
     pub bridge: Option<u32>,
     /// Whether it leaves checksums to the device below.
     pub checksum_offload: bool,
+    /// Key and port, of WireGuard devices.
+    pub wireguard: Option<WireguardSettings>,
 }
 
 /// A route of the main table somebody else made.
@@ -79,6 +83,8 @@ pub struct Difference {
     pub neighbours: Vec<((DeviceName, IpAddr), MacAddress)>,
     /// Addresses to be answered for.
     pub proxies: Vec<(DeviceName, IpAddr)>,
+    /// Peers of WireGuard devices to be made or changed.
+    pub tunnel_peers: Vec<((DeviceName, PublicKey), TunnelPeer)>,
     /// Routes that are not there yet.
     pub add: Vec<Route>,
     /// Routes that are there, ours, but lead elsewhere.
@@ -91,6 +97,8 @@ pub struct Difference {
     pub remove_forwarding: Vec<(DeviceName, MacAddress)>,
     /// Addresses not to be answered for any more.
     pub remove_proxies: Vec<(DeviceName, IpAddr)>,
+    /// Peers of WireGuard devices not wanted.
+    pub remove_tunnel_peers: Vec<(DeviceName, PublicKey)>,
     /// Devices not wanted.
     pub remove_devices: Vec<DeviceName>,
     /// Routes made by others and in the way.
@@ -110,6 +118,8 @@ impl Difference {
             + self.forwarding.len()
             + self.neighbours.len()
             + self.proxies.len()
+            + self.tunnel_peers.len()
+            + self.remove_tunnel_peers.len()
             + self.add.len()
             + self.replace.len()
             + self.remove.len()
@@ -143,6 +153,8 @@ impl Difference {
             format!("proxy entry of {address} on {device}")
         };
         lines.extend(self.proxies.iter().map(answers));
+        let peer = |(device, key): &(DeviceName, PublicKey)| format!("peer {key} of {device}");
+        lines.extend(self.tunnel_peers.iter().map(|(key, _)| peer(key)));
         lines.extend(self.add.iter().map(|route| format!("route to {route}")));
         lines.extend(self.replace.iter().map(|route| format!("route to {route}")));
         let unwanted = |what: String| format!("unwanted {what}");
@@ -165,6 +177,11 @@ impl Difference {
             self.remove_proxies
                 .iter()
                 .map(|proxy| unwanted(answers(proxy))),
+        );
+        lines.extend(
+            self.remove_tunnel_peers
+                .iter()
+                .map(|key| unwanted(peer(key))),
         );
         lines.extend(
             self.remove_devices
@@ -242,6 +259,11 @@ pub fn difference(wanted: &State, held: &Held) -> Difference {
             difference.proxies.push(*key);
         }
     }
+    for (key, peer) in &wanted.tunnel_peers {
+        if !stays(&key.0) || held.tunnel_peers.get(key) != Some(peer) {
+            difference.tunnel_peers.push((*key, peer.clone()));
+        }
+    }
     // What is on a device that goes needs no deletion of its own.
     let stays = |device: &DeviceName| stays(device) && wanted.devices.contains_key(device);
     let forwarding = held.forwarding.keys();
@@ -256,6 +278,10 @@ pub fn difference(wanted: &State, held: &Held) -> Difference {
     difference
         .remove_proxies
         .extend(proxies.filter(|key| stays(&key.0) && !wanted.proxies.contains(key)));
+    let peers = held.tunnel_peers.keys();
+    difference
+        .remove_tunnel_peers
+        .extend(peers.filter(|key| stays(&key.0) && !wanted.tunnel_peers.contains_key(key)));
     routes(wanted, held, &fresh, &mut difference);
     difference
 }
@@ -298,6 +324,7 @@ fn is_as_wanted(wanted: &Device, held: &HeldDevice, bridge: Option<Option<u32>>)
         && wanted.mac.is_none_or(|mac| held.mac == Some(mac))
         && held.addresses == wanted.addresses
         && held.checksum_offload == wanted.checksum_offload
+        && held.wireguard == wanted.wireguard
         && on_bridge
 }
 
@@ -569,6 +596,7 @@ mod tests {
                 addresses: device.addresses.clone(),
                 bridge: None,
                 checksum_offload: device.checksum_offload,
+                wireguard: device.wireguard.clone(),
             };
             held.devices.insert(*name, made);
         }

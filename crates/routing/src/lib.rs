@@ -19,8 +19,10 @@ pub mod backend;
 pub mod choose;
 pub mod data;
 pub mod difference;
+pub mod keys;
 pub mod model;
 pub mod plan;
+pub mod probe;
 pub mod service_range;
 pub mod underlay;
 

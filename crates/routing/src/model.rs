@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 pub use linux::fdb::Remote;
 pub use linux::link::MacAddress;
 pub use linux::tunnel::{Ip6Tunnel, Ipip, Vxlan};
+pub use linux::wireguard::{PrivateKey, PublicKey};
 
 use crate::data::NodeData;
 
@@ -340,6 +341,28 @@ pub struct Device {
     /// Whether the kernel leaves checksums of packets in the tunnel to the
     /// network card (which some get wrong).
     pub checksum_offload: bool,
+    /// Whether this node answers on it for others' addresses ([`State::proxies`]).
+    pub answers: bool,
+    /// Key and port, of WireGuard devices.
+    pub wireguard: Option<WireguardSettings>,
+}
+
+/// Key and port of a WireGuard device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireguardSettings {
+    /// The private key.
+    pub private_key: PrivateKey,
+    /// UDP port.
+    pub port: u16,
+}
+
+/// A peer of a WireGuard device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelPeer {
+    /// Where it is on the underlay.
+    pub endpoint: SocketAddr,
+    /// What is sent to it and accepted from it (its allowed IPs).
+    pub ranges: BTreeSet<IpNet>,
 }
 
 impl Device {
@@ -352,6 +375,8 @@ impl Device {
             addresses: BTreeSet::new(),
             bridge: None,
             checksum_offload: true,
+            answers: false,
+            wireguard: None,
         }
     }
 }
@@ -365,6 +390,8 @@ pub enum DeviceKind {
     Ipip(Ipip),
     /// IPv6 in IPv6.
     Ip6Tunnel(Ip6Tunnel),
+    /// WireGuard.
+    Wireguard,
     /// A bridge.
     Bridge,
 }
@@ -382,6 +409,8 @@ pub struct State {
     pub forwarding: BTreeMap<(DeviceName, MacAddress), Remote>,
     /// Addresses this node answers for on a device (proxy ARP and NDP).
     pub proxies: BTreeSet<(DeviceName, IpAddr)>,
+    /// Peers of WireGuard devices.
+    pub tunnel_peers: BTreeMap<(DeviceName, PublicKey), TunnelPeer>,
 }
 
 /// How many of each there are.
@@ -397,6 +426,8 @@ pub struct Counts {
     pub forwarding: usize,
     /// Addresses answered for.
     pub proxies: usize,
+    /// Peers of WireGuard devices.
+    pub tunnel_peers: usize,
 }
 
 impl State {
@@ -408,6 +439,7 @@ impl State {
             neighbours: self.neighbours.len(),
             forwarding: self.forwarding.len(),
             proxies: self.proxies.len(),
+            tunnel_peers: self.tunnel_peers.len(),
         }
     }
 
@@ -419,12 +451,14 @@ impl State {
             neighbours,
             forwarding,
             proxies,
+            tunnel_peers,
         } = other;
         self.devices.extend(devices);
         self.routes.extend(routes);
         self.neighbours.extend(neighbours);
         self.forwarding.extend(forwarding);
         self.proxies.extend(proxies);
+        self.tunnel_peers.extend(tunnel_peers);
     }
 }
 

@@ -104,6 +104,17 @@ pub enum Reason {
         /// The peer's back ends.
         theirs: Vec<Box<str>>,
     },
+    /// The peer's tunnel listens on another UDP port.
+    OtherPort {
+        /// This node's.
+        ours: u16,
+        /// The peer's.
+        theirs: u16,
+    },
+    /// The peer tells this node's own public key.
+    OwnKey,
+    /// The cluster's pod ranges are not known, or this one is outside of them.
+    NoClusterRange,
     /// Too little is left of the underlay's MTU for IPv6.
     TooSmall {
         /// What is left, bytes.
@@ -181,6 +192,21 @@ impl fmt::Display for Reason {
                 } else {
                     theirs.join(", ")
                 }
+            ),
+            Reason::OtherPort { ours, theirs } => write!(
+                f,
+                "its tunnel listens on UDP port {theirs} and this node's on {ours}; this back end \
+                 needs the same on all nodes"
+            ),
+            Reason::OwnKey => write!(
+                f,
+                "it has the same WireGuard key as this node; was the machine copied with \
+                 its state directory? Rotate the key of one of them"
+            ),
+            Reason::NoClusterRange => write!(
+                f,
+                "it is in none of the cluster's pod ranges known to this node, and this back end \
+                 has one route for each of those; give the node the cluster CIDRs"
             ),
             Reason::TooSmall { mtu } => write!(
                 f,

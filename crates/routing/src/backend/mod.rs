@@ -5,6 +5,7 @@
 //! removing, switching, MTU and the choice between several back ends are done
 //! for all of them alike.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -16,12 +17,20 @@ use crate::plan::Reason;
 use crate::underlay::Underlay;
 
 mod host_gateway;
+mod ipip;
 mod static_routes;
 mod vxlan;
+mod vxlan_gpe;
+mod vxlan_multicast;
+mod wireguard;
 
 pub use host_gateway::HostGateway;
+pub use ipip::IpInIp;
 pub use static_routes::StaticRoutes;
 pub use vxlan::VxlanProgrammed;
+pub use vxlan_gpe::VxlanGpe;
+pub use vxlan_multicast::VxlanMulticast;
+pub use wireguard::Wireguard;
 
 /// A way to carry packets from node to node.
 ///
@@ -215,6 +224,12 @@ pub fn route_mtu(path: u32, device: u32) -> Option<u32> {
     (path < device).then_some(path)
 }
 
+/// The addresses of a device that carries pods of the families given.
+pub fn tunnel_addresses(own: &Node, pods: &[Family]) -> BTreeSet<IpNet> {
+    let addresses = pods.iter().filter_map(|family| own.tunnel_address(*family));
+    addresses.map(IpNet::from).collect()
+}
+
 /// What this node tells its peers when it has these back ends, the preferred one first.
 pub fn publish(backends: &[Box<dyn Backend>], own: &Node, underlay: &Underlay) -> NodeData {
     let here = Here { own, underlay };
@@ -237,21 +252,40 @@ pub fn publish(backends: &[Box<dyn Backend>], own: &Node, underlay: &Underlay) -
 /// Names of all back ends, in the order a tie between them is decided: what
 /// encrypts before what does not, what adds less before what adds more, what is
 /// programmed before what floods.
-pub const NAMES: [&str; 3] = ["host-gw", "vxlan", "static"];
+pub const NAMES: [&str; 7] = [
+    "wireguard",
+    "host-gw",
+    "static",
+    "ipip",
+    "vxlan-gpe",
+    "vxlan",
+    "vxlan-multicast",
+];
 
 /// Settings of back ends that have some.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Of `vxlan`.
     pub vxlan: VxlanProgrammed,
+    /// Of `vxlan-gpe`.
+    pub vxlan_gpe: VxlanGpe,
+    /// Of `vxlan-multicast`.
+    pub vxlan_multicast: VxlanMulticast,
+    /// Of `wireguard`; it cannot be had without keys.
+    pub wireguard: Option<Wireguard>,
 }
 
-/// The back end of a name; `None` when there is none of that name.
+/// The back end of a name; `None` when there is none of that name, or its
+/// settings are missing.
 pub fn by_name(name: &str, settings: &Settings) -> Option<Box<dyn Backend>> {
     Some(match name {
         "host-gw" => Box::new(HostGateway),
         "vxlan" => Box::new(settings.vxlan.clone()),
         "static" => Box::new(StaticRoutes),
+        "ipip" => Box::new(IpInIp),
+        "vxlan-gpe" => Box::new(settings.vxlan_gpe.clone()),
+        "vxlan-multicast" => Box::new(settings.vxlan_multicast.clone()),
+        "wireguard" => Box::new(settings.wireguard.clone()?),
         _ => return None,
     })
 }

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use linux::link::MacAddress;
 use sha2::{Digest, Sha256};
 
-use super::{Backend, Families, Here, route_mtu};
+use super::{Backend, Families, Here, route_mtu, tunnel_addresses};
 use crate::data::{NodeData, VxlanData};
 use crate::model::{
     Device, DeviceKind, DeviceName, Family, NextHop, Node, PerFamily, Remote, RouteKey,
@@ -122,8 +122,7 @@ impl Backend for VxlanProgrammed {
             let mut made = Device::new(kind, mtu);
             made.mac = Some(mac(&here.own.name));
             made.checksum_offload = self.checksum_offload;
-            let addresses = pods.iter().filter_map(|f| here.own.tunnel_address(*f));
-            made.addresses = addresses.map(IpNet::from).collect();
+            made.addresses = tunnel_addresses(here.own, &pods);
             state.devices.insert(device(carrier), made);
         }
         if families == Families::default() {

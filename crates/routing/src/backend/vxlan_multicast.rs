@@ -1,0 +1,141 @@
+//! VXLAN as in the textbooks: in a bridge, with a multicast group.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use super::{Backend, Families, Here, tunnel_addresses, vxlan};
+use crate::model::{
+    Device, DeviceKind, DeviceName, Family, NextHop, Node, PerFamily, RouteKey, RouteTarget, State,
+    Vxlan, overlap,
+};
+use crate::plan::Reason;
+
+/// VXLAN as a port of a bridge, with a multicast group that carries what has
+/// no known destination, and a forwarding table that learns (`vxlan-multicast`).
+/// All nodes are on one Ethernet: one route for the whole cluster range leads to
+/// the bridge, nodes ask on it for the pods' addresses by ARP and NDP, and each
+/// answers for its own pods. A node that joins changes nothing on the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanMulticast {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port. The registered one, and not that of `vxlan`, which takes
+    /// everything of its port.
+    pub port: u16,
+    /// The group, for each family of the underlay.
+    pub group: PerFamily<IpAddr>,
+    /// Hop limit of packets to the group: 1 stays within the subnet.
+    pub ttl: u8,
+    /// The ranges all pods of the cluster are in.
+    pub cluster: Vec<IpNet>,
+}
+
+impl Default for VxlanMulticast {
+    fn default() -> VxlanMulticast {
+        VxlanMulticast {
+            vni: 1,
+            port: 4789,
+            // Organisation-local scope (RFC 2365), site-local scope (RFC 4291).
+            group: PerFamily {
+                v4: Some(Ipv4Addr::new(239, 112, 0, 1).into()),
+                v6: Some(Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0x0112, 1).into()),
+            },
+            ttl: 1,
+            cluster: Vec::new(),
+        }
+    }
+}
+
+/// The bridge, and the tunnel that is its only port.
+const BRIDGE: DeviceName = DeviceName::new("pw-mcast-br");
+const TUNNEL: DeviceName = DeviceName::new("pw-mcast");
+
+impl Backend for VxlanMulticast {
+    fn name(&self) -> &'static str {
+        "vxlan-multicast"
+    }
+
+    fn owns(&self) -> &'static str {
+        "the bridge pw-mcast-br with its addresses, its port pw-mcast, a route of protocol 112 for \
+         each cluster range and a proxy entry for each pod of this node"
+    }
+
+    fn overhead(&self, carrier: Family) -> u32 {
+        vxlan::overhead(carrier)
+    }
+
+    /// One Ethernet for all pods: IPv4 where nodes have it.
+    fn carrier(&self, underlay: Families, _pods: Family) -> Option<Family> {
+        Family::BOTH
+            .into_iter()
+            .find(|family| underlay.has(*family))
+    }
+
+    fn node(&self, here: &Here<'_>, state: &mut State) -> Result<(), Reason> {
+        let carrier = self.carrier(Families::of(here.own), Family::V4);
+        let carrier = carrier.ok_or(Reason::NoAddress)?;
+        let local = here.own.address(carrier).ok_or(Reason::NoAddress)?;
+        let subnet = here.underlay.subnet_of(local).ok_or(Reason::NoInterface)?;
+        if self.cluster.is_empty() {
+            return Err(Reason::NoClusterRange);
+        }
+        let mtu = here.device_mtu(self, &[carrier])?;
+        let mut bridge = Device::new(DeviceKind::Bridge, mtu);
+        bridge.mac = Some(vxlan::mac(&here.own.name));
+        bridge.addresses = tunnel_addresses(here.own, &Family::BOTH);
+        bridge.answers = true;
+        state.devices.insert(BRIDGE, bridge);
+        let kind = DeviceKind::Vxlan(Vxlan {
+            vni: self.vni,
+            port: self.port,
+            local: Some(local),
+            group: self.group.get(carrier),
+            parent: Some(subnet.interface),
+            ttl: self.ttl,
+            learning: true,
+            external: false,
+            gpe: false,
+            udp_checksum: false,
+            zero_checksum6: false,
+        });
+        let mut tunnel = Device::new(kind, mtu);
+        tunnel.bridge = Some(BRIDGE);
+        state.devices.insert(TUNNEL, tunnel);
+        for range in self.cluster.iter().map(IpNet::trunc) {
+            let subnets = &here.underlay.subnets;
+            if let Some(subnet) = subnets.iter().find(|s| overlap(&s.address, &range)) {
+                return Err(Reason::Underlay {
+                    subnet: subnet.address.trunc(),
+                });
+            }
+            let target = RouteTarget::Device {
+                device: BRIDGE,
+                next_hop: NextHop::Direct,
+                source: here.own.tunnel_address(Family::of_range(&range)),
+                mtu: None,
+            };
+            state.routes.insert(RouteKey::to(range), target);
+        }
+        let own_pods = here.own.pods.iter();
+        let own_pods = own_pods.filter(|pod| here.own.ranges.iter().any(|r| r.contains(*pod)));
+        // The node's own end answers for its own address without being told.
+        state.proxies = own_pods.map(|pod| (BRIDGE, *pod)).collect();
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        here: &Here<'_>,
+        peer: &Node,
+        range: IpNet,
+        _state: &mut State,
+    ) -> Result<(), Reason> {
+        here.path(self, peer, Family::of_range(&range))?;
+        let within = |cluster: &IpNet| cluster.contains(&range);
+        if !self.cluster.iter().any(within) {
+            return Err(Reason::NoClusterRange);
+        }
+        Ok(())
+    }
+}

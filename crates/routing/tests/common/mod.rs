@@ -1,0 +1,271 @@
+//! A cluster of network namespaces: nodes on a switch, a pod on each.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::process::Command;
+
+use linux::namespace::NetworkNamespace;
+use podwire_routing::apply::Outcome;
+use podwire_routing::backend::{self, Wireguard, by_name};
+use podwire_routing::{Backend, Kernel, Node, Plan, Settings, Underlay, keys, plan};
+
+/// Runs a command in a namespace; its exit code and what it wrote.
+pub(crate) fn run(namespace: &NetworkNamespace, command: &str) -> (bool, String) {
+    let output = namespace
+        .run(|| {
+            let mut words = command.split_whitespace();
+            Command::new(words.next().expect("a command"))
+                .args(words)
+                .output()
+        })
+        .expect("the namespace can be entered")
+        .unwrap_or_else(|error| panic!("{command}: {error}"));
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+/// Runs a command that has to succeed.
+pub(crate) fn ok(namespace: &NetworkNamespace, command: &str) -> String {
+    let (success, text) = run(namespace, command);
+    assert!(success, "{command}: {text}");
+    text
+}
+
+/// A node, its pod and its plan.
+pub(crate) struct Host {
+    pub(crate) namespace: NetworkNamespace,
+    pub(crate) pod: NetworkNamespace,
+    pub(crate) node: Node,
+    pub(crate) kernel: Kernel,
+    backends: Vec<Box<dyn Backend>>,
+    settings: Settings,
+}
+
+/// Nodes 1…n: 192.168.64.1n and fd00:64::1n on the underlay, 10.200.n.0/24 and
+/// fd00:200:0:n::/64 for pods, of which .5 and ::5 is one.
+pub(crate) struct Cluster {
+    switch: NetworkNamespace,
+    pub(crate) hosts: Vec<Host>,
+}
+
+impl Cluster {
+    pub(crate) fn new(count: usize) -> Cluster {
+        let switch = NetworkNamespace::create().expect("root makes namespaces");
+        ok(&switch, "ip link add br0 type bridge mcast_snooping 0");
+        ok(&switch, "ip link set br0 up");
+        let mut cluster = Cluster {
+            switch,
+            hosts: Vec::new(),
+        };
+        for number in 1..=count {
+            cluster.add(number);
+        }
+        cluster
+    }
+
+    fn add(&mut self, number: usize) {
+        let namespace = NetworkNamespace::create().expect("root makes namespaces");
+        let pod = NetworkNamespace::create().expect("root makes namespaces");
+        let port = format!("port{number}");
+        cable(&self.switch, &port, &namespace, "eth0");
+        ok(&self.switch, &format!("ip link set {port} master br0 up"));
+        let host = |command: &str| ok(&namespace, command);
+        host("ip link set lo up");
+        host(&format!("ip addr add 192.168.64.1{number}/24 dev eth0"));
+        host(&format!("ip addr add fd00:64::1{number}/64 dev eth0 nodad"));
+        host("ip link set eth0 up");
+        for setting in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
+            let path = format!("/proc/sys/net/{}", setting.replace('.', "/"));
+            namespace
+                .run(|| std::fs::write(path, "1"))
+                .expect("the namespace can be entered")
+                .expect("forwarding can be turned on");
+        }
+        cable(&namespace, "pwpod0", &pod, "eth0");
+        let addresses = [
+            format!("10.200.{number}.5"),
+            format!("fd00:200:0:{number}::5"),
+        ];
+        host("ip addr add 169.254.1.1/32 dev pwpod0");
+        host("ip addr add fe80::1/64 dev pwpod0 nodad");
+        host("ip link set pwpod0 up");
+        let inside = |command: &str| ok(&pod, command);
+        inside("ip link set lo up");
+        inside(&format!("ip addr add {}/32 dev eth0", addresses[0]));
+        inside(&format!("ip addr add {}/128 dev eth0 nodad", addresses[1]));
+        inside("ip link set eth0 up");
+        inside("ip route add default via 169.254.1.1 dev eth0 onlink");
+        inside("ip -6 route add default via fe80::1 dev eth0");
+        host(&format!(
+            "ip route add {}/32 dev pwpod0 proto 112",
+            addresses[0]
+        ));
+        host(&format!(
+            "ip -6 route add {}/128 dev pwpod0 proto 112",
+            addresses[1]
+        ));
+        let parse = |text: String| text.parse().expect("an address");
+        let range = |text: String| text.parse().expect("a range");
+        let node = Node {
+            name: format!("node-{number}").into(),
+            addresses: vec![
+                parse(format!("192.168.64.1{number}")),
+                parse(format!("fd00:64::1{number}")),
+            ],
+            ranges: vec![
+                range(format!("10.200.{number}.0/24")),
+                range(format!("fd00:200:0:{number}::/64")),
+            ],
+            data: None,
+            pods: addresses.map(parse).to_vec(),
+        };
+        let kernel = namespace
+            .run(Kernel::open)
+            .expect("the namespace can be entered")
+            .expect("a socket");
+        let mut settings = Settings::default();
+        settings.vxlan_multicast.cluster =
+            vec![range("10.200.0.0/16".into()), range("fd00:200::/48".into())];
+        self.hosts.push(Host {
+            namespace,
+            pod,
+            node,
+            kernel,
+            backends: Vec::new(),
+            settings,
+        });
+    }
+
+    /// Gives a node its back ends, the preferred one first, and tells the others.
+    pub(crate) fn set(&mut self, number: usize, backends: &[&str]) {
+        let host = &mut self.hosts[number - 1];
+        if backends.contains(&"wireguard") && host.settings.wireguard.is_none() {
+            host.new_key();
+        }
+        let make = |name: &&str| by_name(name, &host.settings).expect("a back end");
+        host.backends = backends.iter().map(make).collect();
+        let underlay = host.underlay();
+        host.node.data = Some(backend::publish(&host.backends, &host.node, &underlay));
+    }
+
+    pub(crate) fn set_all(&mut self, backends: &[&str]) {
+        for number in 1..=self.hosts.len() {
+            self.set(number, backends);
+        }
+    }
+
+    /// What a node wants now.
+    pub(crate) fn plan(&mut self, number: usize) -> Plan {
+        let underlay = self.hosts[number - 1].underlay();
+        let host = &self.hosts[number - 1];
+        let nodes = self.hosts.iter().map(|host| &host.node);
+        let peers = nodes.filter(|node| node.name != host.node.name);
+        plan(&host.backends, &host.node, peers, &underlay)
+    }
+
+    /// Carries out what a node wants now. Nothing may be refused or fail.
+    pub(crate) fn apply(&mut self, number: usize) -> Outcome {
+        let plan = self.plan(number);
+        assert_eq!(plan.refusals, []);
+        assert_eq!(plan.unusable, []);
+        let outcome = self.hosts[number - 1].kernel.apply(&plan.state);
+        let outcome = outcome.expect("the kernel answers");
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        outcome
+    }
+
+    pub(crate) fn apply_all(&mut self) {
+        for number in 1..=self.hosts.len() {
+            self.apply(number);
+        }
+    }
+
+    /// Every pod reaches every other, in both families, by one answered ping.
+    pub(crate) fn assert_connected(&self) {
+        for from in &self.hosts {
+            for to in self.hosts.iter().filter(|to| to.node != from.node) {
+                for address in &to.node.pods {
+                    // One answer is enough, within the deadline.
+                    ok(&from.pod, &format!("ping -n -c 1 -i 0.2 -w 20 {address}"));
+                }
+            }
+        }
+    }
+
+    /// Whether packets of exactly `mtu` bytes pass from the first pod to the second,
+    /// and one byte more gets the ICMP error that names the MTU.
+    pub(crate) fn assert_mtu(&self, family: usize, mtu: u32) {
+        let address = self.hosts[1].node.pods[family];
+        let headers = if family == 0 { 28 } else { 48 };
+        let ping = |bytes: u32| {
+            let payload = bytes - headers;
+            let command = format!("ping -n -c 1 -i 0.2 -w 20 -M do -s {payload} {address}");
+            run(&self.hosts[0].pod, &command)
+        };
+        let (passed, text) = ping(mtu);
+        assert!(passed, "{mtu} bytes to {address}: {text}");
+        let payload = mtu + 1 - headers;
+        let command = format!("ping -n -c 2 -i 0.2 -W 5 -M do -s {payload} {address}");
+        let (passed, text) = run(&self.hosts[0].pod, &command);
+        assert!(
+            !passed && text.contains(&format!("{mtu}")),
+            "{mtu}+1 to {address}: {text}"
+        );
+    }
+}
+
+impl Host {
+    pub(crate) fn ip(&self, command: &str) -> String {
+        ok(&self.namespace, &format!("ip {command}"))
+    }
+
+    fn underlay(&mut self) -> Underlay {
+        Underlay::read(self.kernel.socket()).expect("the kernel answers")
+    }
+
+    /// A WireGuard key that was never used.
+    pub(crate) fn new_key(&mut self) {
+        let private_key = linux::wireguard::PrivateKey::generate().expect("random numbers");
+        self.settings.wireguard = Some(Wireguard {
+            public_key: keys::public_key(&private_key).expect("the kernel has WireGuard"),
+            private_key,
+            port: 51820,
+        });
+    }
+
+    /// Names of the interfaces routing made.
+    pub(crate) fn devices(&self) -> Vec<String> {
+        let text = self.ip("-br link show");
+        let names = text
+            .lines()
+            .filter_map(|line| line.split([' ', '@']).next());
+        let mut names: Vec<String> = names
+            .filter(|name| name.starts_with("pw-"))
+            .map(str::to_owned)
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn cable(one: &NetworkNamespace, near: &str, other: &NetworkNamespace, far: &str) {
+    use linux::link::{VethEnd, add_veth, set_up};
+    let end = |name| VethEnd {
+        name,
+        ..VethEnd::default()
+    };
+    let peer = VethEnd {
+        namespace: Some(other),
+        ..end(far)
+    };
+    let mut socket = one.route_socket().expect("a socket");
+    socket
+        .execute(&add_veth(&end(near), None, &peer))
+        .expect("a veth pair");
+    let mut socket = other.route_socket().expect("a socket");
+    let link = linux::link::get(&mut socket, far).expect("the kernel answers");
+    let index = link.expect("it was made just now").index;
+    socket.execute(&set_up(index)).expect("it can be set up");
+}
