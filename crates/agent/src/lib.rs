@@ -10,6 +10,8 @@
 //! - `run`: the loop, which writes the CNI configuration, whose presence says
 //!   that the node is ready for pods, when everything else is in force for the
 //!   first time;
+//! - `ipam_audit`: frees the addresses of pods that vanished without a trace;
+//! - `policy_socket`: tells the CNI plugin when a pod's policies are in force;
 //! - `health`: what it says about itself over HTTP;
 //! - [`admin`]: what it tells commands about its state, over a Unix socket.
 //!
@@ -25,8 +27,10 @@ mod error;
 mod feed;
 mod health;
 mod http;
+mod ipam_audit;
 mod kernel_events;
 mod options;
+mod policy_socket;
 mod privileges;
 mod proxy;
 mod routes;

@@ -143,6 +143,16 @@ pub struct Options {
     #[arg(long, default_value = "127.0.0.1:10256", value_name = "ADDRESS:PORT")]
     pub health_bind: SocketAddr,
 
+    /// Directory of the CNI plugin's address reservations. The agent frees those
+    /// of pods that vanished, and notes the node's own ranges there.
+    #[arg(long, default_value = ipam::store::DEFAULT_ROOT, value_name = "DIR")]
+    pub ipam_dir: PathBuf,
+
+    /// Unix socket the CNI plugin asks at whether a pod's policies are in force,
+    /// for root only.
+    #[arg(long, default_value = cni::policy::DEFAULT_SOCKET, value_name = "PATH")]
+    pub policy_socket: PathBuf,
+
     /// Unix socket podwire inspect and podwire doctor ask at, for root only.
     #[arg(long, default_value = crate::admin::SOCKET, value_name = "PATH")]
     pub admin_socket: PathBuf,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use api::Event;
 use cni::install::{self, ConfigList};
+use ipam::NodeRanges;
 use routing::Kernel;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,9 @@ use crate::cluster::{Cluster, Nodes, OwnState};
 use crate::error::Error;
 use crate::options::Options;
 use crate::worker::Problems;
-use crate::{feed, health, kernel_events, privileges, proxy, routes, translate};
+use crate::{
+    feed, health, ipam_audit, kernel_events, policy_socket, privileges, proxy, routes, translate,
+};
 
 /// What the loop is told.
 #[derive(Debug)]
@@ -148,6 +151,15 @@ async fn agent(
         .serve(&options.admin_socket)
         // Nobody can look inside, which is no reason to leave the node without network.
         .inspect_err(|problem| tracing::warn!("{problem}; podwire inspect will not work"));
+    let _policies = policy_socket::serve(&options.policy_socket, Arc::new(policy_socket::Nothing))
+        .inspect_err(|problem| {
+            tracing::warn!("{problem}; pods whose configuration waits for policies cannot start")
+        });
+    let (auditing, stop_auditing) = mpsc::channel();
+    let directory = options.ipam_dir.clone();
+    threads.push(thread("ipam-audit", move || {
+        ipam_audit::run(&directory, &stop_auditing);
+    })?);
     feed::start(&client, core, proxy.clone());
     let mut core = Core {
         nodes: Nodes::new(&options.node),
@@ -160,6 +172,7 @@ async fn agent(
         services_report: None,
         status,
         _listening: listening,
+        _auditing: auditing,
         written: None,
         conflist_problem: None,
         conflist_problems: Problems::default(),
@@ -196,8 +209,10 @@ struct Core {
     status: health::Shared,
     /// Closed with the loop, which ends the thread that listens to the kernel.
     _listening: UnixStream,
+    /// Closed with the loop, which ends the thread that audits addresses.
+    _auditing: Sender<()>,
     /// The CNI configuration in force.
-    written: Option<String>,
+    written: Option<ConfigList>,
     conflist_problem: Option<String>,
     conflist_problems: Problems,
     applications: u64,
@@ -304,27 +319,24 @@ impl Core {
         if let Some(routes) = &routes
             && in_force
         {
-            let (text, problem) = match routes.mtu {
+            let (list, problem) = match routes.mtu {
                 None => (None, Some("no interface of this node is up".to_owned())),
                 Some(_) if routes.ranges.is_empty() => (
                     None,
                     Some("no pod range of this node can be used".to_owned()),
                 ),
                 Some(mtu) => (
-                    Some(
-                        ConfigList {
-                            attach: Some(self.options.attach.mode()),
-                            mtu: Some(mtu),
-                            ranges: routes.ranges.clone(),
-                        }
-                        .text(),
-                    ),
+                    Some(ConfigList {
+                        attach: Some(self.options.attach.mode()),
+                        mtu: Some(mtu),
+                        ranges: routes.ranges.clone(),
+                    }),
                     None,
                 ),
             };
             self.conflist_problem = problem;
-            if let Some(text) = text.filter(|text| self.written.as_ref() != Some(text)) {
-                self.write(text);
+            if let Some(list) = list.filter(|list| self.written.as_ref() != Some(list)) {
+                self.write(list);
             }
         }
         let mut problems = self
@@ -380,10 +392,22 @@ impl Core {
         ];
     }
 
-    fn write(&mut self, text: String) {
-        match self.install(&text) {
-            Ok(()) => self.written = Some(text),
-            Err(error) => self.conflist_problem = Some(error.to_string()),
+    fn write(&mut self, list: ConfigList) {
+        // For networks whose configuration leaves the ranges to the node.
+        let note = NodeRanges {
+            ranges: list.ranges.clone(),
+            mtu: list.mtu,
+        };
+        let written = note
+            .write(&self.options.ipam_dir)
+            .map_err(|error| error.to_string())
+            .and_then(|()| {
+                self.install(&list.text())
+                    .map_err(|error| error.to_string())
+            });
+        match written {
+            Ok(()) => self.written = Some(list),
+            Err(problem) => self.conflist_problem = Some(problem),
         }
     }
 

@@ -67,6 +67,8 @@ impl Host {
             kubeconfig: Some(self.files.path().join("kubeconfig")),
             cni_conf_dir: self.files.path().join("net.d"),
             admin_socket: self.files.path().join("agent.sock"),
+            policy_socket: self.files.path().join("cni.sock"),
+            ipam_dir: self.files.path().join("ipam"),
             ..Options::new("own")
         }
     }
@@ -250,6 +252,47 @@ fn conflist(mtu: u32, ranges: &[&str]) -> Value {
 }
 
 const OWN: [&str; 2] = ["10.200.11.0/24", "fd00:200:0:11::/64"];
+
+#[test]
+fn addresses_of_pods_that_vanished_are_freed_and_the_ranges_noted() {
+    let host = Host::new();
+    host.put_own();
+    let root = host.files.path().join("ipam");
+    let store = ipam::Store::new(&root, "podwire").expect("a name");
+    let claim = ipam::Claim {
+        attachment: ipam::Attachment::new("gone", "eth0"),
+        pod: None,
+        wanted: Vec::new(),
+        notes: std::collections::HashMap::new(),
+    };
+    let ranges = ipam::Range::of("10.200.11.0/24".parse().expect("a range"));
+    let ranges = [ipam::RangeSet::new(&[ranges]).expect("good")];
+    drop(store.reserve(&claim, &ranges).expect("room"));
+    let _agent = host.start();
+    host.wait_for_conflist(&conflist(1400, &OWN));
+    wait("the address to be free", || {
+        match store.count().expect("readable") {
+            0 => Ok(()),
+            held => Err(format!("{held} held")),
+        }
+    });
+    let note = ipam::NodeRanges::read(&root)
+        .expect("readable")
+        .expect("noted");
+    assert_eq!(note.mtu, Some(1400));
+    assert_eq!(
+        note.ranges
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        OWN
+    );
+    let gate = cni::policy::Gate {
+        socket: host.files.path().join("cni.sock"),
+        patience: Duration::from_secs(60),
+    };
+    gate.probe().expect("the agent listens");
+}
 
 #[test]
 fn nodes_come_change_and_go_and_routes_follow() {

@@ -6,7 +6,7 @@
 //! lives on. Nothing is changed over this socket.
 
 mod client;
-mod socket;
+pub(crate) mod socket;
 
 use std::collections::BTreeMap;
 use std::path::Path;
