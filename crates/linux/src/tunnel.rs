@@ -204,7 +204,8 @@ impl fmt::Display for Tunnel {
 }
 
 /// Makes a tunnel device that is down. `mtu` is in bytes, without the tunnel's
-/// own headers; `mac` of Ethernet-like kinds, a random one when absent.
+/// own headers; `mac` of Ethernet-like kinds, a random one when absent. A kernel
+/// without the kind answers with [`crate::netlink::Error::Missing`].
 pub fn add(name: &str, tunnel: &Tunnel, mtu: u32, mac: Option<MacAddress>) -> Request {
     let mut message = LinkMessage::default();
     message.header.change_mask = LinkFlags::Up;
@@ -215,11 +216,18 @@ pub fn add(name: &str, tunnel: &Tunnel, mtu: u32, mac: Option<MacAddress>) -> Re
         attributes.push(LinkAttribute::Address(mac.0.to_vec()));
     }
     attributes.push(LinkAttribute::LinkInfo(tunnel.info()));
+    let (feature, module) = match tunnel {
+        Tunnel::Vxlan(_) => ("VXLAN devices", "vxlan"),
+        Tunnel::Ipip(_) => ("IP-in-IP devices", "ipip"),
+        Tunnel::Ip6Tunnel(_) => ("IPv6 tunnel devices", "ip6_tunnel"),
+        Tunnel::Wireguard => ("WireGuard devices", "wireguard"),
+    };
     Request::route(
         format!("make the tunnel device {name} ({tunnel})"),
         &RouteNetlinkMessage::NewLink(message),
         NLM_F_CREATE | NLM_F_EXCL,
     )
+    .needing(feature, module)
 }
 
 /// Decodes `IFLA_INFO_DATA` of a kind; `None` for kinds that are no tunnels,

@@ -1,4 +1,4 @@
-//! WireGuard and IPVS against a kernel that has them, this machine's or that of
+//! IP tunnels, WireGuard and IPVS against a kernel that has them, this machine's or that of
 //! a virtual machine, with `wg`, `ipvsadm` and traffic as witnesses.
 #![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
@@ -8,8 +8,9 @@ use podwire_linux::namespace::NetworkNamespace;
 use vm::{Feature, Guest};
 
 #[test]
-fn wireguard_and_ipvs() {
+fn tunnels_wireguard_and_ipvs() {
     let report = Guest::new()
+        .needs(Feature::Ipip)
         .needs(Feature::WireGuard)
         .needs(Feature::Ipvs)
         .program("wg")
@@ -32,6 +33,71 @@ fn witness(namespace: &NetworkNamespace, command: &str) -> String {
         .unwrap();
     assert!(output.status.success(), "{command}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Ties two namespaces by a veth pair with an end named `under` in each, with
+/// an address of each family.
+fn tie(near: &NetworkNamespace, far: &NetworkNamespace) {
+    let far_path = format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        std::os::fd::AsRawFd::as_raw_fd(far)
+    );
+    witness(
+        near,
+        &format!("ip link add under type veth peer name under netns {far_path}"),
+    );
+    for (namespace, own) in [(near, 1), (far, 2)] {
+        for command in [
+            format!("ip address add 192.0.2.{own}/24 dev under"),
+            format!("ip address add 2001:db8::{own}/64 dev under nodad"),
+            "ip link set under up".to_owned(),
+        ] {
+            witness(namespace, &command);
+        }
+    }
+}
+
+mod guest_tunnel {
+    use podwire_linux::link;
+    use podwire_linux::tunnel::{self, Ipip, Tunnel};
+
+    use super::*;
+
+    #[test]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
+    fn an_ip_in_ip_device_carries_packets_of_exactly_its_mtu_by_on_link_gateways() {
+        let [near, far] = [0, 1].map(|_| NetworkNamespace::create().unwrap());
+        tie(&near, &far);
+        for (namespace, own, peer) in [(&near, 1, 2), (&far, 2, 1)] {
+            let wanted = Tunnel::Ipip(Ipip {
+                local: [192, 0, 2, own].into(),
+                ttl: 64,
+            });
+            let mut socket = namespace.route_socket().unwrap();
+            socket
+                .execute(&tunnel::add("pwt", &wanted, 1480, None))
+                .unwrap();
+            let found = link::get(&mut socket, "pwt").unwrap().unwrap();
+            assert_eq!((found.tunnel, found.mtu), (Some(wanted), 1480));
+            let shown = witness(namespace, "ip -d link show pwt");
+            let expected = format!("ipip remote any local 192.0.2.{own} ttl 64");
+            assert!(shown.contains(&expected), "{shown}");
+            for command in [
+                "ip link set lo up".to_owned(),
+                "ip link set pwt up".to_owned(),
+                format!("ip address add 10.200.{own}.1/32 dev lo"),
+                format!(
+                    "ip route add 10.200.{peer}.0/24 via 192.0.2.{peer} dev pwt onlink \
+                     src 10.200.{own}.1"
+                ),
+            ] {
+                witness(namespace, &command);
+            }
+        }
+        // 1480 bytes less the headers of IPv4 and ICMP.
+        witness(&near, "ping -c 1 -w 30 -M do -s 1452 10.200.2.1");
+    }
 }
 
 mod guest_wireguard {
@@ -90,7 +156,7 @@ mod guest_wireguard {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn settings_are_those_wg_shows_and_what_is_not_named_stays() {
         let (namespace, mut wireguard, public) = device();
         let private = PrivateKey::generate().unwrap();
@@ -137,7 +203,7 @@ mod guest_wireguard {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn a_device_that_is_not_there_is_none_and_one_of_another_kind_is_refused() {
         let (namespace, mut wireguard, _) = device();
         assert_eq!(wireguard.device("wg1").unwrap(), None);
@@ -149,7 +215,7 @@ mod guest_wireguard {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn peers_are_added_changed_and_removed_one_by_one() {
         let (namespace, mut wireguard, _) = device();
         let add = |ranges: &[&str]| Ranges::Add(ranges.iter().map(|text| range(text)).collect());
@@ -231,7 +297,7 @@ mod guest_wireguard {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn thousands_of_peers_and_of_one_peers_ranges_go_in_and_come_back_whole() {
         let (namespace, mut wireguard, _) = device();
         let host = |number: u32| {
@@ -268,26 +334,15 @@ mod guest_wireguard {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn two_devices_that_know_each_other_carry_both_families() {
         let (near, mut near_wireguard, near_key) = device();
         let (far, mut far_wireguard, far_key) = device();
-        // The underlay: a veth pair between the two.
-        let name = format!("/proc/{}/fd/", std::process::id());
-        let far_fd = std::os::fd::AsRawFd::as_raw_fd(&far);
-        witness(
-            &near,
-            &format!("ip link add under type veth peer name under netns {name}{far_fd}"),
-        );
+        tie(&near, &far);
         for (namespace, own, peer, key, wireguard) in [
             (&near, 1, 2, far_key, &mut near_wireguard),
             (&far, 2, 1, near_key, &mut far_wireguard),
         ] {
-            witness(
-                namespace,
-                &format!("ip address add 192.0.2.{own}/24 dev under"),
-            );
-            witness(namespace, "ip link set under up");
             let settings = Settings {
                 port: Some(51820),
                 ..Settings::default()
@@ -376,7 +431,7 @@ mod guest_ipvs {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn services_of_both_families_and_all_protocols_are_those_ipvsadm_shows() {
         let (namespace, mut ipvs) = fresh();
         let mut services = vec![
@@ -462,7 +517,7 @@ mod guest_ipvs {
     #[rstest]
     #[case("10.96.0.1", "10.200.0.2", "10.200.1.2")]
     #[case("fd00:96::1", "fd00:200::2", "fd00:200:0:1::2")]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn destinations_are_added_weighed_and_removed(
         #[case] service: &str,
         #[case] one: &str,
@@ -514,7 +569,7 @@ mod guest_ipvs {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn each_change_has_its_own_outcome_and_a_missing_scheduler_names_its_module() {
         let (namespace, mut ipvs) = fresh();
         let one = frontend(Protocol::Tcp, "10.96.0.1", 80);
@@ -551,7 +606,7 @@ mod guest_ipvs {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn a_thousand_services_go_in_at_once_and_all_are_listed() {
         let (namespace, mut ipvs) = fresh();
         let changes: Vec<Change> = (1..=1000)
@@ -570,7 +625,7 @@ mod guest_ipvs {
     }
 
     #[test]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn time_outs_are_the_namespaces_own() {
         let (namespace, mut ipvs) = fresh();
         let wanted = Timeouts {
@@ -622,7 +677,7 @@ mod guest_ipvs {
     #[rstest]
     #[case("10.96.0.1", "10.200.0.2", "10.200.1.2", 32)]
     #[case("fd00:96::1", "fd00:200::2", "fd00:200:0:1::2", 128)]
-    #[ignore = "run by wireguard_and_ipvs"]
+    #[ignore = "run by tunnels_wireguard_and_ipvs"]
     fn connections_are_balanced_counted_kept_and_weighed_out(
         #[case] service: &str,
         #[case] one: &str,
