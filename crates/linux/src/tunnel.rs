@@ -9,8 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_packet_core::{DecodeError, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoIpTunnel, InfoKind, InfoVxlan, Ip6TunnelFlags, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    InfoData, InfoIpTunnel, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 
 use crate::mac::MacAddress;
@@ -33,6 +32,7 @@ const IFLA_VXLAN_GPE: u16 = 27;
 const IFLA_IPTUN_LOCAL: u16 = 2;
 const IFLA_IPTUN_REMOTE: u16 = 3;
 const IFLA_IPTUN_TTL: u16 = 4;
+const IFLA_IPTUN_COLLECT_METADATA: u16 = 19;
 
 /// `IPPROTO_IPV6`: what an IPv6-in-IPv6 tunnel carries.
 const IP6_IN_IP6: u8 = 41;
@@ -45,8 +45,12 @@ pub enum Tunnel {
     Vxlan(Vxlan),
     /// IPv4 in IPv4.
     Ipip(Ipip),
-    /// IPv6 in IPv6.
-    Ip6Tunnel(Ip6Tunnel),
+    /// IPv6 in IPv6 in external mode: lightweight-tunnel routes say where a
+    /// packet goes. (The kernel takes no gateway on another device than the
+    /// one it is on, even as onlink, so routes cannot say it as for [`Ipip`].)
+    /// One in a namespace. It adds no encapsulation limit option (RFC 2473,
+    /// section 4.1.1), which would take 8 bytes.
+    Ip6Tunnel,
     /// WireGuard. Keys, port and peers are set by generic netlink afterwards.
     Wireguard,
 }
@@ -92,24 +96,13 @@ pub struct Ipip {
     pub ttl: u8,
 }
 
-/// An IPv6-in-IPv6 device without a fixed remote end: the gateway of a route is
-/// the remote end. It adds no encapsulation limit option (RFC 2473, section
-/// 4.1.1), which would take 8 bytes more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ip6Tunnel {
-    /// Source address of outer packets, and which of them it takes.
-    pub local: Ipv6Addr,
-    /// Hop limit of outer packets.
-    pub hop_limit: u8,
-}
-
 impl Tunnel {
     /// The kernel's name of the kind (`ip link add … type KIND`).
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Vxlan(_) => "vxlan",
             Self::Ipip(_) => "ipip",
-            Self::Ip6Tunnel(_) => "ip6tnl",
+            Self::Ip6Tunnel => "ip6tnl",
             Self::Wireguard => "wireguard",
         }
     }
@@ -129,13 +122,11 @@ impl Tunnel {
                     InfoIpTunnel::PMtuDisc(true),
                 ])),
             ],
-            Self::Ip6Tunnel(tunnel) => vec![
+            Self::Ip6Tunnel => vec![
                 LinkInfo::Kind(InfoKind::Ip6Tnl),
                 LinkInfo::Data(InfoData::IpTunnel(vec![
-                    InfoIpTunnel::Local(tunnel.local.into()),
-                    InfoIpTunnel::Ttl(tunnel.hop_limit),
                     InfoIpTunnel::Protocol(IP6_IN_IP6.into()),
-                    InfoIpTunnel::Ipv6Flags(Ip6TunnelFlags::IgnEncapLimit),
+                    InfoIpTunnel::CollectMetadata,
                 ])),
             ],
             Self::Wireguard => vec![LinkInfo::Kind(InfoKind::Wireguard)],
@@ -197,7 +188,7 @@ impl fmt::Display for Tunnel {
                 Ok(())
             }
             Self::Ipip(ipip) => write!(formatter, "ipip local {}", ipip.local),
-            Self::Ip6Tunnel(tunnel) => write!(formatter, "ip6tnl local {}", tunnel.local),
+            Self::Ip6Tunnel => formatter.write_str("ip6tnl external"),
             Self::Wireguard => formatter.write_str("wireguard"),
         }
     }
@@ -239,10 +230,7 @@ pub(crate) fn parse(kind: &str, data: &[u8]) -> Result<Option<Tunnel>, DecodeErr
             IpAddr::V4(local) => Some(Tunnel::Ipip(Ipip { local, ttl })),
             IpAddr::V6(_) => None,
         }),
-        "ip6tnl" => parse_ip_tunnel(data)?.and_then(|(local, hop_limit)| match local {
-            IpAddr::V6(local) => Some(Tunnel::Ip6Tunnel(Ip6Tunnel { local, hop_limit })),
-            IpAddr::V4(_) => None,
-        }),
+        "ip6tnl" => is_external(data)?.then_some(Tunnel::Ip6Tunnel),
         "wireguard" => Some(Tunnel::Wireguard),
         _ => None,
     })
@@ -300,6 +288,15 @@ fn parse_ip_tunnel(data: &[u8]) -> Result<Option<(IpAddr, u8)>, DecodeError> {
     }
     let open = remote.is_none_or(|remote: IpAddr| remote.is_unspecified());
     Ok(local.filter(|_| open).map(|local| (local, ttl)))
+}
+
+fn is_external(data: &[u8]) -> Result<bool, DecodeError> {
+    for attribute in NlasIterator::new(data) {
+        if attribute?.kind() == IFLA_IPTUN_COLLECT_METADATA {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// An address attribute: 4 or 16 bytes.

@@ -923,7 +923,7 @@ fn make(name: DeviceName, device: &Device) -> Request {
     let tunnel = match device.kind {
         DeviceKind::Vxlan(vxlan) => Tunnel::Vxlan(vxlan),
         DeviceKind::Ipip(ipip) => Tunnel::Ipip(ipip),
-        DeviceKind::Ip6Tunnel(tunnel) => Tunnel::Ip6Tunnel(tunnel),
+        DeviceKind::Ip6Tunnel => Tunnel::Ip6Tunnel,
         DeviceKind::Wireguard => Tunnel::Wireguard,
         DeviceKind::Bridge => {
             return link::add_bridge(&Bridge {
@@ -941,7 +941,7 @@ fn kind_of(link: &Link) -> Option<DeviceKind> {
     match link.tunnel {
         Some(Tunnel::Vxlan(vxlan)) => Some(DeviceKind::Vxlan(vxlan)),
         Some(Tunnel::Ipip(ipip)) => Some(DeviceKind::Ipip(ipip)),
-        Some(Tunnel::Ip6Tunnel(tunnel)) => Some(DeviceKind::Ip6Tunnel(tunnel)),
+        Some(Tunnel::Ip6Tunnel) => Some(DeviceKind::Ip6Tunnel),
         Some(Tunnel::Wireguard) => Some(DeviceKind::Wireguard),
         None => (link.kind.as_deref() == Some("bridge")).then_some(DeviceKind::Bridge),
     }

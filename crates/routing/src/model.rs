@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 pub use linux::fdb::Remote;
 pub use linux::link::MacAddress;
-pub use linux::tunnel::{Ip6Tunnel, Ipip, Vxlan};
+pub use linux::tunnel::{Ipip, Vxlan};
 pub use linux::wireguard::{PrivateKey, PublicKey};
 
 use crate::data::NodeData;
@@ -388,8 +388,8 @@ pub enum DeviceKind {
     Vxlan(Vxlan),
     /// IPv4 in IPv4.
     Ipip(Ipip),
-    /// IPv6 in IPv6.
-    Ip6Tunnel(Ip6Tunnel),
+    /// IPv6 in IPv6, in external mode.
+    Ip6Tunnel,
     /// WireGuard.
     Wireguard,
     /// A bridge.

@@ -6,18 +6,18 @@ use ipnet::IpNet;
 
 use super::{Backend, Families, Here, route_mtu, tunnel_addresses};
 use crate::model::{
-    Device, DeviceKind, DeviceName, Family, Ip6Tunnel, Ipip, NextHop, Node, RouteKey, RouteTarget,
-    State,
+    Device, DeviceKind, DeviceName, Family, Ipip, NextHop, Node, RouteKey, RouteTarget, State,
 };
 use crate::plan::Reason;
 
 /// IPv4 in IPv4 (RFC 2003) and IPv6 in IPv6 (RFC 2473) (`ipip`): a device a
-/// family without a fixed remote end, and a route a range whose gateway is that
-/// end. A family of pods needs the same family on the underlay.
+/// family without a fixed remote end, and a route a range that names it: as the
+/// gateway for IPv4, as a lightweight tunnel for IPv6. A family of pods needs the
+/// same family on the underlay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IpInIp;
 
-/// Hop limit of outer packets: not the inner one's, which counts hops of pods.
+/// Hop limit of outer IPv4 packets: not the inner one's, which counts hops of pods.
 const HOPS: u8 = 64;
 
 const fn device(carrier: Family) -> DeviceName {
@@ -57,10 +57,7 @@ impl Backend for IpInIp {
             };
             let kind = match local {
                 IpAddr::V4(local) => DeviceKind::Ipip(Ipip { local, ttl: HOPS }),
-                IpAddr::V6(local) => DeviceKind::Ip6Tunnel(Ip6Tunnel {
-                    local,
-                    hop_limit: HOPS,
-                }),
+                IpAddr::V6(_) => DeviceKind::Ip6Tunnel,
             };
             let mut made = Device::new(kind, here.device_mtu(self, &[family])?);
             made.addresses = tunnel_addresses(here.own, &[family]);
@@ -85,7 +82,13 @@ impl Backend for IpInIp {
         let source = here.own.tunnel_address(family).ok_or(Reason::NoAddress)?;
         let target = RouteTarget::Device {
             device: device(family),
-            next_hop: NextHop::OnLink(path.remote),
+            next_hop: match family {
+                Family::V4 => NextHop::OnLink(path.remote),
+                Family::V6 => NextHop::Encapsulated {
+                    id: 0,
+                    remote: path.remote,
+                },
+            },
             source: Some(source),
             mtu: route_mtu(path.mtu, here.device_mtu(self, &[family])?),
         };
