@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::Cluster;
-use podwire_routing::Family;
+use common::{Cluster, ok};
+use podwire_routing::{Family, Kernel, Node};
 use rstest::rstest;
 
 #[rstest]
@@ -44,4 +44,262 @@ fn a_restart_adopts_everything(
     let difference = cluster.hosts[0].kernel.difference(&plan.state).unwrap();
     assert_eq!(difference.lines(), Vec::<String>::new());
     assert_eq!(cluster.apply(1).changed, 0);
+}
+
+#[test]
+fn what_flannel_speaks_is_what_the_kernel_holds() {
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&["vxlan"]);
+    cluster.apply_all();
+    let host = &cluster.hosts[0];
+    let data = cluster.hosts[1].node.data.as_ref().unwrap();
+    let mac = data.vxlan.as_ref().unwrap().mac.v4.unwrap().to_string();
+    let route = host.ip("route show 10.200.2.0/24");
+    assert!(
+        route.contains("via 10.200.2.0 dev pw-vxlan") && route.contains("onlink"),
+        "{route}"
+    );
+    let neighbour = host.ip("neigh show 10.200.2.0 dev pw-vxlan");
+    assert!(
+        neighbour.contains(&mac) && neighbour.contains("PERMANENT"),
+        "{neighbour}"
+    );
+    let forwarding = ok(&host.namespace, "bridge fdb show dev pw-vxlan");
+    assert!(
+        forwarding.contains(&format!("{mac} dst 192.168.64.12 self permanent")),
+        "{forwarding}"
+    );
+    let link = host.ip("-d link show pw-vxlan");
+    for word in ["vxlan id 1", "dstport 8472", "nolearning", "mtu 1450"] {
+        assert!(link.contains(word), "{word}: {link}");
+    }
+    let address = host.ip("addr show dev pw-vxlan");
+    assert!(address.contains("10.200.1.0/32"), "{address}");
+}
+
+#[test]
+fn nothing_is_flooded_by_programmed_entries() {
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&["vxlan"]);
+    cluster.apply_all();
+    cluster.assert_connected();
+    // A frame for anybody has nowhere to go: there is no entry for all others.
+    for device in ["pw-vxlan", "pw-vxlan6"] {
+        let forwarding = ok(
+            &cluster.hosts[0].namespace,
+            &format!("bridge fdb show dev {device}"),
+        );
+        assert!(!forwarding.contains("00:00:00:00:00:00"), "{forwarding}");
+        assert_eq!(forwarding.lines().count(), 1, "{forwarding}");
+    }
+}
+
+#[test]
+fn checksum_offload_is_turned_off_on_the_tunnel_only() {
+    let mut cluster = Cluster::new(2);
+    cluster.hosts[0].settings.vxlan.checksum_offload = false;
+    cluster.set_all(&["vxlan"]);
+    cluster.apply_all();
+    let offload = |device: &str| {
+        cluster.hosts[0]
+            .namespace
+            .run(|| linux::ethtool::tx_checksum_offload(device))
+            .unwrap()
+            .unwrap()
+    };
+    assert!(!offload("pw-vxlan") && offload("eth0"));
+    cluster.assert_connected();
+    cluster.hosts[0].kernel.invalidate();
+    assert_eq!(cluster.apply(1).changed, 0);
+}
+
+/// What somebody else removes or changes, and how it is reported.
+#[rstest]
+#[case::forwarding_entry("bridge fdb del MAC dev pw-vxlan", "forwarding entry of MAC")]
+#[case::neighbour("ip neigh del 10.200.2.0 dev pw-vxlan", "neighbour 10.200.2.0")]
+#[case::route("ip route del 10.200.2.0/24", "route to 10.200.2.0/24")]
+#[case::route_six("ip -6 route del fd00:200:0:2::/64", "route to fd00:200:0:2::/64")]
+#[case::address(
+    "ip addr del 10.200.1.0/32 dev pw-vxlan",
+    "settings of device pw-vxlan"
+)]
+#[case::mtu("ip link set pw-vxlan mtu 1300", "settings of device pw-vxlan")]
+#[case::down("ip link set pw-vxlan down", "settings of device pw-vxlan")]
+#[case::device("ip link del pw-vxlan", "device pw-vxlan")]
+#[case::entry_of_nobody(
+    "bridge fdb add 0a:00:00:00:00:77 dev pw-vxlan dst 192.168.64.77",
+    "unwanted forwarding entry of 0a:00:00:00:00:77"
+)]
+fn an_audit_restores_what_others_changed_and_says_so(#[case] fault: &str, #[case] expected: &str) {
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&["vxlan"]);
+    cluster.apply_all();
+    let data = cluster.hosts[1].node.data.as_ref().unwrap();
+    let mac = data.vxlan.as_ref().unwrap().mac.v4.unwrap().to_string();
+    ok(&cluster.hosts[0].namespace, &fault.replace("MAC", &mac));
+    let plan = cluster.plan(1);
+    let kernel = &mut cluster.hosts[0].kernel;
+    let (outcome, lines) = kernel.audit(&plan.state).unwrap();
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    let expected = expected.replace("MAC", &mac);
+    assert!(
+        lines.iter().any(|line| line.starts_with(&expected)),
+        "{lines:?}"
+    );
+    let (_, lines) = kernel.audit(&plan.state).unwrap();
+    assert_eq!(lines, Vec::<String>::new());
+    cluster.assert_connected();
+}
+
+#[test]
+fn what_others_do_to_a_tunnel_is_noticed_and_the_own_echo_is_not() {
+    use linux::events::{EventSocket, Group};
+    let groups = [
+        Group::Links,
+        Group::Neighbours,
+        Group::Addresses4,
+        Group::Addresses6,
+        Group::Routes4,
+        Group::Routes6,
+    ];
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&["vxlan"]);
+    // Whatever the kernel does in the background of making links is over once
+    // packets pass.
+    cluster.apply_all();
+    cluster.assert_connected();
+    let host = &mut cluster.hosts[0];
+    let mut monitor = host
+        .namespace
+        .run(|| EventSocket::open(&groups))
+        .unwrap()
+        .unwrap();
+    let namespace = &host.namespace;
+    let faults = [
+        "ip route del 10.200.2.0/24",
+        "ip neigh del 10.200.2.0 dev pw-vxlan",
+        "ip addr del 10.200.1.0/32 dev pw-vxlan",
+        "ip link set pw-vxlan mtu 1300",
+    ];
+    for fault in faults {
+        ok(namespace, fault);
+        let mut concerns = false;
+        while let Some(events) = monitor.receive().unwrap() {
+            for event in &events {
+                concerns |= host.kernel.notice(event);
+            }
+        }
+        assert!(concerns, "{fault}");
+        // What is known is read again before the next.
+        host.kernel.held().unwrap();
+    }
+}
+
+/// A node changes from one back end to another while the other has not yet, and
+/// pods talk all the while; in the end nothing is left of the old one.
+#[rstest]
+#[case("host-gw", "vxlan")]
+#[case("vxlan", "vxlan-gpe")]
+#[case("vxlan-gpe", "host-gw")]
+#[case("vxlan-multicast", "vxlan")]
+#[case("vxlan", "vxlan-multicast")]
+fn nodes_change_back_ends_one_by_one(#[case] old: &str, #[case] new: &str) {
+    let mut cluster = Cluster::new(3);
+    cluster.set_all(&[old]);
+    cluster.apply_all();
+    for number in 1..=3 {
+        // The node itself: the new one first, the old one for the others.
+        cluster.set(number, &[new, old]);
+        for other in 1..=3 {
+            if other > number {
+                cluster.set(other, &[old, new]);
+            }
+        }
+        cluster.apply_all();
+        cluster.assert_connected();
+    }
+    cluster.set_all(&[new]);
+    cluster.apply_all();
+    cluster.assert_connected();
+    let mut fresh = Cluster::new(3);
+    fresh.set_all(&[new]);
+    fresh.apply_all();
+    for number in 1..=3 {
+        let (then, now) = (&fresh.hosts[number - 1], &cluster.hosts[number - 1]);
+        assert_eq!(now.devices(), then.devices());
+        for family in ["-4", "-6"] {
+            let routes = format!("{family} route show proto 112");
+            assert_eq!(now.ip(&routes), then.ip(&routes));
+        }
+    }
+}
+
+#[test]
+fn a_node_that_joins_changes_nothing_on_the_others_with_multicast() {
+    let mut cluster = Cluster::new(3);
+    cluster.set_all(&["vxlan-multicast"]);
+    let newcomer = cluster.hosts.pop().unwrap();
+    cluster.apply_all();
+    cluster.assert_connected();
+    let before = cluster.hosts[0].kernel.requests_sent();
+    cluster.hosts.push(newcomer);
+    cluster.apply(3);
+    assert_eq!(cluster.apply(1).changed, 0);
+    // The question for the underlay: links and addresses.
+    assert!(cluster.hosts[0].kernel.requests_sent() - before <= 3);
+    cluster.assert_connected();
+    // Both tables learned by listening, and can be told apart.
+    let mut socket = cluster.hosts[0].namespace.route_socket().unwrap();
+    let learned = |entry: &linux::fdb::Entry| entry.lifetime == linux::fdb::Lifetime::Learned;
+    let entries = linux::fdb::list(&mut socket, None).unwrap();
+    let of_tunnel = entries.iter().filter(|e| learned(e) && e.remote.is_some());
+    assert!(of_tunnel.count() >= 2, "{entries:?}");
+    let of_bridge = entries.iter().filter(|e| learned(e) && e.bridge.is_some());
+    assert!(of_bridge.count() >= 2, "{entries:?}");
+}
+
+/// Netlink messages are what a change costs: as many as entries from cold, and
+/// those of the peer alone when one comes, changes or goes.
+#[rstest]
+#[case::host_gw("host-gw", 2)]
+#[case::vxlan("vxlan", 6)]
+#[case::vxlan_gpe("vxlan-gpe", 2)]
+fn a_change_costs_what_changed_however_many_peers_there_are(
+    #[case] backend: &str,
+    #[case] entries: usize,
+) {
+    const PEERS: usize = 1000;
+    let mut cluster = Cluster::new(1);
+    cluster.set_all(&[backend]);
+    let mut peers: Vec<Node> = (0..PEERS).map(|number| cluster.made_up(number)).collect();
+    let mut kernel = cluster.hosts[0]
+        .namespace
+        .run(Kernel::open)
+        .unwrap()
+        .unwrap();
+    let mut cost = |peers: &[Node]| {
+        let plan = cluster.plan_for(1, peers);
+        assert_eq!(plan.refusals, []);
+        let before = kernel.requests_sent();
+        let outcome = kernel.apply(&plan.state).unwrap();
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        usize::try_from(kernel.requests_sent() - before).unwrap()
+    };
+    let cold = cost(&peers);
+    // Reading the kernel and making the devices does not depend on the peers.
+    assert!(
+        (PEERS * entries..PEERS * entries + 50).contains(&cold),
+        "{cold}"
+    );
+    assert_eq!(cost(&peers), 0);
+    let gone = peers.pop().unwrap();
+    assert_eq!(cost(&peers), entries);
+    peers.push(gone);
+    assert_eq!(cost(&peers), entries);
+    // It has another address now.
+    peers[7].addresses = vec![
+        "192.168.64.253".parse().unwrap(),
+        "fd00:64::fffd".parse().unwrap(),
+    ];
+    assert!(cost(&peers) <= entries);
 }

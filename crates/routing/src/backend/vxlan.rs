@@ -1,5 +1,7 @@
 //! VXLAN with programmed entries.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use ipnet::IpNet;
 use linux::link::MacAddress;
 use sha2::{Digest, Sha256};
@@ -66,6 +68,22 @@ pub(super) fn mac(node: &str) -> MacAddress {
     let mut low = [0; 5];
     low.copy_from_slice(&digest[..5]);
     MacAddress::local(low)
+}
+
+/// By which address on the device a range is reached. What goes out does not
+/// depend on it. IPv4: the peer's tunnel address, as people know it. The kernel
+/// refuses such a gateway for IPv6 while another route leads to it, which is so
+/// during a change of back ends; it takes a link-local one always, and of these
+/// each hardware address has its own (RFC 4291, appendix A).
+fn gateway(range: &IpNet, MacAddress([a, b, c, d, e, f]): MacAddress) -> IpAddr {
+    match range {
+        IpNet::V4(range) => range.network().into(),
+        IpNet::V6(_) => {
+            let words = [[a ^ 2, b], [c, 0xff], [0xfe, d], [e, f]];
+            let [one, two, three, four] = words.map(u16::from_be_bytes);
+            Ipv6Addr::new(0xfe80, 0, 0, 0, one, two, three, four).into()
+        }
+    }
 }
 
 impl Backend for VxlanProgrammed {
@@ -145,7 +163,7 @@ impl Backend for VxlanProgrammed {
         let mac = data.mac.get(path.carrier).ok_or(Reason::NoData)?;
         let device = device(path.carrier);
         let device_mtu = here.device_mtu(self, &[path.carrier])?;
-        let gateway = range.network();
+        let gateway = gateway(&range, mac);
         let remote = Remote {
             address: path.remote,
             // The peer's own settings count: while they are being changed node

@@ -40,7 +40,7 @@ pub(crate) struct Host {
     pub(crate) node: Node,
     pub(crate) kernel: Kernel,
     backends: Vec<Box<dyn Backend>>,
-    settings: Settings,
+    pub(crate) settings: Settings,
 }
 
 /// Nodes 1…n: 192.168.64.1n and fd00:64::1n on the underlay, 10.200.n.0/24 and
@@ -163,6 +163,38 @@ impl Cluster {
         let nodes = self.hosts.iter().map(|host| &host.node);
         let peers = nodes.filter(|node| node.name != host.node.name);
         plan(&host.backends, &host.node, peers, &underlay)
+    }
+
+    /// What a node wants when its peers are those given.
+    pub(crate) fn plan_for(&mut self, number: usize, peers: &[Node]) -> Plan {
+        let underlay = self.hosts[number - 1].underlay();
+        let host = &self.hosts[number - 1];
+        plan(&host.backends, &host.node, peers, &underlay)
+    }
+
+    /// A peer that is nowhere but in what this says of it, with the back ends
+    /// of the first node.
+    pub(crate) fn made_up(&mut self, number: usize) -> Node {
+        let host = &mut self.hosts[0];
+        let underlay = host.underlay();
+        let (high, low) = (10 + number / 256, number % 256);
+        let parse = |text: String| text.parse().expect("an address");
+        let range = |text: String| text.parse().expect("a range");
+        let mut node = Node {
+            name: format!("peer-{number}").into(),
+            // All on the switch: some share an address, which no entry minds.
+            addresses: vec![
+                parse(format!("192.168.64.{}", 20 + number % 200)),
+                parse(format!("fd00:64::{:x}", 0x1000 + number)),
+            ],
+            ranges: vec![
+                range(format!("10.{high}.{low}.0/24")),
+                range(format!("fd00:300:{high:x}:{low:x}::/64")),
+            ],
+            ..Node::default()
+        };
+        node.data = Some(backend::publish(&host.backends, &node, &underlay));
+        node
     }
 
     /// Carries out what a node wants now. Nothing may be refused or fail.
