@@ -210,7 +210,7 @@ pub fn add(name: &str, tunnel: &Tunnel, mtu: u32, mac: Option<MacAddress>) -> Re
     let (feature, module) = match tunnel {
         Tunnel::Vxlan(_) => ("VXLAN devices", "vxlan"),
         Tunnel::Ipip(_) => ("IP-in-IP devices", "ipip"),
-        Tunnel::Ip6Tunnel(_) => ("IPv6 tunnel devices", "ip6_tunnel"),
+        Tunnel::Ip6Tunnel => ("IPv6 tunnel devices", "ip6_tunnel"),
         Tunnel::Wireguard => ("WireGuard devices", "wireguard"),
     };
     Request::route(
