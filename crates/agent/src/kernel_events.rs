@@ -4,10 +4,11 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 
-use linux::events::{EventSocket, Group};
+use linux::events::{Event, EventSocket, Group};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use crate::proxy;
 use crate::routes::Message;
 
 const GROUPS: [Group; 5] = [
@@ -26,11 +27,16 @@ pub(crate) fn subscribe() -> Result<EventSocket, linux::netlink::Error> {
     EventSocket::open(&GROUPS)
 }
 
-/// Tells the routes thread of changes until the other end of `stop` is closed
-/// or nobody listens.
-pub(crate) fn run(mut socket: EventSocket, stop: &UnixStream, routes: &Sender<Message>) {
+/// Tells the routes thread of changes, and the services thread of those of
+/// addresses, until the other end of `stop` is closed or nobody listens.
+pub(crate) fn run(
+    mut socket: EventSocket,
+    stop: &UnixStream,
+    routes: &Sender<Message>,
+    services: &Sender<proxy::Message>,
+) {
     loop {
-        match forward(&mut socket, stop, routes) {
+        match forward(&mut socket, stop, routes, services) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
@@ -48,6 +54,7 @@ fn forward(
     socket: &mut EventSocket,
     stop: &UnixStream,
     routes: &Sender<Message>,
+    services: &Sender<proxy::Message>,
 ) -> io::Result<bool> {
     {
         let mut waiting = [
@@ -64,6 +71,15 @@ fn forward(
         }
     }
     while let Some(events) = socket.receive()? {
+        let addresses = events.iter().any(|event| {
+            matches!(
+                event,
+                Event::Address(_) | Event::AddressGone(_) | Event::Lost
+            )
+        });
+        if addresses && services.send(proxy::Message::LocalAddresses).is_err() {
+            return Ok(false);
+        }
         if routes.send(Message::Kernel(events)).is_err() {
             return Ok(false);
         }

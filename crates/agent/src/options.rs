@@ -126,6 +126,11 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "VARIANT")]
     pub iptables: Option<IptablesVariant>,
 
+    /// Also end TCP connections with Services' endpoints that no longer serve,
+    /// instead of letting them go on for as long as the endpoint answers.
+    #[arg(long)]
+    pub cut_connections: bool,
+
     /// Directory of the CNI configuration.
     #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
     pub cni_conf_dir: PathBuf,
@@ -171,6 +176,7 @@ impl Options {
                 IptablesVariant::Nft => Variant::Nft,
                 IptablesVariant::Legacy => Variant::Legacy,
             }),
+            cut_connections: self.cut_connections,
         }
     }
 

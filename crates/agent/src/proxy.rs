@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use api::{AddressType, Event, Key};
 use ipnet::IpNet;
+use linux::address;
+use linux::netlink::Socket;
 use routing::service_range::ServiceRanges;
-use services::{NodeFacts, Proxy, ProxySettings, ServiceName, Stats};
+use services::{NodeFacts, NodePortAddresses, Proxy, ProxySettings, ServiceName, Stats};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::routes;
@@ -24,6 +26,8 @@ pub(crate) enum Message {
     Slice(Event<api::EndpointSlice>),
     /// The node or the cluster changed.
     Facts(Box<NodeFacts>),
+    /// Addresses of this node's interfaces came or went.
+    LocalAddresses,
     /// Time to look whether others changed what is ours.
     Audit,
 }
@@ -178,7 +182,10 @@ impl State {
             Message::Slice(Event::Synced) => self.slices_synced = true,
             Message::Facts(facts) => {
                 self.facts_known = true;
-                proxy.facts_changed(*facts);
+                proxy.facts_changed(with_local_addresses(*facts));
+            }
+            Message::LocalAddresses => {
+                proxy.facts_changed(with_local_addresses(proxy.table().facts().clone()));
             }
             Message::Audit => {}
         }
@@ -190,5 +197,28 @@ impl State {
             self.ranges_sent = Some(now.clone());
             now
         })
+    }
+}
+
+/// The facts with the addresses of this network namespace's interfaces, if they
+/// matter: where node ports answer at the primary ones alone, the others come and
+/// go unnoticed.
+fn with_local_addresses(facts: NodeFacts) -> NodeFacts {
+    if facts.node_port_addresses == NodePortAddresses::Primary {
+        return facts;
+    }
+    let read = Socket::open_route().and_then(|mut socket| address::list(&mut socket, None));
+    match read {
+        Ok(addresses) => NodeFacts {
+            local_addresses: addresses
+                .iter()
+                .map(|address| address.address.addr())
+                .collect(),
+            ..facts
+        },
+        Err(error) => {
+            tracing::warn!("node ports answer where they did before: {error}");
+            facts
+        }
     }
 }

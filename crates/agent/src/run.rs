@@ -110,9 +110,9 @@ async fn agent(
         what: "a socket pair",
         source,
     })?;
-    let to_routes = routes.clone();
+    let (to_routes, to_services) = (routes.clone(), proxy.clone());
     threads.push(thread("kernel-events", move || {
-        kernel_events::run(changes, &stop_listening, &to_routes);
+        kernel_events::run(changes, &stop_listening, &to_routes, &to_services);
     })?);
     let kernel = Kernel::open()?;
     let (attach, reports) = (options.attach, core.clone());

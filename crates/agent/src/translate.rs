@@ -133,7 +133,7 @@ pub(crate) fn facts(options: &Options, cluster: &Cluster) -> model::NodeFacts {
         node_port_addresses: node_port_addresses(&options.nodeport_addresses),
         masquerade_all: options.masquerade_all,
         no_local_detection: options.no_local_detection,
-        // Told by the kernel, see `proxy`.
+        // The kernel tells: see `proxy`.
         local_addresses: Vec::new(),
     }
 }

@@ -18,6 +18,9 @@ const MSG_GET_STATS: u16 = 5;
 
 /// `CTA_FILTER_FLAG(CTA_PROTO_NUM)` of `net/netfilter/nf_conntrack_netlink.c`.
 const FILTER_PROTOCOL: u32 = 1 << 3;
+/// The same of `CTA_IP_DST` and of `CTA_PROTO_DST_PORT`.
+const FILTER_DESTINATION: u32 = 1 << 1;
+const FILTER_DESTINATION_PORT: u32 = 1 << 5;
 
 /// Why conntrack could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -147,40 +150,89 @@ impl Conntrack {
     /// # Errors
     /// If the kernel cannot list them.
     pub fn list(&mut self, family: Family, protocol: u8) -> Result<Vec<Connection>, Error> {
+        self.list_filtered(family, protocol, None)
+    }
+
+    /// Connections whose first packet went to an address and port. As
+    /// [`Self::list`], but the kernel hands over few others.
+    ///
+    /// # Errors
+    /// If the kernel cannot list them.
+    pub fn list_to(
+        &mut self,
+        destination: IpAddr,
+        protocol: u8,
+        port: u16,
+    ) -> Result<Vec<Connection>, Error> {
+        let family = match destination {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        };
+        let mut found = self.list_filtered(family, protocol, Some((destination, port)))?;
+        found.retain(|connection| {
+            let original = &connection.original;
+            (original.destination, original.destination_port) == (destination, port)
+        });
+        Ok(found)
+    }
+
+    fn list_filtered(
+        &mut self,
+        family: Family,
+        protocol: u8,
+        to: Option<(IpAddr, u16)>,
+    ) -> Result<Vec<Connection>, Error> {
         let unsupported = [
             rustix::io::Errno::INVAL.raw_os_error(),
             rustix::io::Errno::OPNOTSUPP.raw_os_error(),
         ];
-        match self.dump(family, protocol, true) {
+        match self.dump(family, protocol, Some(to)) {
             Err(error)
                 if error
                     .raw_os_error()
                     .is_some_and(|e| unsupported.contains(&e)) =>
             {
-                self.dump(family, protocol, false)
+                self.dump(family, protocol, None)
             }
             other => other,
         }
         .map_err(|source| Error::List { protocol, source })
     }
 
+    /// `filter` is absent for kernels that cannot filter; in it is the receiver,
+    /// if that is to be filtered by too.
     fn dump(
         &mut self,
         family: Family,
         protocol: u8,
-        filtered: bool,
+        filter: Option<Option<(IpAddr, u16)>>,
     ) -> io::Result<Vec<Connection>> {
         let sequence = self.socket.next_sequence();
         let mut writer = Writer::default();
         let open = writer.open_message(message(MSG_GET), NLM_F_DUMP, sequence, family.number(), 0);
-        if filtered {
+        if let Some(to) = filter {
+            let mut flags = FILTER_PROTOCOL;
             let tuple = writer.open(1); // CTA_TUPLE_ORIG
+            if let Some((address, _)) = to {
+                flags |= FILTER_DESTINATION_PORT;
+                // Of IPv6 addresses the kernel passes those that differ
+                // (`ctnetlink_filter_match_tuple`): by port alone, then.
+                if let IpAddr::V4(v4) = address {
+                    flags |= FILTER_DESTINATION;
+                    let addresses = writer.open(1); // CTA_TUPLE_IP
+                    writer.put(2, &v4.octets()); // CTA_IP_V4_DST
+                    writer.close(addresses);
+                }
+            }
             let transport = writer.open(2); // CTA_TUPLE_PROTO
             writer.put(1, &[protocol]); // CTA_PROTO_NUM
+            if let Some((_, port)) = to {
+                writer.put(3, &port.to_be_bytes()); // CTA_PROTO_DST_PORT
+            }
             writer.close(transport);
             writer.close(tuple);
             let filter = writer.open(25); // CTA_FILTER
-            writer.put(1, &FILTER_PROTOCOL.to_ne_bytes()); // CTA_FILTER_ORIG_FLAGS
+            writer.put(1, &flags.to_ne_bytes()); // CTA_FILTER_ORIG_FLAGS
             writer.put(2, &0u32.to_ne_bytes()); // CTA_FILTER_REPLY_FLAGS
             writer.close(filter);
         }

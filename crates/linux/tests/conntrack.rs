@@ -77,6 +77,15 @@ fn connections_are_listed_and_deleted_one_by_one(
         "no TCP"
     );
 
+    let to = first.original.destination;
+    let there = conntrack.list_to(to, 17, port).expect("readable");
+    assert_eq!(there.len(), 2, "{there:?}");
+    let other = conntrack.list_to(to, 17, port ^ 1).expect("readable");
+    assert!(other.is_empty(), "{other:?}");
+    let usage = conntrack.usage().expect("readable");
+    assert!(usage.connections >= 2 && usage.limit > usage.connections);
+    assert!(usage.fill() > 0.0 && usage.fill() < 1.0, "{usage:?}");
+
     assert!(conntrack.delete(&first).expect("allowed"));
     assert!(!conntrack.delete(&first).expect("allowed"), "gone already");
     let left = run(&namespace, "conntrack", &format!("-L -p udp -f {name}"));

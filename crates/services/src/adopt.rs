@@ -255,7 +255,7 @@ impl Observed {
                 .sets
                 .iter()
                 .any(|live| compile::sets().iter().any(|set| set.name == live.name));
-            self.tear_down(batch, &fixed);
+            self.tear_down(batch, &fixed, true);
             build(batch);
             let told = if known {
                 vec!["sets or hooks of another layout: all made anew".to_owned()]
@@ -345,12 +345,13 @@ impl Observed {
         match (self.table, others) {
             (false, _) => {}
             (true, false) => batch.delete_table(),
-            (true, true) => self.tear_down(batch, &fixed),
+            (true, true) => self.tear_down(batch, &fixed, false),
         }
     }
 
-    /// Deletes all of ours, and nothing else that may be in the table.
-    fn tear_down(&self, batch: &mut Batch, fixed: &[Chain]) {
+    /// Deletes all of ours, and nothing else that may be in the table; on demand
+    /// not what rules remember, which nobody else knows.
+    fn tear_down(&self, batch: &mut Batch, fixed: &[Chain], remember: bool) {
         let ours: Vec<&LiveChain> = self
             .chains
             .iter()
@@ -364,9 +365,8 @@ impl Observed {
         }
         let sets = compile::sets();
         for live in &self.sets {
-            // What rules remember stays, if it can: nobody else knows it.
             if let Some(set) = sets.iter().find(|set| set.name == live.name)
-                && !(set.dynamic && live.matches(set))
+                && !(remember && set.dynamic && live.matches(set))
             {
                 batch.delete_set(&set.name);
             }

@@ -7,7 +7,10 @@ use std::fmt;
 
 use crate::Error;
 use crate::iptables::Variant;
-use crate::model::FrontendKey;
+use linux::nftables::Count;
+use serde::Serialize;
+
+use crate::model::{Backend, FrontendKey};
 use crate::table::{Changes, Table};
 
 /// The proxies there are, by kube-proxy's names of its modes.
@@ -55,6 +58,31 @@ pub struct Applied {
     pub repaired: Vec<String>,
 }
 
+/// How much a frontend has sent to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// The frontend.
+    pub frontend: FrontendKey,
+    /// The backend.
+    pub backend: Backend,
+    /// Packets. Of the nftables proxy those that began a connection: others
+    /// pass no rule of it.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    pub(crate) const fn new(frontend: FrontendKey, backend: Backend, count: Count) -> Self {
+        Self {
+            frontend,
+            backend,
+            packets: count.packets,
+            bytes: count.bytes,
+        }
+    }
+}
+
 /// One way of bringing the service table into the kernel.
 ///
 /// The first [`Self::sync`] adopts what a previous run left and changes only
@@ -82,4 +110,14 @@ pub trait DataPlane: fmt::Debug + Send {
     /// # Errors
     /// If the kernel cannot be read, or refuses the repair.
     fn audit(&mut self, table: &Table) -> Result<Applied, Error>;
+
+    /// What frontends have sent to backends since those were made, by the
+    /// kernel's counters; none if this proxy has no counters. Reads all of them:
+    /// for people, not for the way of a change.
+    ///
+    /// # Errors
+    /// If the kernel cannot be read.
+    fn traffic(&mut self) -> Result<Vec<Traffic>, Error> {
+        Ok(Vec::new())
+    }
 }

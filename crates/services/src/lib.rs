@@ -30,7 +30,7 @@ pub mod settings;
 pub mod simulate;
 pub mod table;
 
-pub use data_plane::{DataPlane, ProxyMode};
+pub use data_plane::{DataPlane, ProxyMode, Traffic};
 pub use model::{
     Backend, Endpoint, EndpointSlice, Family, FrontendKey, NodeFacts, NodePortAddresses, Protocol,
     Service, ServiceName, ServicePort, SlicePort, TrafficPolicy,

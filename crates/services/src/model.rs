@@ -218,13 +218,13 @@ pub struct EndpointSlice {
 }
 
 /// At which of the node's addresses node ports answer. Never at loopback and
-/// link-local addresses.
+/// link-local addresses, and of Services' addresses only at a primary one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum NodePortAddresses {
     /// At its primary ones.
     #[default]
     Primary,
-    /// At all of its interfaces, except addresses that belong to Services.
+    /// At those of all its interfaces.
     All,
     /// At those within these ranges.
     Ranges(Vec<IpNet>),
@@ -239,9 +239,8 @@ pub struct NodeFacts {
     pub zone: Option<String>,
     /// Its primary addresses; one per family.
     pub addresses: Vec<IpAddr>,
-    /// All addresses of its interfaces, but for interfaces that podwire made to
-    /// hold addresses of Services. Only needed where node ports answer at others
-    /// than the primary ones.
+    /// All addresses of its interfaces; only needed where node ports answer at
+    /// others than the primary ones.
     pub local_addresses: Vec<IpAddr>,
     /// At which of them node ports answer.
     pub node_port_addresses: NodePortAddresses,

@@ -1,13 +1,16 @@
 //! The nftables proxy: applies differences to the maps of table `inet podwire`,
 //! adopts what a previous run left, audits.
 
-use linux::nftables::{self, Batch, Family as TableFamily, Nftables};
+use std::collections::HashMap;
+
+use linux::nftables::{self, Batch, Count, Family as TableFamily, Nftables};
 
 use crate::Error;
 use crate::adopt::{self, Observed};
-use crate::compile::{self, TABLE};
-use crate::data_plane::{Applied, DataPlane, ProxyMode};
+use crate::compile::{self, SetNames, TABLE};
+use crate::data_plane::{Applied, DataPlane, ProxyMode, Traffic};
 use crate::difference::{Shadow, difference, everything};
+use crate::model::{Backend, Family, FrontendKey};
 use crate::table::{Changes, Table};
 
 /// How often a refused batch is worked out anew from what the kernel then holds.
@@ -177,6 +180,27 @@ impl DataPlane for NftablesDataPlane {
         );
         self.observed = Some(adopt::observe(&mut self.nft)?);
         self.sync(table, &Changes::default())
+    }
+
+    fn traffic(&mut self) -> Result<Vec<Traffic>, Error> {
+        // With the policy Local a backend has two elements for one frontend.
+        let mut found: HashMap<(FrontendKey, Backend), Count> = HashMap::new();
+        for family in Family::ALL {
+            let set = SetNames::of(family).backends;
+            for (element, count) in self.nft.counts(TableFamily::Inet, TABLE, set)? {
+                if let Some((key, _, backend)) = adopt::read_backend(&element, family) {
+                    let total = found.entry((key, backend)).or_default();
+                    total.packets += count.packets;
+                    total.bytes += count.bytes;
+                }
+            }
+        }
+        let mut traffic: Vec<Traffic> = found
+            .into_iter()
+            .map(|((key, backend), count)| Traffic::new(key, backend, count))
+            .collect();
+        traffic.sort_unstable_by_key(|one| (one.frontend, one.backend));
+        Ok(traffic)
     }
 }
 

@@ -1,13 +1,15 @@
 //! The proxy: takes events, and brings the kernel to what they ask for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use linux::conntrack::{self, Conntrack};
 use linux::namespace::{self, NetworkNamespace};
 use linux::nftables;
 
+use crate::compile;
 use crate::conversations;
-use crate::data_plane::{Applied, DataPlane, ProxyMode};
+use crate::data_plane::{Applied, DataPlane, ProxyMode, Traffic};
 use crate::iptables;
 use crate::model::{EndpointSlice, FrontendKey, NodeFacts, Service, ServiceName};
 use crate::settings::{self, ProxySettings};
@@ -47,6 +49,9 @@ pub struct Stats {
     pub conversations: usize,
     /// What others had damaged and this sync put right.
     pub repaired: Vec<String>,
+    /// Of an audit: rules and policies of others that may keep Services' packets
+    /// from getting through, see [`Proxy::obstacles`].
+    pub obstacles: Vec<String>,
 }
 
 /// Services in the kernel of one network namespace.
@@ -63,6 +68,10 @@ pub struct Proxy {
     namespace: NetworkNamespace,
     /// Whether what other proxies left is gone.
     alone: bool,
+    /// Whether TCP connections with endpoints that are gone are ended too.
+    cut: bool,
+    /// What stood in the way at the last audit.
+    obstacles: Vec<String>,
 }
 
 impl Proxy {
@@ -90,6 +99,8 @@ impl Proxy {
             unchecked: HashSet::new(),
             namespace: NetworkNamespace::current()?,
             alone: false,
+            cut: settings.cut_connections,
+            obstacles: Vec::new(),
         })
     }
 
@@ -151,17 +162,86 @@ impl Proxy {
     /// If the kernel cannot be read, or refuses the repair.
     pub fn audit(&mut self) -> Result<Stats, Error> {
         let applied = self.data_plane.audit(&self.table)?;
-        Ok(self.finish(applied))
+        // All conversations, whatever was noticed of them so far.
+        let cut = self.cut;
+        self.unchecked.extend(
+            self.table
+                .frontends()
+                .map(|(key, _)| *key)
+                .filter(|key| conversations::concerns(key, cut)),
+        );
+        let mut stats = self.finish(applied);
+        stats.obstacles = self.look_for_obstacles();
+        Ok(stats)
+    }
+
+    /// Rules and policies of others in nftables that drop or reject, as the last
+    /// audit found them: whether they concern Services is not known. For people.
+    #[must_use]
+    pub fn obstacles(&self) -> &[String] {
+        &self.obstacles
+    }
+
+    fn look_for_obstacles(&mut self) -> Vec<String> {
+        let found = self
+            .namespace
+            .run(|| nftables::Nftables::open()?.obstacles(compile::TABLE));
+        match found {
+            Ok(Ok(obstacles)) => {
+                let found: Vec<String> = obstacles
+                    .iter()
+                    .filter(|obstacle| !obstacle.chain.starts_with(iptables::compile::PREFIX))
+                    .map(ToString::to_string)
+                    .collect();
+                for new in found.iter().filter(|text| !self.obstacles.contains(text)) {
+                    tracing::warn!("packets of Services may not get through: {new}");
+                }
+                self.obstacles.clone_from(&found);
+                found
+            }
+            // A kernel without nftables has no such rules.
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "rules of others were not looked at");
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::debug!(%error, "rules of others were not looked at");
+                Vec::new()
+            }
+        }
+    }
+
+    /// What frontends have sent to backends, see [`DataPlane::traffic`].
+    ///
+    /// # Errors
+    /// If the kernel cannot be read.
+    pub fn traffic(&mut self) -> Result<Vec<Traffic>, Error> {
+        self.data_plane.traffic()
+    }
+
+    /// How full the conntrack table is. Once it is full, new connections are
+    /// dropped: worth a warning long before.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn conntrack_usage(&mut self) -> Result<conntrack::Usage, Error> {
+        Ok(self.conntrack.usage()?)
+    }
+
+    /// Services whose [`Table::problems`] may be others than at the last call.
+    pub fn take_reports(&mut self) -> BTreeSet<Arc<ServiceName>> {
+        self.table.take_reports()
     }
 
     fn finish(&mut self, applied: Applied) -> Stats {
         self.remove_others();
         let frontends = applied.frontends.len();
+        let cut = self.cut;
         self.unchecked.extend(
             applied
                 .frontends
                 .into_iter()
-                .filter(conversations::concerns),
+                .filter(|key| conversations::concerns(key, cut)),
         );
         Stats {
             frontends,
@@ -170,6 +250,7 @@ impl Proxy {
             full: applied.full,
             conversations: self.check_conversations(),
             repaired: applied.repaired,
+            obstacles: Vec::new(),
         }
     }
 

@@ -17,6 +17,9 @@ pub struct ProxySettings {
     /// The variant of iptables; without it, the one that the node's other
     /// programs use.
     pub iptables: Option<Variant>,
+    /// Also end TCP connections with endpoints that no longer serve, instead of
+    /// letting them go on for as long as the endpoint answers.
+    pub cut_connections: bool,
 }
 
 impl ProxySettings {
@@ -26,6 +29,7 @@ impl ProxySettings {
         Self {
             mode,
             iptables: None,
+            cut_connections: false,
         }
     }
 

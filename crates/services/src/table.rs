@@ -634,12 +634,12 @@ impl Table {
     fn wanted_node_port_addresses(&self) -> Vec<IpAddr> {
         let facts = &self.facts;
         let known = facts.addresses.iter().chain(&facts.local_addresses);
+        // A Service's address that the node happens to have is none of its own.
+        let known =
+            known.filter(|address| facts.addresses.contains(address) || !self.is_service(address));
         let mut addresses: Vec<IpAddr> = match &facts.node_port_addresses {
             NodePortAddresses::Primary => facts.addresses.clone(),
-            NodePortAddresses::All => known
-                .filter(|address| facts.addresses.contains(address) || !self.is_service(address))
-                .copied()
-                .collect(),
+            NodePortAddresses::All => known.copied().collect(),
             NodePortAddresses::Ranges(ranges) => known
                 .filter(|address| ranges.iter().any(|range| range.contains(*address)))
                 .copied()
@@ -842,8 +842,7 @@ impl Table {
         if known {
             self.entries.insert(name, entry);
         }
-        // Node ports do not answer at a Service's address that the node happens to have.
-        if addresses_moved && self.facts.node_port_addresses == NodePortAddresses::All {
+        if addresses_moved && self.facts.node_port_addresses != NodePortAddresses::Primary {
             let addresses = self.wanted_node_port_addresses();
             if addresses != self.node_port_addresses {
                 self.node_port_addresses = addresses;
