@@ -10,6 +10,8 @@ use crate::{setup, shell};
 pub(crate) enum Subject {
     /// A lab's start: two nodes with the example, fifty nodes with ten pods each
     Lab,
+    /// Attaching and detaching pods, beside the reference plugins and bare netlink calls
+    Cni,
 }
 
 /// Builds the programs and runs the benchmark as root.
@@ -18,6 +20,7 @@ pub(crate) fn run(subject: Subject) -> anyhow::Result<()> {
     shell::run(shell::command("cargo", &["build", "--release", "--bins"]))?;
     let (package, bench) = match subject {
         Subject::Lab => ("podwire-lab", "lab"),
+        Subject::Cni => ("podwire-cni", "cni"),
     };
     let mut command = shell::command("cargo", &["bench", "--package", package, "--bench", bench]);
     command.env("PODWIRE_BIN", shell::root().join("target/release/podwire"));

@@ -305,16 +305,19 @@ impl Store {
     /// is reserved when it fails. Waits while another holds the attachment's
     /// reservation.
     pub fn reserve(&self, claim: &Claim, sets: &[RangeSet]) -> Result<Lease, Error> {
-        let folder = self.directory.join(ATTACHMENTS);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&folder)
-            .map_err(|source| Error::Io {
-                action: "make the folder",
-                path: folder.clone(),
-                source,
-            })?;
+        // Both now: on a disk that is full by then, giving back takes no room.
+        for folder in [ATTACHMENTS, RELEASING] {
+            let folder = self.directory.join(folder);
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&folder)
+                .map_err(|source| Error::Io {
+                    action: "make the folder",
+                    path: folder,
+                    source,
+                })?;
+        }
         let file = self.attachment_file(&claim.attachment);
         let (lock, hold) = self.lock_and_hold(&file)?;
         let found = read(&file)?;
@@ -628,6 +631,27 @@ impl Store {
     }
 
     fn lock(&self) -> Result<Locked, Error> {
+        self.lock_file(true)
+    }
+
+    /// `None` when nothing was ever reserved in the network: whoever reserves
+    /// has made the lock's file before. It is not made here, so that a full disk
+    /// keeps nobody from giving back what there is.
+    fn lock_if_present(&self) -> Result<Option<Locked>, Error> {
+        match self.lock_file(false) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                // Somebody may have removed it.
+                if entries(&self.directory.join(ATTACHMENTS))?.is_empty() {
+                    return Ok(None);
+                }
+                self.lock().map(Some)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lock_file(&self, create: bool) -> Result<Locked, Error> {
         let path = self.directory.join("lock");
         let failed = |source| Error::Io {
             action: "lock",
@@ -635,7 +659,7 @@ impl Store {
             source,
         };
         let file = OpenOptions::new()
-            .create(true)
+            .create(create)
             .truncate(false)
             .write(true)
             .mode(0o600)
@@ -643,15 +667,6 @@ impl Store {
             .map_err(failed)?;
         file.lock().map_err(failed)?;
         Ok(Locked { _file: file })
-    }
-
-    /// `None` when the network has no folder: nothing was ever reserved.
-    fn lock_if_present(&self) -> Result<Option<Locked>, Error> {
-        match self.lock() {
-            Ok(lock) => Ok(Some(lock)),
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     fn attachment_file(&self, attachment: &Attachment) -> PathBuf {

@@ -342,7 +342,10 @@ fn result(
             .push(Route::new(pod::any(gateway), Some(gateway)));
     }
     for route in &order.configuration.routes {
-        result.routes.push(Route::new(route.dst, route.gw));
+        // A default route is there already.
+        if route.dst.prefix_len() > 0 || route.gw.is_some() {
+            result.routes.push(Route::new(route.dst, route.gw));
+        }
     }
     result
 }

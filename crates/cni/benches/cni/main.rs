@@ -1,0 +1,198 @@
+//! How fast pods are attached and detached: podwire's plugin beside the
+//! reference plugins of Debian's containernetworking-plugins and beside the
+//! floor, one process that makes the same objects by bare netlink calls. All of
+//! them in the same run, in namespaces of the benchmark's own.
+//!
+//! Run as root by `cargo xtask bench cni`. `PODWIRE_BENCH_ROUNDS` changes how
+//! many pods each figure is taken of (60).
+
+mod floor;
+mod plugins;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use linux::namespace::NetworkNamespace;
+
+/// Pods that are attached at the same time in the parallel rows.
+const PARALLEL: usize = 8;
+/// Pods a full node has.
+const FULL: usize = 250;
+
+/// A way to attach pods to the node in whose namespace it is called.
+pub(crate) trait Subject: Sync {
+    /// Attaches pod `number`.
+    fn add(&self, number: usize, pod: &NetworkNamespace) -> anyhow::Result<()>;
+    /// Detaches it.
+    fn delete(&self, number: usize, pod: &NetworkNamespace) -> anyhow::Result<()>;
+}
+
+/// How long each of many took, sorted.
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn of(mut all: Vec<Duration>) -> Self {
+        all.sort();
+        Self(all)
+    }
+
+    fn median(&self) -> Duration {
+        self.0[self.0.len() / 2]
+    }
+
+    fn percentile_99(&self) -> Duration {
+        self.0[(self.0.len() * 99 / 100).min(self.0.len() - 1)]
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let rounds: usize = match std::env::var("PODWIRE_BENCH_ROUNDS") {
+        Ok(text) => text.parse().context("PODWIRE_BENCH_ROUNDS is no number")?,
+        Err(_) => 60,
+    };
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_header([
+        "what",
+        "at once",
+        "ADD median",
+        "ADD 99 %",
+        "DEL median",
+        "DEL 99 %",
+    ]);
+    let exec = plugins::exec(rounds)?;
+    row(
+        &mut table,
+        "one exec of podwire-cni (VERSION)",
+        "1",
+        &Times::of(exec),
+        None,
+    );
+    for parallel in [1, PARALLEL] {
+        for (name, make) in subjects() {
+            let (add, delete) = measure(make, rounds, parallel, 0)
+                .with_context(|| format!("{name}, {parallel} at once"))?;
+            row(&mut table, name, &parallel.to_string(), &add, Some(&delete));
+        }
+    }
+    for (name, make) in subjects()
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("podwire"))
+    {
+        let (add, delete) = measure(make, rounds, 1, FULL - rounds.min(FULL))
+            .with_context(|| format!("{name}, full node"))?;
+        let name = format!("{name}, the last of {FULL} pods");
+        row(&mut table, &name, "1", &add, Some(&delete));
+    }
+    println!("{table}");
+    println!("milliseconds; {rounds} pods a row, namespaces given");
+    Ok(())
+}
+
+type Make = fn() -> anyhow::Result<Box<dyn Subject>>;
+
+fn subjects() -> Vec<(&'static str, Make)> {
+    vec![
+        ("floor: netlink calls of one process, routed", || {
+            Ok(Box::new(floor::Routed))
+        }),
+        ("podwire routed", || plugins::podwire("routed", false)),
+        ("podwire bridge", || plugins::podwire("bridge", false)),
+        ("podwire routed + portMappings + bandwidth", || {
+            plugins::podwire("routed", true)
+        }),
+        ("podwire bridge + portMappings + bandwidth", || {
+            plugins::podwire("bridge", true)
+        }),
+        ("reference bridge + host-local", || {
+            plugins::reference(false)
+        }),
+        (
+            "reference bridge + host-local + portmap + bandwidth",
+            || plugins::reference(true),
+        ),
+    ]
+}
+
+/// Attaches `before` pods, then times `rounds` more, and their detachment.
+fn measure(
+    make: Make,
+    rounds: usize,
+    parallel: usize,
+    before: usize,
+) -> anyhow::Result<(Times, Times)> {
+    let node = NetworkNamespace::create()?;
+    let subject = make()?;
+    let pods = (0..before + rounds)
+        .map(|_| NetworkNamespace::create())
+        .collect::<Result<Vec<_>, _>>()?;
+    node.run(|| {
+        linux::netlink::Socket::open_route()?.execute(&linux::link::set_up(1))?;
+        for (number, pod) in pods[..before].iter().enumerate() {
+            subject.add(number, pod)?;
+        }
+        let each = |work: &(dyn Fn(usize) -> anyhow::Result<()> + Sync)| {
+            each(before..before + rounds, parallel, work)
+        };
+        let add = each(&|number| subject.add(number, &pods[number]))?;
+        let delete = each(&|number| subject.delete(number, &pods[number]))?;
+        for (number, pod) in pods[..before].iter().enumerate() {
+            subject.delete(number, pod)?;
+        }
+        Ok((Times::of(add), Times::of(delete)))
+    })?
+}
+
+/// Does each of some works, so many at once, and times them.
+fn each(
+    numbers: std::ops::Range<usize>,
+    parallel: usize,
+    work: &(dyn Fn(usize) -> anyhow::Result<()> + Sync),
+) -> anyhow::Result<Vec<Duration>> {
+    let next = AtomicUsize::new(numbers.start);
+    let worker = || {
+        let mut times = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= numbers.end {
+                return Ok(times);
+            }
+            let start = Instant::now();
+            work(number)?;
+            times.push(start.elapsed());
+        }
+    };
+    if parallel == 1 {
+        return worker();
+    }
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(worker)).collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            let times: anyhow::Result<Vec<Duration>> = worker
+                .join()
+                .map_err(|_| anyhow::anyhow!("a worker panicked"))?;
+            all.extend(times?);
+        }
+        Ok(all)
+    })
+}
+
+fn row(table: &mut Table, name: &str, parallel: &str, add: &Times, delete: Option<&Times>) {
+    let number = |time: Duration| {
+        Cell::new(format!("{:.2}", time.as_secs_f64() * 1000.0)).set_alignment(CellAlignment::Right)
+    };
+    let mut cells = vec![
+        Cell::new(name),
+        Cell::new(parallel).set_alignment(CellAlignment::Right),
+        number(add.median()),
+        number(add.percentile_99()),
+    ];
+    cells.extend(
+        delete
+            .into_iter()
+            .flat_map(|times| [number(times.median()), number(times.percentile_99())]),
+    );
+    table.add_row(cells);
+}

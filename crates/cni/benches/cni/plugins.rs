@@ -1,0 +1,172 @@
+//! Plugins, driven as a runtime drives them: one process a plugin and
+//! operation, the result of one being the next one's `prevResult`.
+
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use linux::namespace::NetworkNamespace;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::Subject;
+
+const PODWIRE: &str = env!("CARGO_BIN_EXE_podwire-cni");
+/// Where Debian's containernetworking-plugins are.
+const REFERENCE: &str = "/usr/lib/cni";
+
+/// A config list.
+struct Chain {
+    /// Program and configuration of each plugin.
+    plugins: Vec<(String, Value)>,
+    /// What each pod's ADD answered, for its DEL.
+    results: Mutex<Vec<(usize, Value)>>,
+    mappings: bool,
+    _state: TempDir,
+}
+
+fn ranges() -> Value {
+    json!([[{"subnet": "10.200.0.0/22"}], [{"subnet": "fd00:200::/64"}]])
+}
+
+/// podwire's own plugin, which maps ports and shapes by itself.
+pub(crate) fn podwire(attach: &str, mappings: bool) -> anyhow::Result<Box<dyn Subject>> {
+    let state = TempDir::new()?;
+    let configuration = json!({
+        "cniVersion": "1.0.0", "name": "bench", "type": "podwire-cni", "attach": attach,
+        "logFile": state.path().join("cni.log"),
+        "ipam": {"ranges": ranges(), "dataDir": state.path().join("ipam")},
+    });
+    Ok(Box::new(Chain {
+        plugins: vec![(PODWIRE.to_owned(), configuration)],
+        results: Mutex::default(),
+        mappings,
+        _state: state,
+    }))
+}
+
+/// The reference chain.
+pub(crate) fn reference(mappings: bool) -> anyhow::Result<Box<dyn Subject>> {
+    let state = TempDir::new()?;
+    let bridge = json!({
+        "cniVersion": "1.0.0", "name": "bench", "type": "bridge", "bridge": "cni0",
+        "isGateway": true, "hairpinMode": true,
+        "ipam": {
+            "type": "host-local", "ranges": ranges(), "dataDir": state.path(),
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        },
+    });
+    let mut plugins = vec![(format!("{REFERENCE}/bridge"), bridge)];
+    if mappings {
+        for name in ["portmap", "bandwidth"] {
+            let configuration = json!({"cniVersion": "1.0.0", "name": "bench", "type": name});
+            plugins.push((format!("{REFERENCE}/{name}"), configuration));
+        }
+    }
+    Ok(Box::new(Chain {
+        plugins,
+        results: Mutex::default(),
+        mappings,
+        _state: state,
+    }))
+}
+
+impl Chain {
+    fn configuration(&self, plugin: &Value, number: usize, previous: Option<&Value>) -> Value {
+        let mut configuration = plugin.clone();
+        if let Some(previous) = previous {
+            configuration["prevResult"] = previous.clone();
+        }
+        if self.mappings {
+            configuration["runtimeConfig"] = json!({
+                "portMappings": [{"hostPort": 10_000 + number, "containerPort": 80, "protocol": "tcp"}],
+                "bandwidth": {"ingressRate": 1_000_000_000, "ingressBurst": 10_000_000,
+                              "egressRate": 1_000_000_000, "egressBurst": 10_000_000},
+            });
+        }
+        configuration
+    }
+}
+
+impl Subject for Chain {
+    fn add(&self, number: usize, pod: &NetworkNamespace) -> anyhow::Result<()> {
+        let mut result = None;
+        for (program, plugin) in &self.plugins {
+            let configuration = self.configuration(plugin, number, result.as_ref());
+            let answer = call(program, "ADD", &configuration, number, pod)?;
+            result = Some(serde_json::from_slice(&answer)?);
+        }
+        if let (Some(result), Ok(mut results)) = (result, self.results.lock()) {
+            results.push((number, result));
+        }
+        Ok(())
+    }
+
+    fn delete(&self, number: usize, pod: &NetworkNamespace) -> anyhow::Result<()> {
+        let result = self.results.lock().ok().and_then(|mut results| {
+            let at = results.iter().position(|(of, _)| *of == number)?;
+            Some(results.swap_remove(at).1)
+        });
+        for (program, plugin) in self.plugins.iter().rev() {
+            let configuration = self.configuration(plugin, number, result.as_ref());
+            call(program, "DEL", &configuration, number, pod)?;
+        }
+        Ok(())
+    }
+}
+
+fn call(
+    program: &str,
+    command: &str,
+    configuration: &Value,
+    number: usize,
+    pod: &NetworkNamespace,
+) -> anyhow::Result<Vec<u8>> {
+    let mut child = Command::new(program)
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", format!("bench-{number}"))
+        .env("CNI_IFNAME", "eth0")
+        .env(
+            "CNI_NETNS",
+            format!("/proc/{}/fd/{}", std::process::id(), pod.as_raw_fd()),
+        )
+        .env("CNI_PATH", REFERENCE)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(configuration.to_string().as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!(
+            "{program} {command}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(output.stdout)
+}
+
+/// One process of the plugin that does nothing.
+pub(crate) fn exec(rounds: usize) -> anyhow::Result<Vec<Duration>> {
+    let pod = NetworkNamespace::create()?;
+    (0..rounds)
+        .map(|number| {
+            let start = Instant::now();
+            call(
+                PODWIRE,
+                "VERSION",
+                &json!({"cniVersion": "1.0.0"}),
+                number,
+                &pod,
+            )?;
+            Ok(start.elapsed())
+        })
+        .collect()
+}
