@@ -40,6 +40,7 @@ pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
     removed.conflist = cni::install::remove_config_list(cni_conf_dir)?;
     let mut socket = Socket::open_route()?;
     removed.routes = routing::apply::remove_all(&mut socket)?;
+    routing::apply::remove_table()?;
     removed.table = remove_table()?;
     removed.proxies = services::settings::remove_all()?;
     for link in link::list(&mut socket)? {
