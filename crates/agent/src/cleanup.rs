@@ -28,7 +28,8 @@ pub struct Removed {
 }
 
 /// Removes what podwire made: the CNI configuration (first, so that no new pod
-/// comes), routes of protocol 112, the nftables table `inet podwire`, what
+/// comes), routes of protocol 112, the nftables tables `inet podwire` and
+/// `inet podwire_routing`, what
 /// proxies of other modes made, interfaces whose names begin with `pw`. Pods lose their network.
 ///
 /// What is not there is no error, so it can be repeated.
