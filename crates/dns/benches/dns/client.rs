@@ -46,7 +46,12 @@ pub(crate) fn measure(
 ) -> anyhow::Result<Measured> {
     let output = Command::new("taskset")
         .args(["--cpu-list", "1", "dnsperf"])
-        .args(["-s", &server.ip().to_string(), "-p", &server.port().to_string()])
+        .args([
+            "-s",
+            &server.ip().to_string(),
+            "-p",
+            &server.port().to_string(),
+        ])
         .args(["-l", &seconds.to_string(), "-q", &outstanding.to_string()])
         .arg("-d")
         .arg(questions)

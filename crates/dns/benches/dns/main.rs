@@ -28,7 +28,12 @@ fn main() -> anyhow::Result<()> {
     // The benchmark is its own server: a process of its own has its own memory.
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some("serve") {
-        return server::serve(arguments.next().context("the upstream's address")?.parse()?);
+        return server::serve(
+            arguments
+                .next()
+                .context("the upstream's address")?
+                .parse()?,
+        );
     }
     let directory = tempfile::tempdir()?;
     let external = upstream::Upstream::start()?;
@@ -60,7 +65,9 @@ fn main() -> anyhow::Result<()> {
     println!(
         "Rates: one server thread, 100 questions under way. Latency: one question at a time, mean."
     );
-    println!("CoreDNS publishes 33,669 /s for cluster names on two vCPU, cache off (its deployment notes).");
+    println!(
+        "CoreDNS publishes 33,669 /s for cluster names on two vCPU, cache off (its deployment notes)."
+    );
     println!(
         "A name outside, by a pod with a search list of five domains, A and AAAA: {:.0} µs in one \
          round trip; {:.0} µs where the client walks the list",
@@ -84,7 +91,9 @@ fn questions() -> Vec<(&'static str, Vec<String>)> {
     let missing = (0..5000)
         .map(|n| format!("missing-{n}.default.svc.cluster.local A"))
         .collect();
-    let cached = (0..1000).map(|n| format!("host-{n}.example.com A")).collect();
+    let cached = (0..1000)
+        .map(|n| format!("host-{n}.example.com A"))
+        .collect();
     vec![
         ("cluster names", cluster),
         ("cluster names that do not exist", missing),
@@ -112,10 +121,14 @@ fn measure(
         client::measure(questions, server, 1, 20)?;
     }
     for _ in 0..ROUNDS {
-        row.ours.improve(client::measure(questions, ours, SECONDS, 100)?);
-        row.theirs.improve(client::measure(questions, theirs, SECONDS, 100)?);
-        row.ours.improve_latency(client::measure(questions, ours, 1, 1)?);
-        row.theirs.improve_latency(client::measure(questions, theirs, 1, 1)?);
+        row.ours
+            .improve(client::measure(questions, ours, SECONDS, 100)?);
+        row.theirs
+            .improve(client::measure(questions, theirs, SECONDS, 100)?);
+        row.ours
+            .improve_latency(client::measure(questions, ours, 1, 1)?);
+        row.theirs
+            .improve_latency(client::measure(questions, theirs, 1, 1)?);
     }
     Ok(row)
 }

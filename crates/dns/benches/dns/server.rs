@@ -6,7 +6,9 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context as _;
 use hickory_proto::rr::Name;
-use podwire_dns::model::{Addressing, Endpoint, EndpointSlice, Pod, Port, Protocol, Service, ServiceKey};
+use podwire_dns::model::{
+    Addressing, Endpoint, EndpointSlice, Pod, Port, Protocol, Service, ServiceKey,
+};
 use podwire_dns::{Config, Server, Shared};
 
 use crate::{ENDPOINTS, SERVICES};
@@ -27,7 +29,10 @@ pub(crate) fn serve(upstream: SocketAddr) -> anyhow::Result<()> {
     config.listen = vec!["127.0.0.1:0".parse()?];
     config.threads = 1;
     config.forwarding.upstreams = vec![upstream];
-    config.node_search = vec![Name::from_ascii("corp.example.")?, Name::from_ascii("example.")?];
+    config.node_search = vec![
+        Name::from_ascii("corp.example.")?,
+        Name::from_ascii("example.")?,
+    ];
     let shared = Shared::new(config);
     shared.change(|zone| {
         zone.add_namespace("default");

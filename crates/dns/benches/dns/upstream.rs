@@ -34,7 +34,9 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
     let mut reply = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
     reply.metadata.recursion_available = true;
     reply.add_query(query.clone());
-    let exists = name.starts_with("host-") && name.ends_with(".example.com.") && name.matches('.').count() == 3;
+    let exists = name.starts_with("host-")
+        && name.ends_with(".example.com.")
+        && name.matches('.').count() == 3;
     if exists && query.query_type() == RecordType::A {
         let data = RData::A(A(Ipv4Addr::new(192, 0, 2, 1)));
         reply.add_answer(Record::from_rdata(query.name().clone(), 3600, data));

@@ -55,7 +55,10 @@ fn no_answer_is_wrong_or_fails_while_endpoints_change() {
         let found = addresses(&answer);
         assert_eq!(found.len(), 10);
         let block = found[0].rsplit_once('.').expect("an address").0.to_owned();
-        assert!(found.iter().all(|address| address.starts_with(&block)), "{found:?}");
+        assert!(
+            found.iter().all(|address| address.starts_with(&block)),
+            "{found:?}"
+        );
         blocks.insert(block);
         let steady = ask(server, "web.default.svc.cluster.local");
         assert_eq!(addresses(&steady), ["10.96.0.20"]);
@@ -63,6 +66,9 @@ fn no_answer_is_wrong_or_fails_while_endpoints_change() {
     }
     stop.store(true, Ordering::Relaxed);
     let changes = changer.join().unwrap();
-    println!("{asked} questions during {changes} changes, {} blocks seen", blocks.len());
+    println!(
+        "{asked} questions during {changes} changes, {} blocks seen",
+        blocks.len()
+    );
     assert!(blocks.len() > 1);
 }

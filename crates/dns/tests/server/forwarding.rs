@@ -108,8 +108,16 @@ fn when_no_server_answers_the_client_is_told_so() {
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     let notes = shared.journal().notes();
     let note = notes.last().expect("it is noted");
-    assert!(note.reason.contains("no answer within 200 ms"), "{}", note.reason);
-    assert!(note.reason.contains(&silent.address.to_string()), "{}", note.reason);
+    assert!(
+        note.reason.contains("no answer within 200 ms"),
+        "{}",
+        note.reason
+    );
+    assert!(
+        note.reason.contains(&silent.address.to_string()),
+        "{}",
+        note.reason
+    );
 }
 
 #[test]
@@ -205,14 +213,20 @@ fn a_whole_search_list_takes_one_round_trip() {
     let owners: Vec<Name> = answer.answers.iter().map(|r| r.name.clone()).collect();
     assert_eq!(owners, [name(first), name("www.example.com")]);
     // Names in none of the lists do not exist, and that is the cluster's own word.
-    let missing = ask(server.addresses()[0], "no.example.com.default.svc.cluster.local");
+    let missing = ask(
+        server.addresses()[0],
+        "no.example.com.default.svc.cluster.local",
+    );
     assert_eq!(missing.metadata.response_code, ResponseCode::NXDomain);
     assert!(missing.metadata.authoritative);
     let mut text = String::new();
     let mut registry = prometheus_client::registry::Registry::default();
     shared.metrics().register(&mut registry);
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    assert!(text.contains("podwire_dns_search_completed_total 1\n"), "{text}");
+    assert!(
+        text.contains("podwire_dns_search_completed_total 1\n"),
+        "{text}"
+    );
     assert!(
         text.contains("coredns_dns_requests_total{proto=\"udp\",family=\"1\",type=\"A\"} 2\n"),
         "{text}"
@@ -252,7 +266,12 @@ fn questions_cannot_be_foreseen() {
     let ids: HashSet<u16> = seen.iter().map(|(id, _)| *id).collect();
     let ports: HashSet<u16> = seen.iter().map(|(_, port)| *port).collect();
     // 200 of 65,536 collide sometimes, of 28,000 ports more often.
-    assert!(ids.len() > 190 && ports.len() > 180, "{} {}", ids.len(), ports.len());
+    assert!(
+        ids.len() > 190 && ports.len() > 180,
+        "{} {}",
+        ids.len(),
+        ports.len()
+    );
     let in_a_row = seen
         .windows(2)
         .filter(|pair| pair[0].1.abs_diff(pair[1].1) <= 2)

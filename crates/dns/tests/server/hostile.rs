@@ -61,13 +61,18 @@ fn a_server_fed_with_rubbish_serves_others() {
     for length in 0..2000usize {
         let rubbish: Vec<u8> = (0..length % 700)
             .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
                 state.to_be_bytes()[0]
             })
             .collect();
         socket.send_to(&rubbish, server).unwrap();
     }
-    assert_eq!(addresses(&ask(server, "web.default.svc.cluster.local")), ["10.96.0.20"]);
+    assert_eq!(
+        addresses(&ask(server, "web.default.svc.cluster.local")),
+        ["10.96.0.20"]
+    );
 }
 
 #[test]
@@ -110,14 +115,20 @@ fn a_server_that_asks_itself_notices() {
         Vec::new()
     });
     let mut config = config();
-    let port = UdpSocket::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let port = UdpSocket::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap();
     config.listen = vec![port];
     *relay.lock().unwrap() = Some(port);
     config.forwarding.upstreams = vec![upstream.address];
     config.forwarding.timeout = Duration::from_millis(300);
     let (shared, server) = start(config);
     wait_for("the loop is noticed", || {
-        shared.problems().iter().any(|problem| problem.contains("back here"))
+        shared
+            .problems()
+            .iter()
+            .any(|problem| problem.contains("back here"))
     });
     let answer = ask(server.addresses()[0], "www.example.com");
     assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
@@ -150,7 +161,10 @@ fn a_flood_of_names_leaves_memory_and_others_alone() {
     }
     let metrics = shared.metrics();
     assert!(metrics.cache_bytes.get() <= 64 << 10);
-    assert!(metrics.too_many.get() > 0, "more than 50 at once were refused");
+    assert!(
+        metrics.too_many.get() > 0,
+        "more than 50 at once were refused"
+    );
 }
 
 #[test]
@@ -162,13 +176,17 @@ fn a_client_that_asks_too_much_is_not_answered_for_a_while() {
     let name = "web.default.svc.cluster.local";
     let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
     for n in 0..200 {
-        socket.send_to(&question(n, name, RecordType::A), server).unwrap();
+        socket
+            .send_to(&question(n, name, RecordType::A), server)
+            .unwrap();
     }
     wait_for("the limit is met", || shared.metrics().limited.get() >= 100);
     // Another client of the same machine.
     let other = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
     other.set_read_timeout(Some(PATIENCE)).unwrap();
-    other.send_to(&question(1, name, RecordType::A), server).unwrap();
+    other
+        .send_to(&question(1, name, RecordType::A), server)
+        .unwrap();
     let mut buffer = [0; 512];
     assert!(other.recv(&mut buffer).is_ok());
     // It may ask again later.

@@ -142,7 +142,10 @@ impl Upstream {
                 }
                 let mut stream = stream.expect("a connection");
                 while let Some(message) = receive(&mut stream) {
-                    send(&mut stream, &reply(&message, 200).to_vec().expect("written"));
+                    send(
+                        &mut stream,
+                        &reply(&message, 200).to_vec().expect("written"),
+                    );
                 }
             }
         });

@@ -29,7 +29,10 @@ fn both_families_and_both_transports_answer() {
     let (_shared, server) = start(config);
     for address in server.addresses() {
         for transport in ["+notcp", "+tcp"] {
-            let text = dig(*address, &["+short", transport, "web.default.svc.cluster.local"]);
+            let text = dig(
+                *address,
+                &["+short", transport, "web.default.svc.cluster.local"],
+            );
             assert_eq!(text, "10.96.0.20\n", "{address} {transport}");
         }
     }
@@ -44,7 +47,10 @@ fn dig_understands_the_header_and_the_options() {
     let line = "WEB.default.svc.cluster.local. 5 IN A 10.96.0.20";
     let words: Vec<&str> = text.split_whitespace().collect();
     assert!(words.join(" ").contains(line), "{text}");
-    let text = dig(server.addresses()[0], &["CH", "TXT", "version.bind", "+short"]);
+    let text = dig(
+        server.addresses()[0],
+        &["CH", "TXT", "version.bind", "+short"],
+    );
     assert!(text.contains("podwire "), "{text}");
     for refused in [&["AXFR", "cluster.local"][..], &["HS", "A", "web"]] {
         let text = dig(server.addresses()[0], refused);
@@ -119,8 +125,14 @@ fn a_connection_with_nonsense_ends_and_others_go_on() {
     bad.set_read_timeout(Some(PATIENCE)).unwrap();
     send(&mut bad, &[1, 2, 3]);
     assert!(receive(&mut bad).is_none());
-    send(&mut good, &question(1, "web.default.svc.cluster.local", RecordType::A));
-    assert_eq!(addresses(&receive(&mut good).expect("an answer")), ["10.96.0.20"]);
+    send(
+        &mut good,
+        &question(1, "web.default.svc.cluster.local", RecordType::A),
+    );
+    assert_eq!(
+        addresses(&receive(&mut good).expect("an answer")),
+        ["10.96.0.20"]
+    );
 }
 
 #[test]
@@ -128,11 +140,19 @@ fn before_the_zone_is_known_nothing_is_said_not_to_exist() {
     let shared = Shared::new(config());
     let server = Server::start(&shared).unwrap();
     let address = server.addresses()[0];
-    let code = || ask(address, "web.default.svc.cluster.local").metadata.response_code;
+    let code = || {
+        ask(address, "web.default.svc.cluster.local")
+            .metadata
+            .response_code
+    };
     assert_eq!(code(), ResponseCode::ServFail);
     shared.set_ready();
     assert_eq!(code(), ResponseCode::NXDomain);
-    assert_eq!(shared.journal().notes().len(), 1, "the failed question is noted");
+    assert_eq!(
+        shared.journal().notes().len(),
+        1,
+        "the failed question is noted"
+    );
 }
 
 #[test]
@@ -156,6 +176,9 @@ fn an_address_that_is_taken_is_named() {
     let mut config = config();
     config.listen = vec![taken.local_addr().unwrap()];
     let error = Server::start(&Shared::new(config)).unwrap_err().to_string();
-    assert!(error.contains(&taken.local_addr().unwrap().to_string()), "{error}");
+    assert!(
+        error.contains(&taken.local_addr().unwrap().to_string()),
+        "{error}"
+    );
     assert!(error.contains("another DNS server"), "{error}");
 }
