@@ -5,10 +5,15 @@ use std::net::IpAddr;
 
 use api::Event;
 use ipnet::IpNet;
+use routing::NodeData;
+
+use crate::publish::{self, Present};
 
 /// What routing and Services need of the cluster's nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cluster {
+    /// This node's name.
+    pub(crate) own_name: Box<str>,
     /// This node.
     pub(crate) own: Member,
     /// The others, by name.
@@ -24,7 +29,9 @@ pub(crate) struct Member {
     pub(crate) addresses: Vec<IpAddr>,
     /// Its pod ranges, at most one a family.
     pub(crate) ranges: Vec<IpNet>,
-    /// What of its ranges cannot be used, and why.
+    /// What it told of how it is reached; `None` when nothing (that can be read).
+    pub(crate) data: Option<NodeData>,
+    /// What of all that cannot be used, and why.
     pub(crate) problems: Vec<String>,
 }
 
@@ -53,16 +60,29 @@ impl Member {
                 Ok(range) => member.ranges.push(range.trunc()),
             }
         }
+        if let Some(text) = node.metadata.annotations.get(publish::ROUTING) {
+            match serde_json::from_str(text) {
+                Ok(data) => member.data = Some(data),
+                Err(error) => member.problems.push(format!(
+                    "node {}: cannot read the annotation {}{}: {error}; its agent writes it anew \
+                     when it is removed",
+                    node.metadata.name,
+                    api::meta::OWN_ANNOTATIONS,
+                    publish::ROUTING
+                )),
+            }
+        }
         member
     }
 
     /// In the words of the routing crate.
-    pub(crate) fn to_routing(&self, name: &str) -> routing::Node {
+    pub(crate) fn to_routing(&self, name: &str, pods: &[IpAddr]) -> routing::Node {
         routing::Node {
             name: name.into(),
             addresses: self.addresses.clone(),
             ranges: self.ranges.clone(),
-            ..routing::Node::default()
+            data: self.data.clone(),
+            pods: pods.into(),
         }
     }
 
@@ -86,6 +106,8 @@ pub(crate) struct Nodes {
     own: Option<Member>,
     /// Whether the Node object is there, and whether it has ranges.
     own_state: OwnState,
+    /// What the Node object says of how this node is reached; none while it is away.
+    present: Option<Present>,
     peers: BTreeMap<Box<str>, Member>,
     synced: bool,
 }
@@ -107,6 +129,7 @@ impl Nodes {
             own_name: own_name.into(),
             own: None,
             own_state: OwnState::Absent,
+            present: None,
             peers: BTreeMap::new(),
             synced: false,
         }
@@ -117,7 +140,13 @@ impl Nodes {
     pub(crate) fn take(&mut self, event: Event<api::Node>) -> bool {
         match event {
             Event::Applied(node) if node.metadata.name == self.own_name => {
-                let member = Member::of(&node);
+                let mut member = Member::of(&node);
+                // What this node told is the others' to read.
+                member.data = None;
+                self.present = Some(Present {
+                    uid: node.metadata.uid.clone(),
+                    text: node.metadata.annotations.get(publish::ROUTING).cloned(),
+                });
                 let state = if member.ranges.is_empty() {
                     OwnState::WithoutRanges
                 } else {
@@ -140,11 +169,18 @@ impl Nodes {
                 changed
             }
             Event::Deleted(key) if key.name == self.own_name => {
+                self.present = None;
                 std::mem::replace(&mut self.own_state, OwnState::Absent) != OwnState::Absent
             }
             Event::Deleted(key) => self.peers.remove(&key.name).is_some(),
             Event::Synced => !std::mem::replace(&mut self.synced, true),
         }
+    }
+
+    /// What this node's Node object says of how it is reached; `None` while
+    /// there is none.
+    pub(crate) fn present(&self) -> Option<&Present> {
+        self.present.as_ref().filter(|_| self.synced)
     }
 
     /// What is known of this node's own Node object; `None` before the nodes are.
@@ -158,6 +194,7 @@ impl Nodes {
             return None;
         }
         Some(Cluster {
+            own_name: self.own_name.clone(),
             own: self.own.clone()?,
             peers: self.peers.clone(),
         })
@@ -235,6 +272,34 @@ mod tests {
             nodes.cluster().expect("complete").own.ranges,
             ["10.9.0.0/24".parse().unwrap()]
         );
+    }
+
+    #[test]
+    fn peers_are_reached_as_they_tell_and_the_own_annotation_is_only_compared() {
+        let annotated = |name: &str, text: &str| {
+            json!({"metadata": {"name": name, "uid": "u", "annotations": {"podwire.dev/routing": text}},
+                "spec": {"podCIDRs": ["10.1.0.0/24"]}})
+        };
+        let applied = |object| Event::Applied(serde_json::from_value(object).expect("a node"));
+        let told = r#"{"ways":["vxlan"]}"#;
+        let mut nodes = Nodes::new("own");
+        nodes.take(applied(annotated("own", told)));
+        nodes.take(applied(annotated("good", told)));
+        nodes.take(applied(annotated("bad", "{")));
+        nodes.take(Event::Synced);
+        let cluster = nodes.cluster().expect("complete");
+        assert_eq!(cluster.own.data, None);
+        let present = nodes.present().expect("it is there");
+        assert_eq!((&*present.uid, present.text.as_deref()), ("u", Some(told)));
+        let good = cluster.peers["good"].data.as_ref().expect("told");
+        assert_eq!(good.ways, ["vxlan".into()]);
+        let bad = &cluster.peers["bad"];
+        assert_eq!(bad.data, None);
+        assert!(bad.problems[0].contains("podwire.dev/routing"), "{bad:?}");
+        // An annotation of its own that changes is no change of the cluster.
+        assert!(!nodes.take(applied(annotated("own", "{}"))));
+        nodes.take(deleted("own"));
+        assert_eq!(nodes.present(), None);
     }
 
     #[rstest]

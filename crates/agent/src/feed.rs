@@ -3,7 +3,7 @@
 use std::sync::mpsc::Sender;
 
 use api::watch::{Closed, watch};
-use api::{EndpointSlice, Event, Node, Scope, Service};
+use api::{EndpointSlice, Event, Node, Pod, Scope, Service};
 use kube::Client;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -33,6 +33,15 @@ pub(crate) fn start(client: &Client, core: UnboundedSender<News>, proxy: Sender<
         move |event: Event<EndpointSlice>| {
             proxy.send(proxy::Message::Slice(event)).map_err(|_| Closed)
         },
+    ));
+}
+
+/// Starts the watch of pods, which few back ends need.
+pub(crate) fn start_pods(client: &Client, core: UnboundedSender<News>) {
+    tokio::spawn(watch::<Pod>(
+        client.clone(),
+        Scope::default(),
+        move |event| core.send(News::Pod(event)).map_err(|_| Closed),
     ));
 }
 

@@ -11,15 +11,17 @@ use rustix::io::Errno;
 use crate::proxy;
 use crate::routes::Message;
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     Group::Links,
+    Group::Neighbours,
     Group::Addresses4,
     Group::Addresses6,
     Group::Routes4,
     Group::Routes6,
 ];
 
-/// Subscribes to changes of links, addresses and routes.
+/// Subscribes to changes of links, addresses, routes, neighbours and forwarding
+/// entries.
 ///
 /// # Errors
 /// When the kernel does not let us.

@@ -5,7 +5,8 @@
 //!
 //! - `feed`: watches Nodes, Services and EndpointSlices;
 //! - `cluster`: this node and its peers, validated, from Node objects;
-//! - `routes`: a thread that keeps routes and kernel settings;
+//! - `routes`: a thread that keeps what carries packets between nodes, and
+//!   kernel settings; `publish` tells the others how this node is reached;
 //! - `proxy`: a thread that keeps Services;
 //! - `run`: the loop, which writes the CNI configuration, whose presence says
 //!   that the node is ready for pods, when everything else is in force for the
@@ -30,12 +31,15 @@ mod http;
 mod ipam_audit;
 mod kernel_events;
 mod options;
+mod pods;
 mod policy_socket;
 mod privileges;
 mod proxy;
+mod publish;
 mod routes;
 mod run;
 mod settings;
+mod snapshot;
 mod translate;
 mod worker;
 
@@ -44,3 +48,4 @@ pub use error::Error;
 pub use health::Snapshot as Status;
 pub use options::{Attach, Options};
 pub use run::{run, run_until};
+pub use snapshot::{Entry as RoutingEntry, Snapshot as RoutingSnapshot};

@@ -125,6 +125,63 @@ pub struct Options {
     /// other programs use.
     #[arg(long, value_enum, value_name = "VARIANT")]
     pub iptables: Option<IptablesVariant>,
+    /// How pods' packets get to other nodes. Nodes that differ use a way both
+    /// have, so that a cluster can change from one to another node by node.
+    #[arg(long, default_value = "host-gw", value_name = "NAME",
+        value_parser = clap::builder::PossibleValuesParser::new(routing::backend::NAMES))]
+    pub backend: String,
+
+    /// Send directly to nodes of the same subnet, and to others by the back end
+    /// (by vxlan where that is host-gw or static).
+    #[arg(long)]
+    pub cross_subnet: bool,
+
+    /// VXLAN network identifier.
+    #[arg(long, default_value_t = 1, value_name = "VNI",
+        value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    pub vxlan_vni: u32,
+
+    /// UDP port of VXLAN.
+    #[arg(long, default_value_t = 8472, value_name = "PORT",
+        value_parser = clap::value_parser!(u16).range(1..))]
+    pub vxlan_port: u16,
+
+    /// UDP port of vxlan-gpe; all nodes need the same.
+    #[arg(long, default_value_t = 4790, value_name = "PORT",
+        value_parser = clap::value_parser!(u16).range(1..))]
+    pub vxlan_gpe_port: u16,
+
+    /// UDP port of vxlan-multicast; all nodes need the same.
+    #[arg(long, default_value_t = 4789, value_name = "PORT",
+        value_parser = clap::value_parser!(u16).range(1..))]
+    pub multicast_port: u16,
+
+    /// Multicast group of vxlan-multicast, one a family [default: 239.112.0.1
+    /// and ff05::112:1].
+    #[arg(long, value_name = "ADDRESS", value_parser = multicast_group)]
+    pub multicast_group: Vec<std::net::IpAddr>,
+
+    /// UDP port of wireguard.
+    #[arg(long, default_value_t = 51820, value_name = "PORT",
+        value_parser = clap::value_parser!(u16).range(1..))]
+    pub wireguard_port: u16,
+
+    /// File of this node's private WireGuard key; made when it is not there.
+    #[arg(
+        long,
+        default_value = "/var/lib/podwire/wireguard.key",
+        value_name = "FILE"
+    )]
+    pub wireguard_key: PathBuf,
+
+    /// Take a new WireGuard key after so many hours.
+    #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub wireguard_rotate: Option<u64>,
+
+    /// Let the kernel sum up what goes into the tunnel of vxlan itself: some
+    /// network cards do it wrong, which shows as connections that stall.
+    #[arg(long)]
+    pub vxlan_no_checksum_offload: bool,
 
     /// Also end TCP connections with Services' endpoints that no longer serve,
     /// instead of letting them go on for as long as the endpoint answers.
@@ -163,6 +220,15 @@ pub struct Options {
     pub admin_socket: PathBuf,
 }
 
+fn multicast_group(text: &str) -> Result<std::net::IpAddr, String> {
+    let address: std::net::IpAddr = text.parse().map_err(|_| "no address".to_owned())?;
+    if address.is_multicast() {
+        Ok(address)
+    } else {
+        Err("no multicast address (224.0.0.0/4, ff00::/8)".to_owned())
+    }
+}
+
 impl Options {
     /// Which proxy is to run, and how.
     #[must_use]
@@ -178,6 +244,38 @@ impl Options {
             }),
             cut_connections: self.cut_connections,
         }
+    }
+
+    /// The back ends wanted, the preferred one first.
+    pub(crate) fn backends(&self) -> Vec<&'static str> {
+        let wanted = routing::backend::NAMES
+            .into_iter()
+            .find(|name| *name == self.backend);
+        let wanted = wanted.unwrap_or("host-gw");
+        let direct = ["host-gw", "static"].contains(&wanted);
+        match (self.cross_subnet, direct) {
+            (false, _) => vec![wanted],
+            (true, true) => vec![wanted, "vxlan"],
+            (true, false) => vec!["host-gw", wanted],
+        }
+    }
+
+    /// Settings of back ends.
+    pub(crate) fn settings(&self) -> routing::Settings {
+        let mut settings = routing::Settings::default();
+        settings.vxlan.vni = self.vxlan_vni;
+        settings.vxlan.port = self.vxlan_port;
+        settings.vxlan.checksum_offload = !self.vxlan_no_checksum_offload;
+        settings.vxlan_gpe.vni = self.vxlan_vni;
+        settings.vxlan_gpe.port = self.vxlan_gpe_port;
+        settings.vxlan_multicast.vni = self.vxlan_vni;
+        settings.vxlan_multicast.port = self.multicast_port;
+        settings.vxlan_multicast.cluster = self.cluster_cidr.clone();
+        for group in &self.multicast_group {
+            let family = routing::Family::of(*group);
+            settings.vxlan_multicast.group.set(family, Some(*group));
+        }
+        settings
     }
 
     /// The options of the agent of a node, each at its default.
@@ -211,6 +309,27 @@ mod tests {
     fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
         let program = ["podwire"].iter().chain(arguments);
         Command::try_parse_from(program).map(|command| command.options)
+    }
+
+    #[rstest::rstest]
+    #[case(&[], &["host-gw"])]
+    #[case(&["--backend", "vxlan"], &["vxlan"])]
+    #[case(&["--cross-subnet"], &["host-gw", "vxlan"])]
+    #[case(&["--backend", "static", "--cross-subnet"], &["static", "vxlan"])]
+    #[case(&["--backend", "vxlan", "--cross-subnet"], &["host-gw", "vxlan"])]
+    fn across_subnets_a_tunnel_is_added_or_within_them_left_out(
+        #[case] arguments: &[&str],
+        #[case] expected: &[&str],
+    ) {
+        let all: Vec<&str> = ["--node", "n"].iter().chain(arguments).copied().collect();
+        assert_eq!(parse(&all).expect("understood").backends(), expected);
+    }
+
+    #[test]
+    fn a_back_end_that_does_not_exist_is_named_with_those_that_do() {
+        let error = parse(&["--node", "n", "--backend", "pigeons"]).unwrap_err();
+        assert!(error.to_string().contains("host-gw"), "{error}");
+        assert!(parse(&["--node", "n", "--vxlan-vni", "16777216"]).is_err());
     }
 
     /// The objects of the manifest for a real cluster.

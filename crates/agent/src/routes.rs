@@ -1,16 +1,23 @@
-//! The thread that keeps routes and kernel settings.
+//! The thread that keeps what carries packets between nodes, and kernel settings.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use ipnet::IpNet;
 use linux::events::Event;
-use routing::{Backend, HostGateway, Kernel, Underlay, service_range};
+use routing::backend::{Families, Wireguard};
+use routing::{
+    Backend, Family, Kernel, NodeData, Settings, State, Underlay, choose, service_range,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cluster::Cluster;
 use crate::options::Attach;
 use crate::run::News;
+use crate::snapshot::{Snapshot, Snapshots};
 use crate::worker::{Problems, Retry, gather};
 
 /// What the thread is told.
@@ -20,12 +27,36 @@ pub(crate) enum Message {
     Cluster(Arc<Cluster>),
     /// Where Services are changed.
     ServiceRanges(Vec<IpNet>),
+    /// The pods of other nodes changed; only the back end `static` asks for them.
+    Pods(Arc<PodAddresses>),
     /// The kernel changed.
     Kernel(Vec<Event>),
+    /// It is time to compare the kernel with what was written.
+    Audit,
+    /// It is time for a new WireGuard key.
+    Rotate,
+}
+
+/// Addresses of pods, by node.
+pub(crate) type PodAddresses = BTreeMap<Box<str>, Vec<IpAddr>>;
+
+/// How packets are to be carried.
+#[derive(Clone, Debug)]
+pub(crate) struct Way {
+    /// Names of the back ends wanted, the preferred one first.
+    pub(crate) configured: Vec<&'static str>,
+    /// Their settings; those of wireguard are made of the following.
+    pub(crate) settings: Settings,
+    /// File of this node's WireGuard key.
+    pub(crate) wireguard_key: PathBuf,
+    /// UDP port of WireGuard.
+    pub(crate) wireguard_port: u16,
+    /// How pods are attached.
+    pub(crate) attach: Attach,
 }
 
 /// How things stand after an application.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     /// What pods may send at most, bytes; `None` when no interface is up.
     pub(crate) mtu: Option<u32>,
@@ -33,7 +64,11 @@ pub(crate) struct Report {
     pub(crate) ranges: Vec<IpNet>,
     /// Routes wanted.
     pub(crate) routes: usize,
-    /// Whether the kernel holds all of them.
+    /// What peers have to know of this node.
+    pub(crate) data: Option<String>,
+    /// Whether the pods of other nodes have to be known.
+    pub(crate) needs_pods: bool,
+    /// Whether the kernel holds all that is wanted.
     pub(crate) in_force: bool,
     /// Whether it was known where Services are, so that their routes were among them.
     pub(crate) complete: bool,
@@ -43,35 +78,28 @@ pub(crate) struct Report {
 
 /// Runs until nobody can send it anything any more.
 pub(crate) fn run(
-    mut kernel: Kernel,
-    attach: Attach,
+    kernel: Kernel,
+    way: Way,
     inbox: &Receiver<Message>,
     reports: &UnboundedSender<News>,
+    snapshots: &Snapshots,
 ) {
-    let backends: [Box<dyn Backend>; 1] = [Box::new(HostGateway)];
-    let mut state = State::default();
+    let mut keeper = Keeper::new(kernel, way);
     let mut retry = Retry::default();
     let mut problems = Problems::default();
-    for backend in &backends {
-        tracing::debug!("routes: {}, owning {}", backend.name(), backend.owns());
-    }
     while let Some(messages) = gather(inbox, &retry) {
         let mut due = retry.is_due();
         for message in messages {
-            due |= state.take(message, &mut kernel);
+            due |= keeper.take(message);
         }
-        let Some(cluster) = state.cluster.clone().filter(|_| due) else {
+        let Some(cluster) = keeper.cluster.clone().filter(|_| due) else {
             continue;
         };
-        let report = match apply(&mut state, &mut kernel, &backends, &cluster, attach) {
+        let report = match keeper.apply(&cluster, snapshots) {
             Ok(report) => report,
             Err(error) => Report {
-                mtu: None,
-                ranges: Vec::new(),
-                routes: 0,
-                in_force: false,
-                complete: false,
                 problems: vec![error.to_string()],
+                ..Report::default()
             },
         };
         problems.set(report.problems.clone());
@@ -86,17 +114,45 @@ pub(crate) fn run(
     }
 }
 
-#[derive(Default)]
-struct State {
+struct Keeper {
+    kernel: Kernel,
+    way: Way,
     cluster: Option<Arc<Cluster>>,
+    pods: Arc<PodAddresses>,
     service_ranges: Option<Vec<IpNet>>,
     /// As read; absent when it has to be read.
     underlay: Option<Underlay>,
+    /// Names of the back ends in use.
+    ways: Vec<Box<str>>,
+    /// Names of those this kernel is known to be able to do.
+    able: BTreeSet<&'static str>,
+    /// What is to be in force, as far as it was applied.
+    applied: Option<State>,
+    /// The next application looks at the kernel first.
+    audit: bool,
+    /// What was found changed and restored, and how often.
+    restored: BTreeMap<String, u64>,
 }
 
-impl State {
+impl Keeper {
+    fn new(kernel: Kernel, way: Way) -> Keeper {
+        Keeper {
+            kernel,
+            way,
+            cluster: None,
+            pods: Arc::default(),
+            service_ranges: None,
+            underlay: None,
+            ways: Vec::new(),
+            able: BTreeSet::new(),
+            applied: None,
+            audit: false,
+            restored: BTreeMap::new(),
+        }
+    }
+
     /// Returns whether there is something to do.
-    fn take(&mut self, message: Message, kernel: &mut Kernel) -> bool {
+    fn take(&mut self, message: Message) -> bool {
         match message {
             Message::Cluster(cluster) => {
                 self.cluster = Some(cluster);
@@ -106,94 +162,239 @@ impl State {
                 let before = self.service_ranges.replace(ranges);
                 before != self.service_ranges
             }
+            Message::Pods(pods) => {
+                let changed = self.pods != pods;
+                self.pods = pods;
+                changed
+            }
             Message::Kernel(events) => {
                 // Each must be noticed: no short circuit.
-                let concerning = events.iter().filter(|event| kernel.notice(event)).count();
+                let concerning = events
+                    .iter()
+                    .filter(|event| self.kernel.notice(event))
+                    .count();
                 if concerning > 0 {
                     self.underlay = None;
+                    self.audit = true;
                 }
                 concerning > 0
             }
+            Message::Audit => {
+                self.audit = true;
+                true
+            }
+            Message::Rotate => match routing::keys::rotate(&self.way.wireguard_key) {
+                Ok(_) => {
+                    tracing::info!("took a new WireGuard key");
+                    self.way.settings.wireguard = None;
+                    true
+                }
+                Err(error) => {
+                    tracing::error!("{error}; the old WireGuard key stays");
+                    false
+                }
+            },
         }
+    }
+
+    /// The back ends this node has now: those it is told to have, and those
+    /// peers prefer that have none of them yet.
+    ///
+    /// # Errors
+    /// Why this node cannot do what it is told. Peers' ways it cannot do are
+    /// left out, and the reason is among `problems`.
+    fn backends(
+        &mut self,
+        cluster: &Cluster,
+        own: &routing::Node,
+        problems: &mut Vec<String>,
+    ) -> Result<Vec<Box<dyn Backend>>, String> {
+        let told = cluster.peers.values().filter_map(|peer| peer.data.as_ref());
+        let ways = choose::ways(&self.way.configured, told);
+        let mut backends = Vec::new();
+        for name in &ways {
+            match self.backend(name, own) {
+                Ok(backend) => backends.extend(backend),
+                Err(why) if self.way.configured.contains(&&**name) => return Err(why),
+                Err(why) => problems.push(format!("{why}; some peers prefer it")),
+            }
+        }
+        let names: Vec<Box<str>> = backends.iter().map(|b| b.name().into()).collect();
+        if names != self.ways {
+            for backend in &backends {
+                tracing::info!("back end {}: owns {}", backend.name(), backend.owns());
+            }
+            self.ways = names;
+        }
+        Ok(backends)
+    }
+
+    /// The back end of a name, once this kernel has shown that it can do it;
+    /// none when it is of another version of podwire.
+    fn backend(
+        &mut self,
+        name: &str,
+        own: &routing::Node,
+    ) -> Result<Option<Box<dyn Backend>>, String> {
+        if name == "wireguard" && self.way.settings.wireguard.is_none() {
+            let key = routing::keys::load_or_make(&self.way.wireguard_key);
+            let key = key.map_err(|error| error.to_string())?;
+            let public_key = routing::keys::public_key(&key).map_err(|error| error.to_string())?;
+            self.way.settings.wireguard = Some(Wireguard {
+                private_key: key,
+                public_key,
+                port: self.way.wireguard_port,
+            });
+        }
+        let make = || routing::backend::by_name(name, &self.way.settings);
+        let Some(backend) = make() else {
+            return Ok(None);
+        };
+        let known = backend.name();
+        if !self.able.contains(known) {
+            routing::probe::probe(backend, Families::of(own)).map_err(|error| error.to_string())?;
+            self.able.insert(known);
+        }
+        Ok(make())
+    }
+
+    fn apply(
+        &mut self,
+        cluster: &Cluster,
+        snapshots: &Snapshots,
+    ) -> Result<Report, routing::apply::Error> {
+        let underlay = match self.underlay.take() {
+            Some(underlay) => underlay,
+            None => Underlay::read(self.kernel.socket())?,
+        };
+        let mut problems = crate::settings::apply(&underlay, self.way.attach);
+        let own_pods = self.pods.get(&cluster.own_name);
+        let own_pods = own_pods.map_or(&[][..], Vec::as_slice);
+        let own = cluster.own.to_routing(&cluster.own_name, own_pods);
+        let backends = match self.backends(cluster, &own, &mut problems) {
+            Ok(backends) => backends,
+            Err(problem) => {
+                problems.push(problem);
+                self.underlay = Some(underlay);
+                return Ok(Report {
+                    problems,
+                    ..Report::default()
+                });
+            }
+        };
+        problems.extend(cluster.own.problems.iter().cloned());
+        let needs_pods = backends
+            .iter()
+            .any(|backend| ["static", "vxlan-multicast"].contains(&backend.name()));
+        let peers: Vec<routing::Node> = cluster
+            .peers
+            .iter()
+            .map(|(name, peer)| {
+                let pods = self.pods.get(name).map_or(&[][..], Vec::as_slice);
+                peer.to_routing(name, pods)
+            })
+            .collect();
+        problems.extend(
+            cluster
+                .peers
+                .values()
+                .flat_map(|peer| peer.problems.iter().cloned()),
+        );
+        let mut plan = routing::plan(&backends, &own, &peers, &underlay);
+        problems.extend(plan.refusals.iter().map(|refusal| {
+            if refusal.node == own.name {
+                format!("this node's own range cannot be used: {refusal}")
+            } else {
+                refusal.to_string()
+            }
+        }));
+        problems.extend(
+            plan.unusable
+                .iter()
+                .map(|(name, reason)| format!("the back end {name} cannot be used here: {reason}")),
+        );
+        let mut unrouted = Vec::new();
+        for range in self.service_ranges.iter().flatten() {
+            if !self.kernel.is_routed_by_others(range)? {
+                unrouted.push(*range);
+            }
+        }
+        let primary = cluster.own.primary_addresses();
+        plan.state.routes.extend(service_range::routes(
+            &unrouted,
+            &primary,
+            &underlay.subnets,
+        ));
+        let outcome = self.carry_out(&plan.state)?;
+        problems.extend(outcome.failures.iter().map(ToString::to_string));
+        problems.extend(outcome.foreign.iter().map(ToString::to_string));
+        let refused = |range: &IpNet| {
+            plan.refusals
+                .iter()
+                .any(|refusal| refusal.node == own.name && refusal.range == *range)
+        };
+        let data = routing::backend::publish(&backends, &own, &underlay);
+        let report = Report {
+            // Pods have one MTU for both families, and a node without addresses
+            // of its own still has interfaces.
+            mtu: Family::BOTH
+                .into_iter()
+                .filter_map(|family| plan.mtu.get(family))
+                .min()
+                .or_else(|| underlay.mtu(&primary)),
+            ranges: own
+                .ranges
+                .iter()
+                .copied()
+                .filter(|range| !refused(range))
+                .collect(),
+            routes: plan.state.routes.len(),
+            data: Some(text(&data)),
+            needs_pods,
+            in_force: outcome.failures.is_empty(),
+            complete: self.service_ranges.is_some(),
+            problems,
+        };
+        let snapshot = Snapshot::new(&self.ways, &plan, report.mtu, &self.restored);
+        snapshots.set(snapshot);
+        self.applied = Some(plan.state);
+        self.underlay = Some(underlay);
+        Ok(report)
+    }
+
+    /// Makes the kernel hold a state. What others did to what was applied
+    /// before is named, once, when it is restored.
+    fn carry_out(
+        &mut self,
+        wanted: &State,
+    ) -> Result<routing::apply::Outcome, routing::apply::Error> {
+        if std::mem::take(&mut self.audit)
+            && let Some(applied) = &self.applied
+        {
+            self.kernel.invalidate();
+            for line in self.kernel.difference(applied)?.lines() {
+                let times = self.restored.entry(line.clone()).or_default();
+                *times += 1;
+                // Somebody who does it again and again is named once.
+                if *times == 1 {
+                    tracing::warn!("changed by somebody else and restored: {line}");
+                } else {
+                    tracing::debug!("changed again ({times} times) and restored: {line}");
+                }
+            }
+        }
+        let outcome = self.kernel.apply(wanted)?;
+        if outcome.changed > 0 {
+            tracing::info!(
+                changed = outcome.changed,
+                routes = wanted.routes.len(),
+                "routes applied"
+            );
+        }
+        Ok(outcome)
     }
 }
 
-fn apply(
-    state: &mut State,
-    kernel: &mut Kernel,
-    backends: &[Box<dyn Backend>],
-    cluster: &Cluster,
-    attach: Attach,
-) -> Result<Report, routing::apply::Error> {
-    let underlay = match state.underlay.take() {
-        Some(underlay) => underlay,
-        None => Underlay::read(kernel.socket())?,
-    };
-    let mut problems = crate::settings::apply(&underlay, attach);
-    let own = cluster.own.to_routing("");
-    problems.extend(cluster.own.problems.iter().cloned());
-    let peers: Vec<routing::Node> = cluster
-        .peers
-        .iter()
-        .map(|(name, peer)| peer.to_routing(name))
-        .collect();
-    problems.extend(
-        cluster
-            .peers
-            .values()
-            .flat_map(|peer| peer.problems.iter().cloned()),
-    );
-    let mut plan = routing::plan(backends, &own, &peers, &underlay);
-    problems.extend(plan.refusals.iter().map(|refusal| match &*refusal.node {
-        "" => format!("this node's own range cannot be used: {refusal}"),
-        _ => refusal.to_string(),
-    }));
-    let mut unrouted = Vec::new();
-    for range in state.service_ranges.iter().flatten() {
-        if !kernel.is_routed_by_others(range)? {
-            unrouted.push(*range);
-        }
-    }
-    let primary = cluster.own.primary_addresses();
-    plan.state.routes.extend(service_range::routes(
-        &unrouted,
-        &primary,
-        &underlay.subnets,
-    ));
-    let outcome = kernel.apply(&plan.state)?;
-    if outcome.changed > 0 {
-        tracing::info!(
-            changed = outcome.changed,
-            routes = plan.state.routes.len(),
-            "routes applied"
-        );
-    }
-    problems.extend(outcome.failures.iter().map(ToString::to_string));
-    problems.extend(outcome.foreign.iter().map(ToString::to_string));
-    let refused = |range: &IpNet| {
-        plan.refusals
-            .iter()
-            .any(|refusal| refusal.node.is_empty() && refusal.range == *range)
-    };
-    let report = Report {
-        // Pods have one MTU for both families, and a node without addresses of
-        // its own still has interfaces.
-        mtu: [plan.mtu.v4, plan.mtu.v6]
-            .into_iter()
-            .flatten()
-            .min()
-            .or_else(|| underlay.mtu(&primary)),
-        ranges: own
-            .ranges
-            .iter()
-            .copied()
-            .filter(|range| !refused(range))
-            .collect(),
-        routes: plan.state.routes.len(),
-        in_force: outcome.failures.is_empty(),
-        complete: state.service_ranges.is_some(),
-        problems,
-    };
-    state.underlay = Some(underlay);
-    Ok(report)
+fn text(data: &NodeData) -> String {
+    serde_json::to_string(data).expect("names, numbers and addresses are JSON")
 }

@@ -10,15 +10,19 @@ use std::time::{Duration, Instant};
 use api::Event;
 use cni::install::{self, ConfigList};
 use ipam::NodeRanges;
+use kube::Client;
 use routing::Kernel;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::admin::Admin;
 use crate::cluster::{Cluster, Nodes, OwnState};
 use crate::error::Error;
 use crate::options::Options;
+use crate::pods::Pods;
+use crate::publish::Publisher;
+use crate::snapshot::Snapshots;
 use crate::worker::Problems;
 use crate::{
     feed, health, ipam_audit, kernel_events, policy_socket, privileges, proxy, routes, translate,
@@ -29,10 +33,16 @@ use crate::{
 pub(crate) enum News {
     /// Of a node.
     Node(Event<api::Node>),
+    /// Of a pod.
+    Pod(Event<api::Pod>),
     /// Routes were applied.
     Routes(routes::Report),
     /// Services were applied.
     Services(proxy::Report),
+    /// An annotation of this node was written, or why not.
+    Published(Result<(), String>),
+    /// It is time to try once more to write it.
+    PublishAgain,
 }
 
 /// How often the kernel is compared with what podwire wrote, in case others
@@ -115,9 +125,30 @@ async fn agent(
         kernel_events::run(changes, &stop_listening, &to_routes, &to_services);
     })?);
     let kernel = Kernel::open()?;
-    let (attach, reports) = (options.attach, core.clone());
+    let way = routes::Way {
+        configured: options.backends(),
+        settings: options.settings(),
+        wireguard_key: options.wireguard_key.clone(),
+        wireguard_port: options.wireguard_port,
+        attach: options.attach,
+    };
+    if let Some(hours) = options.wireguard_rotate {
+        let (routes, period) = (routes.clone(), Duration::from_secs(hours * 60 * 60));
+        tokio::spawn(async move {
+            let mut due = tokio::time::interval(period);
+            due.reset();
+            loop {
+                due.tick().await;
+                if routes.send(routes::Message::Rotate).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    let snapshots = Snapshots::default();
+    let (reports, snapshots_of_routes) = (core.clone(), snapshots.clone());
     threads.push(thread("routes", move || {
-        routes::run(kernel, attach, &routes_inbox, &reports)
+        routes::run(kernel, way, &routes_inbox, &reports, &snapshots_of_routes);
     })?);
     let (ranges, to_routes, reports) = (options.service_cidr.clone(), routes.clone(), core.clone());
     let settings = options.proxy_settings();
@@ -147,6 +178,9 @@ async fn agent(
                 .snapshot(),
         );
     });
+    admin.add("/v1/routes", move |question| {
+        question.answer(&*snapshots.get());
+    });
     let _admin = admin
         .serve(&options.admin_socket)
         // Nobody can look inside, which is no reason to leave the node without network.
@@ -160,6 +194,8 @@ async fn agent(
     threads.push(thread("ipam-audit", move || {
         ipam_audit::run(&directory, &stop_auditing);
     })?);
+    let publisher = Publisher::new(client.clone(), &options.node, core.clone());
+    let pods_unwatched = Some((client.clone(), core.clone()));
     feed::start(&client, core, proxy.clone());
     let mut core = Core {
         nodes: Nodes::new(&options.node),
@@ -168,6 +204,9 @@ async fn agent(
         proxy,
         sent: None,
         own_state: None,
+        publisher,
+        pods: Pods::default(),
+        pods_unwatched,
         routes_report: None,
         services_report: None,
         status,
@@ -204,6 +243,10 @@ struct Core {
     /// The cluster the threads know.
     sent: Option<Arc<Cluster>>,
     own_state: Option<OwnState>,
+    publisher: Publisher,
+    pods: Pods,
+    /// What it takes to watch pods, until that is needed.
+    pods_unwatched: Option<(Client, UnboundedSender<News>)>,
     routes_report: Option<routes::Report>,
     services_report: Option<proxy::Report>,
     status: health::Shared,
@@ -238,9 +281,13 @@ impl Core {
                     if changed {
                         self.tell_threads();
                     }
+                    if let Some(pods) = self.pods.news() {
+                        let _ = self.routes.send(routes::Message::Pods(pods));
+                    }
                 }
                 _ = audit.tick() => {
                     let _ = self.proxy.send(proxy::Message::Audit);
+                    let _ = self.routes.send(routes::Message::Audit);
                 }
                 () = tokio::time::sleep(REWRITE), if rewrite => {}
             }
@@ -252,8 +299,20 @@ impl Core {
     fn take(&mut self, news: News) -> bool {
         match news {
             News::Node(event) => self.nodes.take(event),
+            News::Pod(event) => {
+                self.pods.take(event);
+                false
+            }
             News::Routes(report) => {
                 self.applications += 1;
+                if report.needs_pods
+                    && let Some((client, core)) = self.pods_unwatched.take()
+                {
+                    feed::start_pods(&client, core);
+                }
+                if let Some(data) = &report.data {
+                    self.publisher.want(data.clone());
+                }
                 self.routes_report = Some(report);
                 false
             }
@@ -261,6 +320,14 @@ impl Core {
                 self.applications += 1;
                 self.elements = self.elements.saturating_add(report.elements);
                 self.services_report = Some(report);
+                false
+            }
+            News::Published(outcome) => {
+                self.publisher.done(outcome);
+                false
+            }
+            News::PublishAgain => {
+                self.publisher.again();
                 false
             }
         }
@@ -310,8 +377,12 @@ impl Core {
         self.sent = Some(cluster);
     }
 
-    /// Writes the CNI configuration when its time has come, and the status.
+    /// Writes the CNI configuration when its time has come, what peers have to
+    /// know, and the status.
     fn settle(&mut self) {
+        if let Some(present) = self.nodes.present() {
+            self.publisher.settle(present);
+        }
         let routes = self.routes_report.clone();
         let services = self.services_report.clone();
         let in_force = routes.as_ref().is_some_and(|r| r.in_force && r.complete)
@@ -343,6 +414,7 @@ impl Core {
             .conflist_problems
             .set(Vec::from_iter(self.conflist_problem.clone()))
             .to_vec();
+        problems.extend(self.publisher.problem().cloned());
         problems.extend(
             routes
                 .iter()

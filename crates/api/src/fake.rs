@@ -2,7 +2,8 @@
 //!
 //! It knows nothing of kinds: objects are JSON under their collection's path.
 //! What it does have is everything a watch can run into: pages, versions that
-//! expire, bookmarks, watches that end politely or break, an outage.
+//! expire, bookmarks, watches that end politely or break, an outage. Of writes
+//! by clients it knows the merge patch.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -11,7 +12,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use kube::{Client, Config};
@@ -60,9 +62,16 @@ struct Watch {
 impl FakeApi {
     /// Starts on a free port of IPv4 loopback, on the current tokio runtime.
     pub async fn start() -> FakeApi {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("loopback is up");
+        FakeApi::on(std::net::TcpListener::bind("127.0.0.1:0").expect("loopback is up"))
+    }
+
+    /// Starts on a listener, which may be of another network namespace. Must be
+    /// called within a tokio runtime.
+    pub fn on(listener: std::net::TcpListener) -> FakeApi {
+        listener
+            .set_nonblocking(true)
+            .expect("a socket can be told not to block");
+        let listener = TcpListener::from_std(listener).expect("the runtime drives sockets");
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
@@ -124,6 +133,13 @@ impl FakeApi {
             .insert(key, object.clone());
         let kind = if old.is_some() { "MODIFIED" } else { "ADDED" };
         state.publish(collection, version, json!({"type": kind, "object": object}));
+    }
+
+    /// An object as it is now.
+    pub fn get<R: Resource>(&self, namespace: &str, name: &str) -> Option<Value> {
+        let key = format!("{namespace}/{name}");
+        let state = self.state();
+        state.objects.get(&collection::<R>())?.get(&key).cloned()
     }
 
     /// Deletes an object; one that is not there is left alone.
@@ -252,6 +268,31 @@ impl State {
         });
     }
 
+    /// Merges a document into an object (RFC 7386).
+    fn patch(&mut self, path: &str, document: &Value) -> Response<Lines> {
+        if let Some(status) = self.outage {
+            return refuse(status, "outage");
+        }
+        let (collection, key) = place(path);
+        let object = self
+            .objects
+            .get_mut(&collection)
+            .and_then(|objects| objects.get_mut(&key));
+        let Some(object) = object else {
+            return refuse(StatusCode::NOT_FOUND, "there is no such object");
+        };
+        merge(object, document);
+        self.version += 1;
+        let version = self.version;
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        let object = object.clone();
+        let event = json!({"type": "MODIFIED", "object": object});
+        self.publish(collection, version, event);
+        let (lines, receiver) = mpsc::unbounded_channel();
+        let _ = lines.send(line(&object));
+        Response::new(Lines(receiver))
+    }
+
     fn answer(&mut self, path: &str, query: &str) -> Response<Lines> {
         let get = |name: &str| {
             query
@@ -333,12 +374,23 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
                 let state = state.clone();
                 async move {
+                    let (head, body) = request.into_parts();
+                    let document = match head.method {
+                        Method::PATCH => body.collect().await.ok().map(|body| body.to_bytes()),
+                        _ => None,
+                    };
                     let mut state = state
                         .lock()
                         .expect("no test panics while it holds the lock");
-                    let uri = request.uri();
+                    let uri = head.uri;
                     state.log.push(uri.to_string());
-                    let answer = state.answer(uri.path(), uri.query().unwrap_or_default());
+                    let answer = match document {
+                        Some(document) => match serde_json::from_slice(&document) {
+                            Ok(document) => state.patch(uri.path(), &document),
+                            Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+                        },
+                        None => state.answer(uri.path(), uri.query().unwrap_or_default()),
+                    };
                     if let Some(counter) = &state.counter {
                         counter.send_modify(|count| *count += 1);
                     }
@@ -375,6 +427,38 @@ impl Body for Lines {
 
 fn collection<R: Resource>() -> String {
     format!("{}/{}", R::API, R::PLURAL)
+}
+
+/// The collection of an object's path, and its key there.
+fn place(path: &str) -> (String, String) {
+    let (collection, name) = path.rsplit_once('/').unwrap_or_default();
+    match collection.split_once("/namespaces/") {
+        Some((api, rest)) => {
+            let (namespace, plural) = rest.split_once('/').unwrap_or_default();
+            (format!("{api}/{plural}"), format!("{namespace}/{name}"))
+        }
+        None => (collection.to_owned(), format!("/{name}")),
+    }
+}
+
+fn merge(into: &mut Value, document: &Value) {
+    let Value::Object(members) = document else {
+        *into = document.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (name, member) in members {
+        match member {
+            Value::Null => {
+                if let Some(object) = into.as_object_mut() {
+                    object.remove(name);
+                }
+            }
+            member => merge(&mut into[name], member),
+        }
+    }
 }
 
 fn key_of(metadata: &Value) -> String {

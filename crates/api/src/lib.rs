@@ -19,6 +19,7 @@ pub mod meta;
 pub mod namespace;
 pub mod networkpolicy;
 pub mod node;
+pub mod patch;
 pub mod pod;
 pub mod service;
 pub mod watch;

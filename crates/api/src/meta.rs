@@ -1,10 +1,11 @@
 //! What all kinds have in common: names, labels, selectors, protocols.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::decode::null_default;
 
@@ -31,7 +32,11 @@ pub trait Resource: DeserializeOwned + 'static {
     }
 }
 
-/// The part of `metadata` podwire reads. No annotations, no managed fields.
+/// What the names of podwire's own annotations begin with.
+pub const OWN_ANNOTATIONS: &str = "podwire.dev/";
+
+/// The part of `metadata` podwire reads. Of annotations its own only, no
+/// managed fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Metadata {
@@ -46,6 +51,9 @@ pub struct Metadata {
     /// Labels.
     #[serde(deserialize_with = "null_default")]
     pub labels: Labels,
+    /// Annotations whose names begin with [`OWN_ANNOTATIONS`], without that.
+    #[serde(deserialize_with = "own_annotations")]
+    pub annotations: Labels,
     /// Set once deletion has begun (RFC 3339).
     pub deletion_timestamp: Option<Box<str>>,
 }
@@ -68,6 +76,41 @@ impl Metadata {
     pub fn is_terminating(&self) -> bool {
         self.deletion_timestamp.is_some()
     }
+}
+
+/// Keeps podwire's own annotations; those of others can be large and are not
+/// even copied.
+fn own_annotations<'de, D: Deserializer<'de>>(from: D) -> Result<Labels, D::Error> {
+    struct Own;
+
+    impl<'de> Visitor<'de> for Own {
+        type Value = Labels;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("annotations")
+        }
+
+        fn visit_unit<E>(self) -> Result<Labels, E> {
+            Ok(Labels::new())
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Labels, A::Error> {
+            let mut own = Labels::new();
+            while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+                match name.strip_prefix(OWN_ANNOTATIONS) {
+                    Some(name) => {
+                        own.insert(name.into(), map.next_value()?);
+                    }
+                    None => {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+            }
+            Ok(own)
+        }
+    }
+
+    from.deserialize_any(Own)
 }
 
 /// Namespace and name of an object; the namespace is empty for a kind that has none.
@@ -183,6 +226,22 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case::none("{}", &[])]
+    #[case::null(r#"{"annotations":null}"#, &[])]
+    #[case::own(
+        r#"{"annotations":{"a/b":"large","podwire.dev/x":"1","podwire.dev":"2"}}"#,
+        &[("x", "1")]
+    )]
+    fn annotations_of_others_are_left_out(#[case] text: &str, #[case] expected: &[(&str, &str)]) {
+        let metadata: Metadata = serde_json::from_str(text).unwrap();
+        let expected: Labels = expected
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect();
+        assert_eq!(metadata.annotations, expected);
+    }
 
     #[rstest]
     #[case::empty_matches_all(r#"{}"#, true)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cluster::{self, Cluster, api_resource, message};
-use crate::config::is_label;
+use crate::config::{Backend, is_label};
 use crate::manifests::{Object, Resource, Source};
 use crate::paths::{LABS, Paths};
 use crate::progress::Progress;
@@ -87,6 +87,15 @@ enum Command {
         /// Which, for instance control-plane or node-1-kubelet; all when absent
         process: Option<String>,
     },
+    /// Change how pods' packets get from node to node, of one node or of all
+    Backend {
+        /// The way
+        #[arg(value_enum)]
+        backend: Backend,
+        /// The node; all, and those added later, when absent
+        #[arg(long)]
+        node: Option<String>,
+    },
     /// Add and remove nodes, and run programs on them
     #[command(subcommand)]
     Node(NodeCommand),
@@ -98,6 +107,12 @@ enum NodeCommand {
     Add {
         /// Its name; the next node-N when absent
         node: Option<String>,
+        /// Its subnet, from 1; the next in turn when absent
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        subnet: Option<u32>,
+        /// How its pods' packets get to other nodes; as the lab's when absent
+        #[arg(long, value_enum)]
+        backend: Option<Backend>,
     },
     /// Remove a node with all its pods
     Remove {
@@ -184,6 +199,7 @@ pub fn run(options: &Options) -> Result<u8, Error> {
         Command::Status => need("looking into a lab")?,
         Command::Exec { .. } => need("running a program in a pod")?,
         Command::Load { .. } => need("loading images")?,
+        Command::Backend { .. } => need("changing the back end")?,
         Command::Node(NodeCommand::Add { .. }) => need("adding a node")?,
         Command::Node(NodeCommand::Remove { .. }) => need("removing a node")?,
         Command::Node(NodeCommand::Exec { .. }) => need("running a program on a node")?,
@@ -213,7 +229,21 @@ pub fn run(options: &Options) -> Result<u8, Error> {
         }
         Command::Kubeconfig => kubeconfig(&options.name, &paths, output),
         Command::Logs { process } => logs(&options.name, &paths, process.as_deref()),
-        Command::Node(NodeCommand::Add { node }) => add_node(&paths, node.clone(), output),
+        Command::Backend { backend, node } => {
+            change_backend(&paths, *backend, node.clone(), output)
+        }
+        Command::Node(NodeCommand::Add {
+            node,
+            subnet,
+            backend,
+        }) => {
+            let request = Request::AddNode {
+                name: node.clone(),
+                subnet: subnet.map(|number| number - 1),
+                backend: *backend,
+            };
+            add_node(&paths, &request, output)
+        }
         Command::Node(NodeCommand::Remove { node }) => block_on(remove_node(&paths, node, output)),
         Command::Node(NodeCommand::Exec { node, command }) => {
             exec::node(&paths, node, command).map_err(Error::from)
@@ -559,8 +589,33 @@ fn logs(name: &str, paths: &Paths, process: Option<&str>) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn add_node(paths: &Paths, name: Option<String>, output: Output) -> Result<u8, Error> {
-    let (answer, _) = exec::ask(paths, &Request::AddNode { name })?;
+fn change_backend(
+    paths: &Paths,
+    backend: Backend,
+    node: Option<String>,
+    output: Output,
+) -> Result<u8, Error> {
+    let (answer, _) = exec::ask(paths, &Request::Backend { backend, node })?;
+    let Answer::Told(nodes) = answer else {
+        return Err(Error::new(
+            "the supervisor gave an answer to another question",
+        ));
+    };
+    match output {
+        Output::Json => print_json(&json!({"backend": backend, "nodes": nodes}))?,
+        Output::Text => {
+            let lines: String = nodes
+                .iter()
+                .map(|node| format!("{node} goes on with {backend}\n"))
+                .collect();
+            print(&lines)?;
+        }
+    }
+    Ok(0)
+}
+
+fn add_node(paths: &Paths, request: &Request, output: Output) -> Result<u8, Error> {
+    let (answer, _) = exec::ask(paths, request)?;
     let Answer::Added(node) = answer else {
         return Err(Error::new(
             "the supervisor gave an answer to another question",

@@ -9,10 +9,12 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-/// Prefix length of a node's range in the IPv4 cluster range.
-pub const NODE_MASK_V4: u8 = 24;
-/// Prefix length of a node's range in the IPv6 cluster range.
-pub const NODE_MASK_V6: u8 = 64;
+/// Prefix lengths of a node's range in the IPv4 and the IPv6 cluster range.
+const NODE_MASKS: [u8; 2] = [24, 64];
+/// The longest of them: room for the gateway and a few pods.
+const LONGEST_NODE_MASKS: [u8; 2] = [29, 120];
+/// The most subnets of an underlay.
+const SUBNETS: u32 = 16;
 /// Node n has the underlay address with this number plus n.
 const NODE_OFFSET: u32 = 10;
 /// The most bytes of a lab's name: part of interface and file names.
@@ -58,6 +60,41 @@ impl fmt::Display for Attach {
         f.write_str(match self {
             Self::Bridge => "bridge",
             Self::Routed => "routed",
+        })
+    }
+}
+
+/// How a pod's packet gets from node to node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// A route to each node; nothing is added to a packet.
+    #[default]
+    HostGw,
+    /// A route to each pod.
+    Static,
+    /// IP in IP.
+    Ipip,
+    /// VXLAN with programmed entries, as flannel speaks it.
+    Vxlan,
+    /// VXLAN-GPE with a lightweight-tunnel route to each node.
+    VxlanGpe,
+    /// VXLAN in the bridge, which learns over a multicast group.
+    VxlanMulticast,
+    /// WireGuard.
+    Wireguard,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HostGw => "host-gw",
+            Self::Static => "static",
+            Self::Ipip => "ipip",
+            Self::Vxlan => "vxlan",
+            Self::VxlanGpe => "vxlan-gpe",
+            Self::VxlanMulticast => "vxlan-multicast",
+            Self::Wireguard => "wireguard",
         })
     }
 }
@@ -124,6 +161,14 @@ pub struct Wanted {
     pub cluster: Vec<String>,
     /// `--service-cidr`.
     pub service: Vec<String>,
+    /// `--node-mask`.
+    pub node_mask: Vec<String>,
+    /// `--subnets`; none for one.
+    pub subnets: Option<u32>,
+    /// `--backend`.
+    pub backend: Backend,
+    /// `--cross-subnet`.
+    pub cross_subnet: bool,
     /// `--publish`.
     pub publish: Vec<String>,
     /// `--internet`.
@@ -134,7 +179,7 @@ pub struct Wanted {
     pub nodes: u32,
 }
 
-/// A lab's properties, which never change while it runs.
+/// A lab's properties, which never change while it runs but for the back end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Its name.
@@ -143,10 +188,19 @@ pub struct Config {
     pub family: Family,
     /// How pods are attached.
     pub attach: Attach,
-    /// Ranges of the nodes' own addresses, one a family.
+    /// Ranges of the first subnet of the nodes' own addresses, one a family.
     pub underlay: Vec<IpNet>,
+    /// How many subnets the underlay has, each the range behind the one before.
+    pub subnets: u32,
+    /// How pods' packets get from node to node, unless a node has a way of its own.
+    pub backend: Backend,
+    /// Whether nodes of one subnet leave the tunnel out, and host-gw takes one
+    /// across subnets.
+    pub cross_subnet: bool,
     /// Ranges of the pods' addresses, one a family.
     pub cluster: Vec<IpNet>,
+    /// Prefix lengths of a node's range in the IPv4 and the IPv6 one of these.
+    pub node_masks: [u8; 2],
     /// Ranges of the Services' addresses, one a family.
     pub service: Vec<IpNet>,
     /// The network behind the router.
@@ -206,6 +260,13 @@ impl Config {
             v4(203, 0, 113, 0, 24),
             v6([0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0], 64),
         );
+        let node_masks = node_masks(&wanted.node_mask, family, &mut problems);
+        let subnets = wanted.subnets.unwrap_or(1);
+        if !(1..=SUBNETS).contains(&subnets) {
+            problems.push(format!(
+                "--subnets {subnets}: an underlay has between 1 and {SUBNETS} subnets"
+            ));
+        }
         let mut published = BTreeSet::new();
         let mut publish = Vec::new();
         for text in &wanted.publish {
@@ -223,7 +284,11 @@ impl Config {
             family,
             attach: wanted.attach,
             underlay,
+            subnets,
+            backend: wanted.backend,
+            cross_subnet: wanted.cross_subnet,
             cluster,
+            node_masks,
             service,
             outside,
             publish,
@@ -242,8 +307,16 @@ impl Config {
     }
 
     fn check_overlaps(&self, problems: &mut Vec<String>) {
+        let underlay: Vec<IpNet> = self.all_subnets().collect();
+        if underlay.len() < self.underlay.len() * self.subnets as usize {
+            problems.push(format!(
+                "behind the underlay range there is no room for {} subnets of its size; choose \
+                 another with --underlay",
+                self.subnets
+            ));
+        }
         let all: Vec<(&str, IpNet)> = [
-            ("underlay", &self.underlay),
+            ("underlay", &underlay),
             ("cluster", &self.cluster),
             ("Service", &self.service),
             ("outside", &self.outside),
@@ -287,13 +360,20 @@ impl Config {
 
     fn check_sizes(&self, nodes: u32, problems: &mut Vec<String>) {
         for range in &self.cluster {
-            let mask = node_mask(range);
+            let mask = self.node_mask(range);
             if range.prefix_len() > mask {
                 problems.push(format!(
                     "the cluster range {range} is smaller than one node's range, a /{mask}; \
-                     give --cluster-cidr a shorter prefix"
+                     give --cluster-cidr a shorter prefix or --node-mask a longer one"
                 ));
                 continue;
+            }
+            if mask - range.prefix_len() > 32 {
+                problems.push(format!(
+                    "the cluster range {range} holds more node ranges of /{mask} than are handed \
+                     out; give --node-mask a prefix of at most /{}",
+                    range.prefix_len() + 32
+                ));
             }
             let room = 1_u64
                 .checked_shl(u32::from(mask - range.prefix_len()))
@@ -301,7 +381,8 @@ impl Config {
             if u64::from(nodes) > room {
                 problems.push(format!(
                     "the cluster range {range} holds {room} nodes with a /{mask} each, {nodes} are \
-                     wanted; give --cluster-cidr a shorter prefix or --nodes a lower number"
+                     wanted; give --cluster-cidr a shorter prefix, --node-mask a longer one or \
+                     --nodes a lower number"
                 ));
             }
         }
@@ -365,20 +446,58 @@ impl Config {
             .collect()
     }
 
-    /// The router's underlay addresses, the nodes' default gateways.
-    pub fn router(&self) -> Vec<IpNet> {
-        Self::each(&self.underlay, 1)
+    /// The ranges of a subnet of the underlay, from 0, one a family.
+    pub fn subnet(&self, number: u32) -> Vec<IpNet> {
+        let behind = |range: &IpNet| -> Option<IpNet> {
+            let host_bits = u32::from(range.max_prefix_len() - range.prefix_len());
+            let address: IpAddr = match range {
+                IpNet::V4(range) => {
+                    let step = number.checked_mul(1_u32.checked_shl(host_bits)?)?;
+                    Ipv4Addr::from(u32::from(range.network()).checked_add(step)?).into()
+                }
+                IpNet::V6(range) => {
+                    let step = u128::from(number).checked_mul(1_u128.checked_shl(host_bits)?)?;
+                    Ipv6Addr::from(u128::from(range.network()).checked_add(step)?).into()
+                }
+            };
+            IpNet::new(address, range.prefix_len()).ok()
+        };
+        match number {
+            0 => self.underlay.clone(),
+            _ => self.underlay.iter().filter_map(behind).collect(),
+        }
     }
 
-    /// The API server's underlay addresses.
+    /// The ranges of all subnets of the underlay.
+    pub fn all_subnets(&self) -> impl Iterator<Item = IpNet> {
+        (0..self.subnets).flat_map(|number| self.subnet(number))
+    }
+
+    /// The subnet of the node with this number unless it was given another:
+    /// nodes are dealt out in turn.
+    pub fn subnet_of(&self, number: u32) -> u32 {
+        number.saturating_sub(1) % self.subnets.max(1)
+    }
+
+    /// The prefix length of a node's range in a cluster range.
+    pub fn node_mask(&self, range: &IpNet) -> u8 {
+        self.node_masks[usize::from(range.addr().is_ipv6())]
+    }
+
+    /// The router's addresses in a subnet, its nodes' default gateways.
+    pub fn router(&self, subnet: u32) -> Vec<IpNet> {
+        Self::each(&self.subnet(subnet), 1)
+    }
+
+    /// The API server's underlay addresses, in the first subnet.
     pub fn control(&self) -> Vec<IpNet> {
         Self::each(&self.underlay, 2)
     }
 
-    /// The underlay addresses of the node with this number, from 1; fewer than
-    /// families when the range has no room for it.
-    pub fn node(&self, number: u32) -> Vec<IpNet> {
-        Self::each(&self.underlay, NODE_OFFSET.saturating_add(number))
+    /// The underlay addresses of the node with this number, from 1, in a subnet;
+    /// fewer than families when the range has no room for it.
+    pub fn node(&self, number: u32, subnet: u32) -> Vec<IpNet> {
+        Self::each(&self.subnet(subnet), NODE_OFFSET.saturating_add(number))
     }
 
     /// The router's addresses on the outside network.
@@ -414,7 +533,7 @@ impl Config {
         let cluster = self.cluster.iter().map(|range| {
             1_u32
                 .checked_shl(u32::from(
-                    node_mask(range).saturating_sub(range.prefix_len()),
+                    self.node_mask(range).saturating_sub(range.prefix_len()),
                 ))
                 .unwrap_or(u32::MAX)
         });
@@ -434,11 +553,47 @@ pub fn node_number(name: &str) -> Option<u32> {
     (number > 0 && number.to_string() == digits).then_some(number)
 }
 
-fn node_mask(range: &IpNet) -> u8 {
-    match range {
-        IpNet::V4(_) => NODE_MASK_V4,
-        IpNet::V6(_) => NODE_MASK_V6,
+/// The prefix lengths given, each for the family it can be one of: a node's
+/// IPv6 range is never as short as the longest IPv4 prefix.
+fn node_masks(given: &[String], family: Family, problems: &mut Vec<String>) -> [u8; 2] {
+    let mut chosen = [None; 2];
+    for text in given.iter().flat_map(|text| text.split(',')) {
+        let Ok(mask) = text.trim().trim_start_matches('/').parse::<u8>() else {
+            problems.push(format!(
+                "--node-mask {text:?} is no prefix length; write one a family, as 24 or 64"
+            ));
+            continue;
+        };
+        let slot = usize::from(mask > 32);
+        let [v4, v6] = LONGEST_NODE_MASKS;
+        if mask > LONGEST_NODE_MASKS[slot] {
+            problems.push(format!(
+                "--node-mask {mask} leaves a node no room for pods; use at most {v4} for IPv4 and \
+                 {v6} for IPv6"
+            ));
+        } else if !family.takes([v4_any(), v6_any()][slot]) {
+            problems.push(format!(
+                "--node-mask {mask} is of a family the lab does not have; leave it out, or use \
+                 --family dual"
+            ));
+        } else if chosen[slot].replace(mask).is_some() {
+            problems.push(format!(
+                "--node-mask {mask}: there is one of this family already; take one away"
+            ));
+        }
     }
+    [
+        chosen[0].unwrap_or(NODE_MASKS[0]),
+        chosen[1].unwrap_or(NODE_MASKS[1]),
+    ]
+}
+
+const fn v4_any() -> IpAddr {
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+}
+
+const fn v6_any() -> IpAddr {
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED)
 }
 
 fn node_room(range: &IpNet) -> u32 {
@@ -544,11 +699,14 @@ mod tests {
     fn defaults_are_those_of_the_architecture() {
         let config = Config::new(&wanted()).unwrap();
         let text = |nets: Vec<IpNet>| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(text(config.router()), ["192.168.64.1/24", "fd00:64::1/64"]);
+        assert_eq!(text(config.router(0)), ["192.168.64.1/24", "fd00:64::1/64"]);
         assert_eq!(text(config.control()), ["192.168.64.2/24", "fd00:64::2/64"]);
-        assert_eq!(text(config.node(1)), ["192.168.64.11/24", "fd00:64::11/64"]);
         assert_eq!(
-            text(config.node(90)),
+            text(config.node(1, 0)),
+            ["192.168.64.11/24", "fd00:64::11/64"]
+        );
+        assert_eq!(
+            text(config.node(90, 0)),
             ["192.168.64.100/24", "fd00:64::100/64"]
         );
         assert_eq!(
@@ -563,7 +721,7 @@ mod tests {
             ]
         );
         assert_eq!(config.room(), 244);
-        assert!(config.node(245).iter().all(|net| net.addr().is_ipv6()));
+        assert!(config.node(245, 0).iter().all(|net| net.addr().is_ipv6()));
     }
 
     #[rstest]
@@ -581,6 +739,49 @@ mod tests {
             assert_eq!(ranges.len(), count);
             assert!(ranges.iter().all(|range| family.takes(range.addr())));
         }
+    }
+
+    #[test]
+    fn subnets_follow_each_other_and_nodes_are_dealt_out_in_turn() {
+        let config = Config::new(&Wanted {
+            subnets: Some(2),
+            nodes: 4,
+            ..wanted()
+        })
+        .unwrap();
+        let text = |nets: Vec<IpNet>| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            text(config.all_subnets().collect()),
+            [
+                "192.168.64.0/24",
+                "fd00:64::/64",
+                "192.168.65.0/24",
+                "fd00:64:0:1::/64"
+            ]
+        );
+        assert_eq!(
+            text(config.router(1)),
+            ["192.168.65.1/24", "fd00:64:0:1::1/64"]
+        );
+        assert_eq!(
+            [1, 2, 3, 4].map(|node| config.subnet_of(node)),
+            [0, 1, 0, 1]
+        );
+        assert_eq!(
+            text(config.node(2, 1)),
+            ["192.168.65.12/24", "fd00:64:0:1::12/64"]
+        );
+    }
+
+    #[test]
+    fn a_node_mask_is_of_the_family_it_can_be_of() {
+        let config = Config::new(&Wanted {
+            node_mask: strings(&["26,80"]),
+            ..wanted()
+        })
+        .unwrap();
+        assert_eq!(config.node_masks, [26, 80]);
+        assert_eq!(config.node_mask(&"fd00::/48".parse().unwrap()), 80);
     }
 
     fn strings(list: &[&str]) -> Vec<String> {
@@ -607,6 +808,13 @@ mod tests {
     #[case(Wanted { underlay: strings(&["127.0.0.0/24"]), ..wanted() }, "no node can use")]
     #[case(Wanted { underlay: strings(&["fe80::/64"]), ..wanted() }, "no node can use")]
     #[case(Wanted { service: strings(&["10.0.0.0/8"]), ..wanted() }, "must have a prefix between /12 and /30")]
+    #[case(Wanted { subnets: Some(17), ..wanted() }, "between 1 and 16 subnets")]
+    #[case(Wanted { subnets: Some(2), underlay: strings(&["255.255.255.0/24"]), ..wanted() }, "no room for 2 subnets")]
+    #[case(Wanted { subnets: Some(2), cluster: strings(&["192.168.65.0/24"]), nodes: 1, ..wanted() }, "the cluster range 192.168.65.0/24 overlap")]
+    #[case(Wanted { node_mask: strings(&["x"]), ..wanted() }, "--node-mask \"x\" is no prefix length")]
+    #[case(Wanted { node_mask: strings(&["31"]), ..wanted() }, "no room for pods")]
+    #[case(Wanted { node_mask: strings(&["24", "25"]), ..wanted() }, "one of this family already")]
+    #[case(Wanted { family: Family::V4, node_mask: strings(&["80"]), ..wanted() }, "a family the lab does not have")]
     #[case(Wanted { publish: strings(&["80:web"]), ..wanted() }, "--publish \"80:web\": write PORT:")]
     #[case(Wanted { publish: strings(&["0:web:80"]), ..wanted() }, "--publish")]
     #[case(Wanted { publish: strings(&["81:web:80", "81:shop/other:80"]), ..wanted() }, "published twice")]

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use linux::process::take_inherited;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, NODE_MASK_V4, NODE_MASK_V6, is_label};
+use crate::config::{Config, is_label};
 use crate::paths::Paths;
 use crate::publish::Publisher;
 use crate::supervisor::LabFile;
@@ -134,7 +134,7 @@ async fn serve(
 
     let client = kube::Client::new(server.router(), "default");
     let cluster = controllers::Config {
-        cluster_cidrs: config.cluster.iter().map(cluster_cidr).collect(),
+        cluster_cidrs: cluster_cidrs(config),
         ..controllers::Config::default()
     };
     let publisher = Publisher {
@@ -151,14 +151,12 @@ async fn serve(
     Ok(())
 }
 
-fn cluster_cidr(range: &IpNet) -> ClusterCidr {
-    ClusterCidr {
+fn cluster_cidrs(config: &Config) -> Vec<ClusterCidr> {
+    let cut = |range: &IpNet| ClusterCidr {
         cidr: *range,
-        node_prefix: match range {
-            IpNet::V4(_) => NODE_MASK_V4,
-            IpNet::V6(_) => NODE_MASK_V6,
-        },
-    }
+        node_prefix: config.node_mask(range),
+    };
+    config.cluster.iter().map(cut).collect()
 }
 
 /// The logs of a node's pods. A pod may name any node: one that is no name

@@ -423,15 +423,10 @@ fn choose(start: u64, taken: &[IpNet]) -> Option<[Ends; 2]> {
 
 /// All ranges of a lab.
 fn ranges(config: &Config) -> impl Iterator<Item = IpNet> {
-    [
-        &config.underlay,
-        &config.cluster,
-        &config.service,
-        &config.outside,
-    ]
-    .into_iter()
-    .flatten()
-    .copied()
+    let others = [&config.cluster, &config.service, &config.outside];
+    config
+        .all_subnets()
+        .chain(others.into_iter().flatten().copied())
 }
 
 fn index(socket: &mut Socket, name: &str) -> Result<u32, Error> {

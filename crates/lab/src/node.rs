@@ -1,8 +1,9 @@
 //! The first process of a node: makes the node's file system, starts the agent
-//! and the kubelet again and again, and reaps.
+//! and the kubelet again and again, and reaps. On its standard input the
+//! supervisor tells it what changes while it runs.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -12,11 +13,11 @@ use std::time::Instant;
 use ipnet::IpNet;
 use linux::mount::{self, Upper};
 use linux::process::Launch;
-use rustix::process::{Pid, WaitStatus};
+use rustix::process::{Pid, Signal, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::config::{Attach, ForeignCni};
+use crate::config::{Attach, Backend, ForeignCni};
 use crate::init::{Reaper, Service, describe};
 use crate::paths::Paths;
 
@@ -54,9 +55,25 @@ pub(crate) struct Spec {
     pub(crate) service: Vec<IpNet>,
     pub(crate) dns: Vec<IpAddr>,
     pub(crate) attach: Attach,
+    pub(crate) backend: Backend,
+    pub(crate) cross_subnet: bool,
     pub(crate) cni: Option<ForeignCni>,
     pub(crate) plugin: PathBuf,
     pub(crate) internet: bool,
+}
+
+/// What of a node changes while it runs: a line of JSON each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Order {
+    /// The agent goes on with another back end.
+    Backend(Backend),
+}
+
+/// What the deciding thread is told.
+enum Event {
+    Ended(Pid, WaitStatus),
+    Ordered(Order),
 }
 
 /// Why a node could not be made.
@@ -335,20 +352,27 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 fn supervise(spec: &Spec, agent_log: &File, kubelet_log: &File) -> Result<(), Error> {
-    let (sender, ended) = mpsc::channel::<(Pid, WaitStatus)>();
-    let reaper = Reaper::start(move |pid, status| {
-        // The receiver lives as long as the process.
-        let _ = sender.send((pid, status));
-    })
-    .map_err(|source| Error::System {
+    let (sender, events) = mpsc::channel();
+    let thread = |source| Error::System {
         action: "start a thread",
         source,
-    })?;
+    };
+    let ended = sender.clone();
+    let reaper = Reaper::start(move |pid, status| {
+        // The receiver lives as long as the process.
+        let _ = ended.send(Event::Ended(pid, status));
+    })
+    .map_err(thread)?;
+    std::thread::Builder::new()
+        .name("orders".into())
+        .spawn(move || read_orders(&sender))
+        .map_err(thread)?;
+    let mut spec = spec.clone();
     let mut services = [
-        (Service::new("agent"), agent_arguments(spec), agent_log),
+        (Service::new("agent"), agent_arguments(&spec), agent_log),
         (
             Service::new("kubelet"),
-            kubelet_arguments(spec),
+            kubelet_arguments(&spec),
             kubelet_log,
         ),
     ];
@@ -379,17 +403,28 @@ fn supervise(spec: &Spec, agent_log: &File, kubelet_log: &File) -> Result<(), Er
             .filter_map(|(service, ..)| service.due())
             .min();
         let received = match next {
-            Some(due) => ended.recv_timeout(due.saturating_duration_since(Instant::now())),
-            None => ended
+            Some(due) => events.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => events
                 .recv()
                 .map_err(|_| mpsc::RecvTimeoutError::Disconnected),
         };
         match received {
-            Ok((pid, status)) => {
+            Ok(Event::Ended(pid, status)) => {
                 for (service, ..) in &mut services {
                     if service.ended(pid, Instant::now()) {
                         tracing::warn!("{} ended: {}", service.name, describe(status));
                     }
+                }
+            }
+            Ok(Event::Ordered(Order::Backend(backend))) => {
+                spec.backend = backend;
+                let (agent, arguments, _) = &mut services[0];
+                *arguments = agent_arguments(&spec);
+                // It is started again with them when it has ended.
+                if let Some(process) = agent.process()
+                    && let Err(error) = process.signal(Signal::TERM)
+                {
+                    tracing::error!("cannot end the agent: {error}");
                 }
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -403,13 +438,29 @@ fn supervise(spec: &Spec, agent_log: &File, kubelet_log: &File) -> Result<(), Er
     }
 }
 
+/// Reads what the supervisor says until it is gone, and then this process is
+/// about to end as well.
+fn read_orders(events: &mpsc::Sender<Event>) {
+    for line in io::stdin().lock().lines().map_while(Result::ok) {
+        match serde_json::from_str(&line) {
+            // The receiver lives as long as the process.
+            Ok(order) => drop(events.send(Event::Ordered(order))),
+            Err(error) => tracing::error!("cannot read what the supervisor says: {error}"),
+        }
+    }
+}
+
 fn agent_arguments(spec: &Spec) -> Vec<String> {
     let mut arguments = vec![
         "agent".to_owned(),
         format!("--kubeconfig={KUBECONFIG}"),
         format!("--node={}", spec.node),
         format!("--attach={}", spec.attach),
+        format!("--backend={}", spec.backend),
     ];
+    if spec.cross_subnet {
+        arguments.push("--cross-subnet".into());
+    }
     arguments.extend(
         spec.cluster
             .iter()
@@ -470,6 +521,8 @@ mod tests {
             service: vec!["10.96.0.0/12".parse().unwrap()],
             dns: vec!["10.96.0.10".parse().unwrap()],
             attach: Attach::Routed,
+            backend: Backend::VxlanGpe,
+            cross_subnet: true,
             cni: None,
             plugin: "/bin/podwire-cni".into(),
             internet: false,
@@ -485,6 +538,8 @@ mod tests {
                 "--kubeconfig=/run/podwire/node.kubeconfig",
                 "--node=node-1",
                 "--attach=routed",
+                "--backend=vxlan-gpe",
+                "--cross-subnet",
                 "--cluster-cidr=10.200.0.0/16",
                 "--cluster-cidr=fd00:200::/48",
                 "--service-cidr=10.96.0.0/12",

@@ -15,6 +15,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::config::Backend;
+
 /// This program's version of the protocol.
 const VERSION: u32 = 1;
 /// The longest line.
@@ -40,6 +42,17 @@ pub(crate) enum Request {
     AddNode {
         /// Its name; the next free `node-N` when absent.
         name: Option<String>,
+        /// Its subnet, from 0; the next in turn when absent.
+        subnet: Option<u32>,
+        /// Its back end; the lab's when absent.
+        backend: Option<Backend>,
+    },
+    /// Another way for pods' packets between nodes.
+    Backend {
+        /// The way.
+        backend: Backend,
+        /// The node; all, and those to come, when absent.
+        node: Option<String>,
     },
     /// One node less. Its Node object is the caller's affair.
     RemoveNode {
@@ -62,6 +75,8 @@ pub(crate) enum Answer {
     Added(NodeStatus),
     /// To `RemoveNode`: no process of it is left.
     Removed,
+    /// To `Backend`: the agents of these nodes were told.
+    Told(Vec<String>),
     /// Why not.
     Refused(String),
 }
@@ -82,6 +97,8 @@ pub(crate) struct NodeStatus {
     pub(crate) name: String,
     /// Its underlay addresses.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Its back end.
+    pub(crate) backend: Backend,
     /// Whether its first process runs.
     pub(crate) running: bool,
 }

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::io::{self, BufRead, BufReader, PipeWriter, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,11 +22,11 @@ use rustix::process::{Pid, Signal, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::config::{Config, is_label, node_number};
+use crate::config::{Backend, Config, is_label, node_number};
 use crate::init::{Reaper, Service, describe};
 use crate::internet;
 use crate::lock::Lock;
-use crate::node::Spec;
+use crate::node::{Order, Spec};
 use crate::paths::Paths;
 use crate::protocol::{self, Answer, NodeStatus, Request, Status};
 use crate::underlay::{self, Underlay};
@@ -127,7 +127,13 @@ enum Event {
 struct Node {
     name: String,
     number: u32,
+    /// Its subnet of the underlay, from 0.
+    subnet: u32,
+    /// Its back end, where that is not the lab's.
+    backend: Option<Backend>,
     service: Service,
+    /// Its standard input while it runs.
+    orders: Option<PipeWriter>,
     /// Who waits for its end.
     removing: Option<UnixStream>,
 }
@@ -241,7 +247,9 @@ fn lead(options: &Options, report: &File) -> Result<(), Error> {
         highest: 0,
     };
     for _ in 0..supervisor.file.nodes {
-        supervisor.add_node(None).map_err(Error::Underlay)?;
+        supervisor
+            .add_node(None, None, None)
+            .map_err(Error::Underlay)?;
     }
     supervisor.serve(&received, report)
 }
@@ -427,14 +435,18 @@ impl Supervisor {
     }
 
     fn start_node(&mut self, number: u32) -> Result<Process, String> {
-        let Some(name) = self.nodes.get(&number).map(|node| node.name.clone()) else {
+        let Some(node) = self.nodes.get_mut(&number) else {
             return Err(format!("there is no node {number}"));
         };
+        let (orders, writer) = io::pipe().map_err(|error| error.to_string())?;
+        node.orders = Some(writer);
+        let (name, subnet) = (node.name.clone(), node.subnet);
         let config = &self.file.config;
-        let addresses = config.node(number);
+        let backend = node.backend.unwrap_or(config.backend);
+        let addresses = config.node(number, subnet);
         let namespace = self
             .underlay
-            .connect_node(&name, &addresses)
+            .connect_node(&name, subnet, &addresses)
             .map_err(|error| error.to_string())?;
         let spec = Spec {
             lab: config.name.clone(),
@@ -445,6 +457,8 @@ impl Supervisor {
             service: config.service.clone(),
             dns: config.cluster_dns(),
             attach: config.attach,
+            backend,
+            cross_subnet: config.cross_subnet,
             cni: config.cni.clone(),
             plugin: self.file.plugin.clone(),
             internet: config.internet,
@@ -455,6 +469,7 @@ impl Supervisor {
             .and_then(|launch| {
                 Ok(launch
                     .args(["lab-node", "--spec", &spec])
+                    .stdin(orders)
                     .join(Namespace::Network, handle(&namespace)?)
                     .unshare([
                         Namespace::Pid,
@@ -501,7 +516,19 @@ impl Supervisor {
         Ok(())
     }
 
-    fn add_node(&mut self, name: Option<String>) -> Result<NodeStatus, String> {
+    fn add_node(
+        &mut self,
+        name: Option<String>,
+        subnet: Option<u32>,
+        backend: Option<Backend>,
+    ) -> Result<NodeStatus, String> {
+        let subnets = self.file.config.subnets;
+        if let Some(subnet) = subnet.filter(|subnet| *subnet >= subnets) {
+            return Err(format!(
+                "there is no subnet {}; the lab's are numbered from 1 to {subnets}",
+                subnet.saturating_add(1)
+            ));
+        }
         let room = self.file.config.room();
         let taken = |name: &str| self.nodes.values().any(|node| node.name == name);
         let wanted = match &name {
@@ -537,27 +564,71 @@ impl Supervisor {
             return Err(format!("there is a node {name} already; give another name"));
         }
         self.highest = self.highest.max(number);
-        let status = NodeStatus {
-            name: name.clone(),
-            addresses: self
-                .file
-                .config
-                .node(number)
+        let node = Node {
+            service: Service::new(name.clone()),
+            name,
+            number,
+            subnet: subnet.unwrap_or_else(|| self.file.config.subnet_of(number)),
+            backend,
+            orders: None,
+            removing: None,
+        };
+        let status = self.status(&node);
+        self.nodes.insert(number, node);
+        Ok(status)
+    }
+
+    fn status(&self, node: &Node) -> NodeStatus {
+        let config = &self.file.config;
+        NodeStatus {
+            name: node.name.clone(),
+            addresses: config
+                .node(node.number, node.subnet)
                 .iter()
                 .map(ipnet::IpNet::addr)
-                .collect::<Vec<IpAddr>>(),
-            running: false,
-        };
-        self.nodes.insert(
-            number,
-            Node {
-                service: Service::new(name.clone()),
-                name,
-                number,
-                removing: None,
-            },
-        );
-        Ok(status)
+                .collect(),
+            backend: node.backend.unwrap_or(config.backend),
+            running: node.service.process().is_some(),
+        }
+    }
+
+    /// Changes the back end of a node, or of all and those to come. Returns the
+    /// nodes whose agents were told.
+    fn change_backend(
+        &mut self,
+        backend: Backend,
+        node: Option<&str>,
+    ) -> Result<Vec<String>, String> {
+        if node.is_some_and(|name| !self.nodes.values().any(|known| known.name == name)) {
+            return Err(no_node(node.unwrap_or_default()));
+        }
+        if node.is_none() {
+            self.file.config.backend = backend;
+            let path = self.paths.config();
+            // Also what later starts of the control plane and of this command read.
+            serde_json::to_vec_pretty(&self.file)
+                .map_err(io::Error::other)
+                .and_then(|json| fs::write(&path, json))
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
+        let mut line = serde_json::to_vec(&Order::Backend(backend)).map_err(|e| e.to_string())?;
+        line.push(b'\n');
+        let mut told = Vec::new();
+        for known in self.nodes.values_mut() {
+            if node.is_some_and(|name| name != known.name) {
+                continue;
+            }
+            let before = known.backend;
+            known.backend = node.map(|_| backend);
+            if let (Some(orders), Some(_)) = (&mut known.orders, known.service.process()) {
+                orders.write_all(&line).map_err(|error| {
+                    known.backend = before;
+                    format!("cannot tell {}: {error}", known.name)
+                })?;
+                told.push(known.name.clone());
+            }
+        }
+        Ok(told)
     }
 
     fn remove_node(&mut self, name: &str, stream: UnixStream) {
@@ -611,21 +682,7 @@ impl Supervisor {
     fn asked(&mut self, request: Request, stream: UnixStream) {
         match request {
             Request::Status => {
-                let nodes = self
-                    .nodes
-                    .values()
-                    .map(|node| NodeStatus {
-                        name: node.name.clone(),
-                        addresses: self
-                            .file
-                            .config
-                            .node(node.number)
-                            .iter()
-                            .map(ipnet::IpNet::addr)
-                            .collect(),
-                        running: node.service.process().is_some(),
-                    })
-                    .collect();
+                let nodes = self.nodes.values().map(|node| self.status(node)).collect();
                 let status = Status {
                     port: self.port,
                     nodes,
@@ -640,8 +697,18 @@ impl Supervisor {
                 Ok(file) => answer(&stream, &Answer::Network, Some(&file)),
                 Err(why) => answer(&stream, &Answer::Refused(why), None),
             },
-            Request::AddNode { name } => {
-                let added = self.add_node(name);
+            Request::Backend { backend, node } => {
+                match self.change_backend(backend, node.as_deref()) {
+                    Ok(told) => answer(&stream, &Answer::Told(told), None),
+                    Err(why) => answer(&stream, &Answer::Refused(why), None),
+                }
+            }
+            Request::AddNode {
+                name,
+                subnet,
+                backend,
+            } => {
+                let added = self.add_node(name, subnet, backend);
                 self.start_what_is_due();
                 match added {
                     Ok(status) => answer(&stream, &Answer::Added(status), None),

@@ -15,9 +15,10 @@ use linux::sysctl::{self, Family, Setting};
 
 use crate::config::Config;
 
-/// The bridge in the switch's namespace.
+/// The bridge of the first subnet in the switch's namespace; the others have
+/// their number behind it.
 const BRIDGE: &str = "switch";
-/// Every member's interface to the switch.
+/// Every member's interface to the switch; the router has one in each subnet.
 const UPLINK: &str = "eth0";
 /// The router's interface to the outside.
 const OUTSIDE: &str = "outside";
@@ -56,7 +57,8 @@ pub(crate) struct Underlay {
     config: Config,
     switch: NetworkNamespace,
     switch_socket: Socket,
-    bridge: u32,
+    /// The bridge of each subnet.
+    bridges: Vec<u32>,
     router: NetworkNamespace,
     outside: NetworkNamespace,
     control: NetworkNamespace,
@@ -79,75 +81,100 @@ impl Underlay {
                 source,
             }
         };
-        switch_socket
-            .execute(&link::add_bridge(&Bridge {
-                name: BRIDGE,
-                ..Bridge::default()
-            }))
-            .map_err(netlink("switch"))?;
-        let bridge = index("switch", &mut switch_socket, BRIDGE)?;
+        let mut bridges = Vec::new();
+        for subnet in 0..config.subnets {
+            let name = match subnet {
+                0 => BRIDGE.to_owned(),
+                _ => format!("{BRIDGE}-{}", subnet + 1),
+            };
+            switch_socket
+                .execute(&link::add_bridge(&Bridge {
+                    name: &name,
+                    ..Bridge::default()
+                }))
+                .map_err(netlink("switch"))?;
+            bridges.push(index("switch", &mut switch_socket, &name)?);
+        }
         let mut underlay = Self {
             config: config.clone(),
             switch,
             switch_socket,
-            bridge,
+            bridges,
             router: namespace("router", config)?,
             outside: namespace("outside", config)?,
             control: namespace("control", config)?,
         };
 
         let router = underlay.router.clone();
-        underlay.plug("router", &router, &config.router(), None)?;
+        for subnet in 0..config.subnets {
+            let (port, uplink) = match subnet {
+                0 => ("router".to_owned(), UPLINK.to_owned()),
+                _ => (format!("router-{}", subnet + 1), format!("eth{subnet}")),
+            };
+            let addresses = config.router(subnet);
+            underlay.plug(&port, &router, &uplink, subnet, &addresses)?;
+        }
         let control = underlay.control.clone();
-        underlay.plug("control", &control, &config.control(), None)?;
+        let uplink = underlay.plug("control", &control, UPLINK, 0, &config.control())?;
+        // It answers nodes of all subnets, and knows no other network.
+        let gateways = config.router(0);
+        let routes: Vec<_> = (1..config.subnets)
+            .flat_map(|subnet| config.subnet(subnet))
+            .filter_map(|range| {
+                let gateway = same_family(&gateways, range.addr())?;
+                let route = Route::to(range).via(gateway).dev(uplink);
+                Some(route::add(&route.protocol(STATIC)))
+            })
+            .collect();
+        socket("control", &control)?
+            .execute_all(&routes)
+            .map_err(netlink("control"))?;
         underlay.connect_outside()?;
         Ok(underlay)
     }
 
-    /// Joins a namespace to the switch: a veth pair, addresses, and a default
-    /// route when there is a gateway for it.
+    /// Joins a namespace to a subnet's switch: a veth pair and addresses. Returns
+    /// the index of the member's interface.
     fn plug(
         &mut self,
         name: &str,
         member: &NetworkNamespace,
+        uplink: &str,
+        subnet: u32,
         addresses: &[IpNet],
-        gateways: Option<&[IpNet]>,
-    ) -> Result<(), Error> {
+    ) -> Result<u32, Error> {
         let netlink = |source| Error::Netlink {
             what: format!("{name} on the switch"),
             source,
         };
         let port = port_name(name);
+        let bridge = usize::try_from(subnet)
+            .ok()
+            .and_then(|subnet| self.bridges.get(subnet).copied());
         self.switch_socket
             .execute(&link::add_veth(
                 &VethEnd {
                     name: &port,
                     ..VethEnd::default()
                 },
-                Some(self.bridge),
+                bridge,
                 &VethEnd {
-                    name: UPLINK,
+                    name: uplink,
                     namespace: Some(member),
                     ..VethEnd::default()
                 },
             ))
             .map_err(netlink)?;
         let mut socket = socket(name, member)?;
-        let uplink = index(name, &mut socket, UPLINK)?;
+        let uplink = index(name, &mut socket, uplink)?;
         let mut requests = vec![link::set_up(uplink)];
         requests.extend(
             addresses
                 .iter()
                 .map(|net| address::add(&Address::new(uplink, *net))),
         );
-        requests.extend(gateways.into_iter().flatten().map(|gateway| {
-            route::add(
-                &Route::default_of(gateway.addr())
-                    .dev(uplink)
-                    .protocol(STATIC),
-            )
-        }));
-        socket.execute_all(&requests).map_err(netlink)
+        socket.execute_all(&requests).map_err(netlink)?;
+        Ok(uplink)
     }
 
     fn connect_outside(&mut self) -> Result<(), Error> {
@@ -190,10 +217,10 @@ impl Underlay {
         );
         // To the nodes and nowhere else: the outside knows nothing of pods and
         // Services.
-        requests.extend(self.config.underlay.iter().filter_map(|range| {
+        requests.extend(self.config.all_subnets().filter_map(|range| {
             let gateway = same_family(&self.config.outside_router(), range.addr())?;
             Some(route::add(
-                &Route::to(*range).via(gateway).dev(far).protocol(STATIC),
+                &Route::to(range).via(gateway).dev(far).protocol(STATIC),
             ))
         }));
         outside.execute_all(&requests).map_err(netlink)?;
@@ -221,11 +248,12 @@ impl Underlay {
             })
     }
 
-    /// Makes the network namespace of a node and joins it to the switch. Its
-    /// predecessor of the same name must be gone.
+    /// Makes the network namespace of a node and joins it to the switch of its
+    /// subnet. Its predecessor of the same name must be gone.
     pub(crate) fn connect_node(
         &mut self,
         name: &str,
+        subnet: u32,
         addresses: &[IpNet],
     ) -> Result<NetworkNamespace, Error> {
         // The port of a predecessor goes in the background with the
@@ -237,8 +265,20 @@ impl Underlay {
             }
         })?;
         let node = namespace(name, &self.config)?;
-        let gateways = self.config.router();
-        self.plug(name, &node, addresses, Some(&gateways))?;
+        let uplink = self.plug(name, &node, UPLINK, subnet, addresses)?;
+        let routes: Vec<_> = self
+            .config
+            .router(subnet)
+            .iter()
+            .map(|gateway| Route::default_of(gateway.addr()).dev(uplink))
+            .map(|route| route::add(&route.protocol(STATIC)))
+            .collect();
+        socket(name, &node)?
+            .execute_all(&routes)
+            .map_err(|source| Error::Netlink {
+                what: format!("{name} on the switch"),
+                source,
+            })?;
         Ok(node)
     }
 
@@ -415,11 +455,15 @@ mod tests {
     ) {
         let config = config(family);
         let mut underlay = Underlay::create(&config).unwrap();
-        let first = underlay.connect_node("node-1", &config.node(1)).unwrap();
-        let second = underlay.connect_node("node-2", &config.node(2)).unwrap();
-        for (index, own) in config.node(1).iter().enumerate() {
+        let first = underlay
+            .connect_node("node-1", 0, &config.node(1, 0))
+            .unwrap();
+        let second = underlay
+            .connect_node("node-2", 0, &config.node(2, 0))
+            .unwrap();
+        for (index, own) in config.node(1, 0).iter().enumerate() {
             for (target, addresses) in [
-                (&second, config.node(2)),
+                (&second, config.node(2, 0)),
                 (&underlay.control, config.control()),
                 (&underlay.outside, config.outside_host()),
             ] {
@@ -458,12 +502,48 @@ mod tests {
     }
 
     #[test]
+    fn nodes_of_other_subnets_are_reached_by_the_router() {
+        let config = Config::new(&Wanted {
+            name: "test".into(),
+            subnets: Some(2),
+            nodes: 2,
+            ..Wanted::default()
+        })
+        .unwrap();
+        let mut underlay = Underlay::create(&config).unwrap();
+        let mut connect = |number: u32| {
+            let subnet = config.subnet_of(number);
+            let addresses = config.node(number, subnet);
+            let name = format!("node-{number}");
+            let node = underlay.connect_node(&name, subnet, &addresses).unwrap();
+            (node, addresses)
+        };
+        let (first, of_first) = connect(1);
+        let (second, of_second) = connect(2);
+        for (index, own) in of_second.iter().enumerate() {
+            for (target, addresses) in [
+                (&first, &of_first),
+                (&underlay.control, &config.control()),
+                (&underlay.outside, &config.outside_host()),
+            ] {
+                let seen = talk(&second, target, addresses[index].addr()).unwrap();
+                assert_eq!(seen, own.addr());
+                talk(target, &second, own.addr()).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn a_node_can_be_connected_again_under_its_name() {
         let config = config(crate::config::Family::Dual);
         let mut underlay = Underlay::create(&config).unwrap();
-        let first = underlay.connect_node("node-1", &config.node(1)).unwrap();
+        let first = underlay
+            .connect_node("node-1", 0, &config.node(1, 0))
+            .unwrap();
         drop(first);
-        let again = underlay.connect_node("node-1", &config.node(1)).unwrap();
+        let again = underlay
+            .connect_node("node-1", 0, &config.node(1, 0))
+            .unwrap();
         let control = underlay.control.clone();
         talk(&again, &control, config.control()[0].addr()).unwrap();
         underlay.disconnect_node("node-1").unwrap();

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{self, Cluster, Follow, api_resource, text};
-use crate::config::{Attach, Config, Family, ForeignCni, Invalid, Publish, Wanted};
+use crate::config::{Attach, Backend, Config, Family, ForeignCni, Invalid, Publish, Wanted};
 use crate::lock::{self, Lock, State};
 use crate::manifests::{self, Object};
 use crate::paths::Paths;
@@ -57,6 +57,21 @@ pub(crate) struct Options {
     /// and fd00:64::/64]
     #[arg(long, value_name = "CIDR")]
     underlay: Vec<String>,
+    /// Prefix length of a node's range of the pods' addresses, one a family
+    /// [default: 24 and 64]
+    #[arg(long, value_name = "LENGTH")]
+    node_mask: Vec<String>,
+    /// Deal the nodes out to this many subnets with a router between them; each
+    /// subnet is the range behind the one before [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    subnets: Option<u32>,
+    /// How pods' packets get from node to node; podwire lab backend changes it
+    /// [default: host-gw]
+    #[arg(long, value_enum, conflicts_with = "cni_conf")]
+    backend: Option<Backend>,
+    /// Send directly within a subnet and by the tunnel across subnets
+    #[arg(long, conflicts_with = "cni_conf")]
+    cross_subnet: bool,
     /// Make a Service's TCP port reachable on this machine's 127.0.0.1 and ::1
     /// (8080:web:80 publishes port 80 of default/web as 8080); may be repeated
     #[arg(long, value_name = "PORT:[NAMESPACE/]SERVICE:PORT")]
@@ -213,6 +228,10 @@ fn check(name: &str, options: &Options) -> Result<(Config, Vec<Object>), Error> 
         underlay: options.underlay.clone(),
         cluster: options.cluster_cidr.clone(),
         service: options.service_cidr.clone(),
+        node_mask: options.node_mask.clone(),
+        subnets: options.subnets,
+        backend: options.backend.unwrap_or_default(),
+        cross_subnet: options.cross_subnet,
         publish: options.publish.clone(),
         internet: options.internet,
         cni,
@@ -259,6 +278,38 @@ fn same(name: &str, options: &Options, paths: &Paths) -> Result<(), Error> {
             differences.push(format!("{option} {}", has.join(",")));
         }
     }
+    let masks: Vec<String> = running.node_masks.iter().map(u8::to_string).collect();
+    let differs = |text: &str| {
+        !masks
+            .iter()
+            .any(|mask| mask == text.trim().trim_start_matches('/'))
+    };
+    if options
+        .node_mask
+        .iter()
+        .flat_map(|text| text.split(','))
+        .any(differs)
+    {
+        differences.push(format!("--node-mask {}", masks.join(",")));
+    }
+    if options
+        .subnets
+        .is_some_and(|subnets| subnets != running.subnets)
+    {
+        differences.push(format!("--subnets {}", running.subnets));
+    }
+    if options
+        .backend
+        .is_some_and(|backend| backend != running.backend)
+    {
+        differences.push(format!(
+            "--backend {} (which podwire lab backend changes)",
+            running.backend
+        ));
+    }
+    if options.cross_subnet && !running.cross_subnet {
+        differences.push("no --cross-subnet".to_owned());
+    }
     let publishes: Vec<Publish> = options
         .publish
         .iter()
@@ -286,7 +337,12 @@ fn grow(paths: &Paths, wanted: Option<u32>) -> Result<(), Error> {
     };
     let has = u32::try_from(status.nodes.len()).unwrap_or(u32::MAX);
     for _ in has..wanted.unwrap_or(has) {
-        exec::ask(paths, &Request::AddNode { name: None })?;
+        let next = Request::AddNode {
+            name: None,
+            subnet: None,
+            backend: None,
+        };
+        exec::ask(paths, &next)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //!
 //! Source: `Documentation/networking/ip-sysctl.rst`.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -73,6 +74,13 @@ impl Family {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
     name: String,
+}
+
+/// As sysctl(8) writes it.
+impl fmt::Display for Setting {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "net.{}", self.name.replace('/', "."))
+    }
 }
 
 impl Setting {

@@ -1,6 +1,7 @@
 //! The podwire binary: the command line, and dispatch to the parts.
 
 mod config;
+mod doctor;
 mod inspect;
 mod install;
 mod ipam;
@@ -57,6 +58,8 @@ enum Command {
     LabNode(lab::node::Options),
     /// What the agent of a node knows and did, and why
     Inspect(inspect::Options),
+    /// Find what of this node would keep pods from talking; exit code 1 when something does
+    Doctor(doctor::Options),
     /// Install the CNI plugin on this node
     Install(install::Install),
     /// Remove the CNI plugin from this node
@@ -101,6 +104,7 @@ fn applet(own_name: &OsStr, arguments: impl Iterator<Item = OsString>) -> Option
 fn run(command: Command) -> ExitCode {
     match command {
         Command::Toolbox(options) => toolbox::report("podwire toolbox", toolbox::run(options)),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Install(options) => install::install(&options),
         Command::Uninstall(options) => install::uninstall(&options),
         Command::Config(options) => config::run(&options),

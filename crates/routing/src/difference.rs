@@ -11,8 +11,6 @@ use crate::model::{
     RouteKey, RouteTarget, State, TunnelPeer, WireguardSettings, overlap,
 };
 
-use crate::table::{TABLE, Table};
-
 /// The protocol number of podwire's routes (`rtm_protocol`).
 pub const PROTOCOL: u8 = linux::PODWIRE_ROUTE_PROTOCOL;
 
@@ -31,8 +29,6 @@ pub struct Held {
     pub proxies: BTreeSet<(DeviceName, IpAddr)>,
     /// Peers of those devices.
     pub tunnel_peers: BTreeMap<(DeviceName, PublicKey), TunnelPeer>,
-    /// The nftables table.
-    pub table: Table,
     /// Routes of the main table others made.
     pub others: Vec<OtherRoute>,
 }
@@ -76,8 +72,6 @@ pub struct OtherRoute {
 /// is not known yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Whether the nftables table is to be made (or made anew: `true`) or removed.
-    pub table: Option<bool>,
     /// Devices to be made, those first that others are ports of. One of that
     /// name that is there is something else and goes before.
     pub make: Vec<DeviceName>,
@@ -119,8 +113,7 @@ impl Difference {
 
     /// How many entries change.
     pub fn len(&self) -> usize {
-        usize::from(self.table.is_some())
-            + self.make.len()
+        self.make.len()
             + self.change.len()
             + self.forwarding.len()
             + self.neighbours.len()
@@ -140,10 +133,6 @@ impl Difference {
     /// podwire, what others changed.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        lines.extend(self.table.map(|wanted| match wanted {
-            true => format!("nftables table inet {TABLE}"),
-            false => format!("unwanted nftables table inet {TABLE}"),
-        }));
         lines.extend(self.make.iter().map(|name| format!("device {name}")));
         lines.extend(
             self.change
@@ -251,10 +240,6 @@ impl fmt::Display for Foreign {
 /// Compares what is wanted with what the kernel holds.
 pub fn difference(wanted: &State, held: &Held) -> Difference {
     let mut difference = Difference::default();
-    difference.table = match (wanted.devices.is_empty(), held.table) {
-        (true, Table::Absent) | (false, Table::Complete) => None,
-        (is_empty, _) => Some(!is_empty),
-    };
     devices(wanted, held, &mut difference);
     // With a device go its entries and the routes over it.
     let fresh: BTreeSet<DeviceName> = difference.make.iter().copied().collect();
@@ -589,11 +574,6 @@ mod tests {
     /// The kernel, as far as a difference concerns it.
     fn carry_out(wanted: &State, difference: &Difference, held: &Held) -> Held {
         let mut held = held.clone();
-        match difference.table {
-            Some(true) => held.table = Table::Complete,
-            Some(false) => held.table = Table::Absent,
-            None => {}
-        }
         let go = |held: &mut Held, name: &DeviceName| {
             held.devices.remove(name);
             held.neighbours.retain(|(on, _), _| on != name);
@@ -679,8 +659,7 @@ mod tests {
         assert_eq!(difference.replace.len(), 1);
         assert_eq!(difference.remove, [key("10.200.3.0/24")]);
         assert_eq!(difference.remove_devices, [DEVICE]);
-        assert_eq!(difference.table, Some(false));
-        assert_eq!(difference.len(), 4);
+        assert_eq!(difference.len(), 3);
     }
 
     fn any_state() -> impl Strategy<Value = State> {

@@ -414,7 +414,7 @@ pub struct State {
 }
 
 /// How many of each there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counts {
     /// Devices.
     pub devices: usize,

@@ -3,6 +3,7 @@
 //! A subcommand asks the agent over its admin socket ([`ask`]), and prints the
 //! answer as a table or as JSON ([`show`]).
 
+mod routes;
 mod status;
 
 use std::io::IsTerminal as _;
@@ -27,6 +28,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// What carries packets between nodes: devices, routes, neighbours, forwarding entries
+    Routes(routes::Options),
     /// Whether everything is in force, and what is not as it should be
     Status(status::Options),
 }
@@ -47,6 +50,7 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     }
     let place = &options.place;
     let result = match &options.command {
+        Command::Routes(options) => routes::run(place, options),
         Command::Status(options) => status::run(place, options),
     };
     result.unwrap_or_else(|error| output::fail(&error, 1))

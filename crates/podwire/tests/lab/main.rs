@@ -12,6 +12,7 @@ mod outside;
 mod paths;
 mod pods;
 mod publish;
+mod routing;
 mod services;
 mod support;
 mod survival;

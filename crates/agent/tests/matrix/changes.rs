@@ -1,0 +1,256 @@
+//! What happens while the cluster runs: nodes change their back end, somebody
+//! meddles, a peer comes back as another.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use api::Node;
+use linux::sysctl::{Family, Setting};
+use linux::{fdb, link, route};
+use podwire_agent::RoutingSnapshot;
+use serde_json::json;
+
+use crate::packet::{Answer, ping};
+use crate::traffic;
+use crate::world::{self, World, wait};
+
+/// A world whose first two nodes run with a back end and have a pod each.
+fn two(backend: &str) -> World {
+    let mut world = World::new();
+    for node in 0..2 {
+        world.start(node, |options| options.backend = backend.to_owned());
+    }
+    for node in 0..2 {
+        world.wait_until_ready(node);
+    }
+    for node in 0..2 {
+        world.add_pod(node);
+    }
+    talk(&world);
+    world
+}
+
+/// Both pods' addresses are reached from the other node.
+fn talk(world: &World) {
+    for (from, to) in [(0, 1), (1, 0)] {
+        for address in &world.pods[to].addresses {
+            let answer = ping(&world.pods[from].namespace, *address, 100, world::PATIENCE);
+            assert_eq!(
+                answer,
+                Ok(Answer::Echo),
+                "{address}: {}",
+                world.nodes[from].health()
+            );
+        }
+    }
+}
+
+fn snapshot(world: &World, node: usize) -> RoutingSnapshot {
+    podwire_agent::admin::get(&world.nodes[node].socket(), "/v1/routes", &[]).expect("it answers")
+}
+
+fn wait_for_backends(world: &World, node: usize, expected: &[&str]) {
+    wait(&format!("back ends {expected:?}"), || {
+        let path = world.nodes[node].socket();
+        let found: RoutingSnapshot =
+            podwire_agent::admin::get(&path, "/v1/routes", &[]).map_err(|e| e.to_string())?;
+        let names: Vec<&str> = found.backends.iter().map(|name| &**name).collect();
+        if names == expected {
+            Ok(())
+        } else {
+            Err(format!("{names:?}"))
+        }
+    });
+}
+
+#[test]
+fn nodes_change_their_back_end_one_by_one_and_lose_no_request() {
+    let mut world = two("vxlan");
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking = {
+        let (stop, pod) = (Arc::clone(&stop), world.pods[0].namespace.clone());
+        let targets = world.pods[1].addresses.clone();
+        std::thread::spawn(move || {
+            let (mut count, mut lost) = (0, Vec::new());
+            while !stop.load(Ordering::Relaxed) {
+                for target in &targets {
+                    count += 1;
+                    lost.extend(traffic::get(&pod, *target, 10).err());
+                }
+            }
+            (count, lost)
+        })
+    };
+    world.start(0, |options| options.backend = "host-gw".into());
+    wait_for_backends(&world, 0, &["host-gw", "vxlan"]);
+    wait_for_backends(&world, 1, &["vxlan", "host-gw"]);
+    talk(&world);
+    world.start(1, |options| options.backend = "host-gw".into());
+    for node in 0..2 {
+        wait_for_backends(&world, node, &["host-gw"]);
+    }
+    talk(&world);
+    stop.store(true, Ordering::Relaxed);
+    let (count, lost) = asking.join().expect("no panic");
+    assert!(
+        lost.is_empty(),
+        "{} of {count} were lost: {lost:?}",
+        lost.len()
+    );
+    for node in 0..2 {
+        wait("old devices to be gone", || {
+            let mut socket = world.nodes[node].namespace.route_socket().expect("netlink");
+            let links = link::list(&mut socket).expect("readable");
+            let left: Vec<_> = links
+                .iter()
+                .filter(|link| link.name.starts_with("pw-"))
+                .map(|link| &link.name)
+                .collect();
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{left:?}"))
+            }
+        });
+    }
+}
+
+#[test]
+fn an_agent_that_ends_in_the_middle_of_a_change_leaves_pods_talking_and_the_next_one_finishes() {
+    let mut world = two("vxlan");
+    world.start(0, |options| options.backend = "host-gw".into());
+    world.stop(0);
+    talk(&world);
+    world.start(1, |options| options.backend = "host-gw".into());
+    talk(&world);
+    world.start(0, |options| options.backend = "host-gw".into());
+    for node in 0..2 {
+        wait_for_backends(&world, node, &["host-gw"]);
+    }
+    talk(&world);
+}
+
+#[test]
+fn what_is_removed_by_hand_comes_back_and_is_named_once() {
+    let world = two("vxlan");
+    let namespace = &world.nodes[0].namespace;
+    let mut socket = namespace.route_socket().expect("netlink");
+    let device = link::get(&mut socket, "pw-vxlan")
+        .expect("readable")
+        .expect("the tunnel's device")
+        .index;
+    let entries = |socket: &mut linux::netlink::Socket| {
+        let entries = fdb::list(socket, Some(device)).expect("readable");
+        entries.into_iter().find(|entry| entry.remote.is_some())
+    };
+    for _ in 0..2 {
+        let entry = entries(&mut socket).expect("the peer's");
+        socket
+            .execute(&fdb::delete(device, entry.mac))
+            .expect("deleted");
+        wait("the forwarding entry", || {
+            entries(&mut socket).map(drop).ok_or_else(|| "none".into())
+        });
+    }
+    let destination = "10.200.2.0/24".parse().expect("a range");
+    socket
+        .execute(&route::delete(&route::Route::to(destination)))
+        .expect("deleted");
+    wait("the route", || {
+        let routes = route::list(&mut socket, route::Filter::own()).expect("readable");
+        let there = routes.iter().any(|route| route.destination == destination);
+        there.then_some(()).ok_or_else(|| format!("{routes:?}"))
+    });
+    talk(&world);
+    wait("the report", || {
+        let restored = snapshot(&world, 0).restored;
+        let named = |part: &str| restored.keys().filter(|line| line.contains(part)).count();
+        match (named("forwarding entry"), named("route to 10.200.2.0/24")) {
+            (1, 1) => Ok(()),
+            _ => Err(format!("{restored:?}")),
+        }
+    });
+}
+
+#[test]
+fn an_uplink_that_goes_down_and_up_and_a_peer_that_starts_anew_are_followed() {
+    let mut world = two("vxlan");
+    let mut socket = world.nodes[0].namespace.route_socket().expect("netlink");
+    let uplink = link::get(&mut socket, "eth0")
+        .expect("readable")
+        .expect("there");
+    // As whoever configured the address would have it.
+    let keep = Setting::of_interface(Family::V6, "eth0", "keep_addr_on_down");
+    world.nodes[0]
+        .namespace
+        .run(|| keep.write(1))
+        .expect("entered")
+        .expect("a setting of the own namespace");
+    socket.execute(&link::set_down(uplink.index)).expect("down");
+    socket.execute(&link::set_up(uplink.index)).expect("up");
+    // What the kernel forgot with the link is the administrator's: the default
+    // routes. Those to the pods are podwire's, and come back.
+    talk(&world);
+    // A machine that boots has nothing of what it had.
+    world.stop(1);
+    let mut peer = world.nodes[1].namespace.route_socket().expect("netlink");
+    link::delete_by_name(&mut peer, "pw-vxlan").expect("deleted");
+    link::delete_by_name(&mut peer, "pw-vxlan6").expect("deleted");
+    world.start(1, |options| options.backend = "vxlan".into());
+    talk(&world);
+}
+
+#[test]
+fn a_peer_is_followed_when_its_address_or_range_changes_or_it_comes_back_by_the_same_name() {
+    let world = two("vxlan");
+    let remotes = || {
+        let mut socket = world.nodes[0].namespace.route_socket().expect("netlink");
+        let device = link::get(&mut socket, "pw-vxlan")
+            .expect("readable")
+            .expect("there");
+        let entries = fdb::list(&mut socket, Some(device.index)).expect("readable");
+        let remotes = entries.iter().filter_map(|entry| entry.remote);
+        let mut remotes: Vec<String> = remotes.map(|r| r.address.to_string()).collect();
+        remotes.sort();
+        let routes = route::list(&mut socket, route::Filter::own()).expect("readable");
+        let routed = routes
+            .iter()
+            .filter(|route| route.link == Some(device.index))
+            .map(|route| route.destination.to_string())
+            .collect::<Vec<_>>();
+        (remotes, routed)
+    };
+    let wait_for = |remote: &str, range: &str| {
+        wait(&format!("{range} by {remote}"), || {
+            let (found, routed) = remotes();
+            if found == [remote] && routed == [range] {
+                Ok(())
+            } else {
+                Err(format!("{found:?} {routed:?}"))
+            }
+        });
+    };
+    wait_for("192.168.64.12", "10.200.2.0/24");
+    let present = || world.api.get::<Node>("", "node2").expect("it is there");
+    let mut moved = present();
+    moved["status"]["addresses"][0]["address"] = json!("192.168.64.99");
+    world.api.put::<Node>(moved);
+    wait_for("192.168.64.99", "10.200.2.0/24");
+    let mut renumbered = present();
+    renumbered["spec"]["podCIDRs"][0] = json!("10.200.77.0/24");
+    world.api.put::<Node>(renumbered);
+    wait_for("192.168.64.99", "10.200.77.0/24");
+    // Without its annotation, which its own agent writes again.
+    world.api.delete::<Node>("", "node2");
+    world.register(1);
+    wait_for("192.168.64.12", "10.200.2.0/24");
+    let pod = &world.pods[0].namespace;
+    let answer = ping(
+        pod,
+        world.pods[1].addresses[0],
+        100,
+        Duration::from_secs(30),
+    );
+    assert_eq!(answer, Ok(Answer::Echo));
+}

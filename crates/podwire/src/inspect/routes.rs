@@ -1,0 +1,99 @@
+//! `podwire inspect routes`.
+
+use std::process::ExitCode;
+
+use agent::RoutingSnapshot;
+use clap::Args;
+
+use super::{Output, ask, lines, show, table};
+use crate::place::Place;
+
+/// Every device, route, neighbour and forwarding entry that carries packets
+/// between nodes, with the node and the back end it is for
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only what is for this peer
+    #[arg(long = "of", value_name = "NODE")]
+    peer: Option<String>,
+    /// What to print
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+/// Asks and prints.
+pub(crate) fn run(place: &Place, options: &Options) -> Result<ExitCode, agent::admin::Error> {
+    let mut snapshot: RoutingSnapshot = ask(place, "/v1/routes", &[])?;
+    if let Some(peer) = &options.peer {
+        snapshot
+            .entries
+            .retain(|entry| entry.node.as_deref() == Some(&**peer));
+    }
+    Ok(show(options.output, &snapshot, words))
+}
+
+fn words(snapshot: &RoutingSnapshot) -> String {
+    let counts = &snapshot.counts;
+    let mut text = format!(
+        "back ends: {}; MTU of pods: {}\n{} devices, {} routes, {} neighbours, {} forwarding \
+         entries, {} proxy entries\n",
+        snapshot.backends.join(", "),
+        snapshot
+            .mtu
+            .map_or_else(|| "unknown".to_owned(), |mtu| mtu.to_string()),
+        counts.devices,
+        counts.routes,
+        counts.neighbours,
+        counts.forwarding,
+        counts.proxies,
+    );
+    let mut entries = table(&["KIND", "ENTRY", "NODE", "BACK END"]);
+    for entry in &snapshot.entries {
+        entries.add_row([
+            &*entry.kind,
+            &*entry.entry,
+            entry.node.as_deref().unwrap_or("-"),
+            entry.backend.as_deref().unwrap_or("-"),
+        ]);
+    }
+    text.push_str(&lines(&entries));
+    for refused in &snapshot.refused {
+        text.push_str(&format!("- {refused}\n"));
+    }
+    for (line, times) in &snapshot.restored {
+        text.push_str(&format!(
+            "- changed by somebody else {times} times and restored: {line}\n"
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_is_shown_with_whose_it_is_and_what_is_refused_with_the_reason() {
+        let snapshot: RoutingSnapshot = serde_json::from_value(serde_json::json!({
+            "backends": ["vxlan"], "mtu": 1450,
+            "counts": {"devices": 1, "routes": 1, "neighbours": 0, "forwarding": 0, "proxies": 0},
+            "entries": [
+                {"kind": "device", "entry": "pw-vxlan mtu 1450"},
+                {"kind": "route", "entry": "10.200.2.0/24 via 10.200.2.0 on pw-vxlan",
+                    "node": "node-2", "backend": "vxlan"}],
+            "restored": {"route to 10.200.2.0/24": 2},
+            "refused": ["no route to 10.200.3.0/24 of node node-3: because"],
+        }))
+        .unwrap();
+        let text = words(&snapshot);
+        for part in [
+            "back ends: vxlan; MTU of pods: 1450",
+            "1 devices, 1 routes",
+            "pw-vxlan mtu 1450",
+            "node-2",
+            "changed by somebody else 2 times and restored: route to 10.200.2.0/24",
+            "- no route to 10.200.3.0/24 of node node-3: because",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+}
