@@ -278,7 +278,10 @@ pub fn reclaim(root: &Path) -> Result<Reclaimed, Error> {
 
 /// Whether the node has an end of the pod's interface.
 fn has_cable(reservation: &Reservation) -> bool {
-    reservation.notes.get(NOTE_ATTACH).map(String::as_str) != Some(AttachMode::Macvlan.as_str())
+    let mode = reservation.notes.get(NOTE_ATTACH);
+    [AttachMode::Macvlan, AttachMode::Direct]
+        .into_iter()
+        .all(|without| mode.map(String::as_str) != Some(without.as_str()))
 }
 
 fn cables(socket: &mut Socket) -> Result<HashMap<String, Link>, Error> {

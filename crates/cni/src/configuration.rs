@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::arguments::{Extra, valid_identifier};
+use crate::bandwidth::Bandwidth;
 use crate::error::Error;
+use crate::hostports::Mapping;
 use crate::log::{self, Level};
 use crate::policy::{self, Gate};
 use crate::version::Version;
@@ -28,6 +30,8 @@ pub enum AttachMode {
     Routed,
     /// To the network of one of the node's interfaces, beside the node.
     Macvlan,
+    /// To exactly one other pod, by a cable between the two.
+    Direct,
 }
 
 impl AttachMode {
@@ -37,6 +41,7 @@ impl AttachMode {
             Self::Bridge => "bridge",
             Self::Routed => "routed",
             Self::Macvlan => "macvlan",
+            Self::Direct => "direct",
         }
     }
 }
@@ -73,6 +78,8 @@ pub struct Configuration {
     pub isolate_ports: bool,
     /// The node's interface that macvlan pods are attached to.
     pub master: Option<String>,
+    /// Which pods share a cable in direct mode.
+    pub pair: Option<String>,
     /// Whether macvlan pods reach each other.
     pub mode: MacvlanMode,
     /// Where addresses come from; one is taken from each set.
@@ -90,6 +97,10 @@ pub struct Configuration {
     pub addresses: Vec<IpAddr>,
     /// A particular hardware address asked for.
     pub mac: Option<MacAddress>,
+    /// Ports of the node that lead to the pod.
+    pub port_mappings: Vec<Mapping>,
+    /// How fast the pod may receive and send.
+    pub bandwidth: Bandwidth,
 }
 
 /// A route as `ipam.routes` has it.
@@ -135,6 +146,10 @@ struct Raw {
     /// The node's interface that pods are attached to (attach macvlan, which requires it).
     #[schemars(length(min = 1, max = 15))]
     master: Option<String>,
+    /// Name of the cable that two pods share (attach direct, which requires it here or in
+    /// `args.cni`).
+    #[schemars(regex(pattern = "^[a-zA-Z0-9][a-zA-Z0-9_.-]*$"))]
+    pair: Option<String>,
     /// Whether macvlan pods of the node reach each other: "bridge", or not: "private".
     #[schemars(schema_with = "macvlan_modes")]
     mode: Value,
@@ -176,6 +191,7 @@ impl Default for Raw {
             bridge: DEFAULT_BRIDGE.to_owned(),
             isolate_ports: false,
             master: None,
+            pair: None,
             mode: "bridge".into(),
             ipam: RawIpam::default(),
             log_file: log::DEFAULT_FILE.to_owned(),
@@ -266,6 +282,10 @@ struct RuntimeConfig {
     mac: Option<String>,
     /// More ranges, added to those of `ipam`.
     ip_ranges: Vec<Vec<Range>>,
+    /// Ports of the node that lead to the pod.
+    port_mappings: Option<Vec<Mapping>>,
+    /// How fast the pod may receive and send.
+    bandwidth: Option<Bandwidth>,
 }
 
 /// See the specification's CONVENTIONS.
@@ -282,6 +302,8 @@ struct Args {
 struct CniArgs {
     /// Particular addresses, with or without prefix length.
     ips: Vec<String>,
+    /// Name of the cable that two pods share (attach direct).
+    pair: Option<String>,
     /// A particular hardware address.
     mac: Option<String>,
 }
@@ -357,13 +379,28 @@ impl Configuration {
             serde_json::from_value(raw.attach.clone()).map_err(|_| Error::Unsupported {
                 key: "attach",
                 value: format!(
-                    "{} (there are \"bridge\", \"routed\" and \"macvlan\")",
+                    "{} (there are \"bridge\", \"routed\", \"macvlan\" and \"direct\")",
                     raw.attach
                 ),
             })?;
         if attach == AttachMode::Macvlan && !raw.master.as_deref().is_some_and(link::valid_name) {
             return Err(Error::Configuration(
                 "attach macvlan needs \"master\", the name of the node's interface to attach to"
+                    .to_owned(),
+            ));
+        }
+        if attach == AttachMode::Direct
+            && !raw
+                .args
+                .cni
+                .pair
+                .as_ref()
+                .or(raw.pair.as_ref())
+                .is_some_and(|pair| valid_identifier(pair))
+        {
+            return Err(Error::Configuration(
+                "attach direct needs \"pair\" (or args.cni.pair), the name of the cable that two pods share: \
+                 letters, digits, '.', '_' and '-' after a letter or digit"
                     .to_owned(),
             ));
         }
@@ -456,6 +493,30 @@ impl Configuration {
                 "mac {mac} is not an address a single interface can have"
             )));
         }
+        let bandwidth = raw.runtime_config.bandwidth.unwrap_or_default();
+        bandwidth.validate()?;
+        if let AttachMode::Macvlan | AttachMode::Direct = attach {
+            // The node does not see such a pod's packets.
+            let asked = [
+                (
+                    "portMappings",
+                    raw.runtime_config
+                        .port_mappings
+                        .as_ref()
+                        .is_some_and(|list| !list.is_empty()),
+                ),
+                ("bandwidth", bandwidth != Bandwidth::default()),
+            ];
+            if let Some((key, _)) = asked.into_iter().find(|(_, asked)| *asked) {
+                return Err(Error::Unsupported {
+                    key,
+                    value: format!(
+                        "any with attach {}; bridge and routed have it",
+                        attach.as_str()
+                    ),
+                });
+            }
+        }
         Ok(Self {
             version,
             network,
@@ -463,6 +524,7 @@ impl Configuration {
             mtu,
             isolate_ports: raw.isolate_ports,
             master: raw.master,
+            pair: raw.args.cni.pair.or(raw.pair),
             mode,
             ranges,
             routes: ipam.routes,
@@ -474,6 +536,8 @@ impl Configuration {
             previous: raw.prev_result,
             addresses,
             mac,
+            port_mappings: raw.runtime_config.port_mappings.unwrap_or_default(),
+            bandwidth,
         })
     }
 }

@@ -62,6 +62,15 @@ pub enum Error {
     /// A kernel setting could not be changed.
     #[error(transparent)]
     Setting(#[from] linux::sysctl::Error),
+    /// A port of the node is another pod's.
+    #[error("{0}")]
+    HostPort(String),
+    /// The packet filter refused.
+    #[error(transparent)]
+    Rules(#[from] linux::nftables::Error),
+    /// Connections could not be looked at.
+    #[error(transparent)]
+    Connections(#[from] linux::conntrack::Error),
     /// What CHECK found to be different from what ADD made.
     #[error("{0}")]
     Mismatch(String),
@@ -85,6 +94,8 @@ impl Error {
             Self::Namespace(_) => 101,
             Self::Setting(_) => 102,
             Self::Mismatch(_) => 103,
+            Self::HostPort(_) => 104,
+            Self::Rules(_) | Self::Connections(_) => 105,
         }
     }
 

@@ -16,6 +16,7 @@ pub mod audit;
 pub mod bandwidth;
 pub mod configuration;
 pub mod error;
+pub mod hostports;
 pub mod install;
 pub mod log;
 pub mod plugin;

@@ -1,20 +1,22 @@
 //! The operations.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipam::{Attachment, Claim, Lease, Reservation, Store};
-use linux::link;
+use linux::link::{self, MacAddress};
 use linux::namespace::NetworkNamespace;
 use linux::netlink::Socket;
 use serde_json::{Value, json};
 
 use crate::arguments::{Arguments, Command, Extra};
-use crate::attach::{self, Order, Remains};
-use crate::configuration::{Configuration, Network, version_of};
+use crate::attach::{self, Order, Remains, Shared};
+use crate::configuration::{AttachMode, Configuration, Network, version_of};
 use crate::error::Error;
+use crate::hostports::{self, Mapping};
 use crate::log::{self, Level, Log};
 use crate::policy::{self, Gate, Question};
 use crate::reaper;
@@ -33,6 +35,10 @@ pub(crate) const NOTE_SANDBOX: &str = "sandbox";
 pub(crate) const NOTE_NAMESPACE: &str = "namespace";
 /// Note of a reservation: the hardware address of the pod's interface.
 const NOTE_MAC: &str = "mac";
+/// Note of a reservation: which pods share a cable (attach mode `direct`).
+pub(crate) const NOTE_PAIR: &str = "pair";
+/// Note of a reservation: the ports of the node that lead to the pod, as JSON.
+const NOTE_PORTS: &str = "portMappings";
 
 /// What is known of an order before it is carried out, for its log line.
 struct Context {
@@ -155,7 +161,15 @@ fn execute(
             let configuration = Configuration::parse(value, &arguments.extra)?;
             check(&configuration, &arguments).map(|()| None)
         }
-        Command::Gc => collect_garbage(&Network::parse(&value)?).map(|()| None),
+        Command::Gc => {
+            collect_garbage(&Network::parse(&value)?)?;
+            // Ports whose pods have no reservation, as far as the configuration
+            // still says which addresses are this network's.
+            if let Ok(configuration) = Configuration::parse(value, &Extra::default()) {
+                collect_ports(&configuration)?;
+            }
+            Ok(None)
+        }
         Command::Status => {
             let configuration = Configuration::parse(value, &Extra::default())?;
             status(&configuration).map(|()| None)
@@ -213,7 +227,8 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         });
     }
     let interface = &arguments.attachment.interface;
-    if link::get(&mut namespace.route_socket()?, interface)?.is_some() {
+    let mut inside = namespace.visit(Socket::open_route)??;
+    if link::get(&mut inside, interface)?.is_some() {
         // Whatever it is, it is not this ADD's to touch or to undo.
         return Err(Error::Environment {
             name: "CNI_IFNAME",
@@ -227,25 +242,7 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         attachment: arguments.attachment.clone(),
         pod: arguments.extra.pod.clone(),
         wanted: configuration.addresses.clone(),
-        notes: [
-            (NOTE_BRIDGE.to_owned(), configuration.network.bridge.clone()),
-            (NOTE_MAC.to_owned(), mac.to_string()),
-            (
-                NOTE_ATTACH.to_owned(),
-                configuration.attach.as_str().to_owned(),
-            ),
-            (NOTE_SANDBOX.to_owned(), path.display().to_string()),
-            (
-                NOTE_NAMESPACE.to_owned(),
-                namespace
-                    .identity()
-                    .map_err(|error| {
-                        Error::Io(format!("cannot look at {}: {error}", path.display()))
-                    })?
-                    .to_string(),
-            ),
-        ]
-        .into(),
+        notes: notes(configuration, path, &namespace, mac)?,
     };
     let addresses = reserve(&store, &claim, configuration)?;
     let order = Order {
@@ -256,7 +253,7 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         addresses: &addresses,
     };
     let attached =
-        await_policies(&order, &claim).and_then(|()| attach::attach(&mut socket, &order));
+        await_policies(&order, &claim).and_then(|()| attach(&mut socket, &mut inside, &order));
     match attached {
         Ok(result) => Ok(match earlier {
             Some(earlier) => result.after(earlier),
@@ -265,22 +262,58 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         Err(error) => {
             // The first failure is the one to tell; what undoing leaves, the
             // runtime's DEL removes.
-            let held: Vec<IpAddr> = addresses.iter().map(|a| a.address.addr()).collect();
-            let remains = Remains {
-                attachment: &arguments.attachment,
-                bridge: &configuration.network.bridge,
-                addresses: &held,
-                mac,
-                namespace: Some(&namespace),
-            };
-            if attach::detach(&mut socket, &remains).is_ok()
-                && store.retire(&arguments.attachment).is_ok()
-            {
-                let _ = reaper::start(&configuration.network.state);
-            }
+            let _ = delete(&configuration.network, arguments);
             Err(error)
         }
     }
+}
+
+/// What undoing an attachment and judging it needs to know.
+fn notes(
+    configuration: &Configuration,
+    path: &Path,
+    namespace: &NetworkNamespace,
+    mac: MacAddress,
+) -> Result<HashMap<String, String>, Error> {
+    let identity = namespace
+        .identity()
+        .map_err(|error| Error::Io(format!("cannot look at {}: {error}", path.display())))?;
+    let mut notes = HashMap::from([
+        (NOTE_BRIDGE.to_owned(), configuration.network.bridge.clone()),
+        (NOTE_MAC.to_owned(), mac.to_string()),
+        (
+            NOTE_ATTACH.to_owned(),
+            configuration.attach.as_str().to_owned(),
+        ),
+        (NOTE_SANDBOX.to_owned(), path.display().to_string()),
+        (NOTE_NAMESPACE.to_owned(), identity.to_string()),
+    ]);
+    if configuration.attach == AttachMode::Direct {
+        notes.extend(
+            configuration
+                .pair
+                .clone()
+                .map(|pair| (NOTE_PAIR.to_owned(), pair)),
+        );
+    }
+    if !configuration.port_mappings.is_empty() {
+        let ports = json!(configuration.port_mappings).to_string();
+        notes.insert(NOTE_PORTS.to_owned(), ports);
+    }
+    Ok(notes)
+}
+
+/// Attaches a pod, limits its cable and opens its ports.
+fn attach(socket: &mut Socket, inside: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error> {
+    let result = attach::attach(socket, inside, order)?;
+    let configuration = order.configuration;
+    let addresses: Vec<_> = order.addresses.iter().map(|a| a.address.addr()).collect();
+    hostports::publish(
+        &configuration.network.state,
+        &configuration.port_mappings,
+        &addresses,
+    )?;
+    Ok(result)
 }
 
 /// Reserves addresses. Those of pods whose interfaces are still being deleted
@@ -348,8 +381,20 @@ fn remove(
     reservation: Option<&Reservation>,
     namespace: Option<&NetworkNamespace>,
 ) -> Result<bool, Error> {
+    if let Some(reservation) = reservation
+        && let Some(ports) = reservation.notes.get(NOTE_PORTS)
+    {
+        let mappings: Vec<Mapping> = serde_json::from_str(ports)
+            .map_err(|error| Error::Io(format!("cannot read the reservation's ports: {error}")))?;
+        hostports::withdraw(&mappings, &reservation.addresses)?;
+    }
+    let cable = match reservation {
+        Some(reservation) => Shared::of(store, reservation)?,
+        None => None,
+    };
     let remains = Remains {
         attachment,
+        cable: cable.as_ref(),
         bridge: reservation
             .and_then(|reservation| reservation.notes.get(NOTE_BRIDGE))
             .unwrap_or(&network.bridge),
@@ -413,7 +458,8 @@ fn check(configuration: &Configuration, arguments: &Arguments) -> Result<(), Err
         sandbox: arguments.required_namespace()?,
         addresses: &[],
     };
-    attach::verify_node(&mut Socket::open_route()?, &order, &reservation.addresses)
+    attach::verify_node(&mut Socket::open_route()?, &order, &reservation.addresses)?;
+    hostports::verify(&configuration.port_mappings, &reservation.addresses)
 }
 
 /// Removes what belongs to none of the attachments the runtime names.
@@ -450,12 +496,26 @@ fn collect_garbage(network: &Network) -> Result<(), Error> {
     first_failure.map_or(Ok(()), Err)
 }
 
+fn collect_ports(configuration: &Configuration) -> Result<(), Error> {
+    let held = store(&configuration.network)?
+        .list()?
+        .into_iter()
+        .flat_map(|reservation| reservation.addresses)
+        .collect();
+    let ranges = &configuration.ranges;
+    hostports::collect(
+        |address| ranges.iter().any(|set| set.contains(address)),
+        &held,
+    )
+}
+
 /// Whether an ADD could be served now.
 fn status(configuration: &Configuration) -> Result<(), Error> {
     let unavailable = |error: &dyn std::fmt::Display| Error::NotAvailable(error.to_string());
     store(&configuration.network)?
         .has_room(&configuration.ranges)
         .map_err(|error| unavailable(&error))?;
+    attach::serveable(configuration)?;
     Socket::open_route().map_err(|error| unavailable(&error))?;
     configuration.policy.as_ref().map_or(Ok(()), Gate::probe)
 }

@@ -114,15 +114,29 @@ fn isolated_ports_keep_pods_apart_below_ip_and_together_above() {
     let mut configuration = node.configuration("bridge");
     configuration["isolatePorts"] = json!(true);
     let (client, server) = (Pod::new("client"), Pod::new("server"));
-    node.call("ADD", &configuration, &client).ok();
-    let endpoint = addresses(&node.call("ADD", &configuration, &server).ok());
-    for leaf in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+    for (leaf, value) in [
+        ("bridge-nf-call-iptables", 1),
+        ("bridge-nf-call-ip6tables", 1),
+        ("bridge-nf-call-iptables", 0),
+        ("bridge-nf-call-ip6tables", 0),
+    ] {
         let setting = Setting::new(format!("bridge/{leaf}"));
         node.namespace
-            .run(|| setting.write_if_present(0))
+            .run(|| setting.write_if_present(value))
             .unwrap()
             .unwrap();
+        if value == 1 {
+            // Services would not work: refused, with what to do.
+            let outcome = node.call("ADD", &configuration, &client);
+            assert_eq!(outcome.code(), 7);
+            let message = outcome.stdout["msg"].as_str().unwrap();
+            assert!(message.contains("bridge-nf-call-ip"), "{message}");
+            let status = node.plugin(&configuration, &[("CNI_COMMAND", "STATUS")]);
+            assert_eq!(status.code(), 7);
+        }
     }
+    node.call("ADD", &configuration, &client).ok();
+    let endpoint = addresses(&node.call("ADD", &configuration, &server).ok());
     serve(&node, &endpoint);
     for (at, service) in ["10.96.0.20", "fd00:96::20"].into_iter().enumerate() {
         let listener = listen(&server, endpoint[at]);

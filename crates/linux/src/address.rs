@@ -126,22 +126,31 @@ pub fn wait_until_usable(
     addresses: &[IpAddr],
     deadline: Duration,
 ) -> Result<bool, Error> {
+    events::wait_for(&[Group::Routes6], deadline, || {
+        are_usable(socket, link, addresses)
+    })
+}
+
+/// Whether packets to `addresses` of the interface are delivered.
+pub fn are_usable(socket: &mut Socket, link: u32, addresses: &[IpAddr]) -> Result<bool, Error> {
+    if addresses.iter().all(IpAddr::is_ipv4) {
+        // Theirs are made with the address.
+        return Ok(true);
+    }
     let filter = Filter {
         table: Some(route::TABLE_LOCAL),
         link: Some(link),
         ..Filter::default()
     };
-    events::wait_for(&[Group::Routes6], deadline, || {
-        let routes = route::list(socket, filter)?;
-        Ok(addresses
-            .iter()
-            .filter(|address| address.is_ipv6())
-            .all(|address| {
-                routes.iter().any(|route| {
-                    route.kind == route::Kind::Local && route.destination == IpNet::from(*address)
-                })
-            }))
-    })
+    let routes = route::list(socket, filter)?;
+    Ok(addresses
+        .iter()
+        .filter(|address| address.is_ipv6())
+        .all(|address| {
+            routes.iter().any(|route| {
+                route.kind == route::Kind::Local && route.destination == IpNet::from(*address)
+            })
+        }))
 }
 
 /// Lists addresses of both families, of one interface or of all.

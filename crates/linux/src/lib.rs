@@ -20,6 +20,7 @@ mod netfilter;
 pub mod netlink;
 pub mod nftables;
 pub mod process;
+pub mod qdisc;
 pub mod route;
 pub mod sysctl;
 pub mod tunnel;

@@ -153,6 +153,15 @@ pub fn add_veth(near: &VethEnd<'_>, master: Option<u32>, peer: &VethEnd<'_>) -> 
     if let Some(master) = master {
         message.attributes.push(LinkAttribute::Controller(master));
     }
+    veth(message, near, peer)
+}
+
+/// Makes a veth pair of which both ends are down.
+pub fn add_idle_veth(near: &VethEnd<'_>, peer: &VethEnd<'_>) -> Request {
+    veth(near.message(), near, peer)
+}
+
+fn veth(mut message: LinkMessage, near: &VethEnd<'_>, peer: &VethEnd<'_>) -> Request {
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer.message()))),
@@ -239,6 +248,20 @@ pub fn add_macvlan(end: &VethEnd<'_>, parent: u32, mode: MacvlanMode) -> Request
         LinkInfo::Data(InfoData::MacVlan(vec![InfoMacVlan::Mode(mode)])),
     ]));
     create(format!("make the macvlan {}", end.name), message).needing("macvlan devices", "macvlan")
+}
+
+/// Makes an intermediate functional block device, which is up: what is
+/// redirected to it passes its queueing discipline and goes on where it was.
+pub fn add_ifb(name: &str, mtu: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
+    ];
+    create(format!("make the IFB device {name}"), message)
 }
 
 fn create(purpose: String, message: LinkMessage) -> Request {
@@ -407,6 +430,21 @@ pub fn retire_to(index: u32, namespace: &NetworkNamespace, name: &str, group: u3
                 LinkAttribute::IfName(name.to_owned()),
                 LinkAttribute::Group(group),
             ],
+        ),
+    ]
+}
+
+/// Makes a link what `end` says, in the namespace it names: moved, renamed, with
+/// another address and MTU. It is down then.
+pub fn hand_over(index: u32, end: &VethEnd<'_>) -> [Request; 2] {
+    let mut message = end.message();
+    message.header.index = index;
+    [
+        set_down(index),
+        Request::route(
+            format!("hand link {index} over as {}", end.name),
+            &RouteNetlinkMessage::SetLink(message),
+            0,
         ),
     ]
 }

@@ -127,18 +127,19 @@ impl Setting {
         text.trim().parse().map_err(|_| Error::NotANumber { path })
     }
 
-    /// Writes the setting unless it has the value already (so that a
-    /// read-only /proc/sys with the right values is no obstacle).
+    /// Writes the setting. One that has the value already need not be writable
+    /// (/proc/sys is read-only in many containers).
     pub fn write(&self, value: i64) -> Result<(), Error> {
-        if self.read()? == value {
-            return Ok(());
-        }
         let path = self.path()?;
-        fs::write(&path, value.to_string()).map_err(|source| Error::Write {
-            path,
-            value,
-            source,
-        })
+        match fs::write(&path, value.to_string()) {
+            Err(_) if self.read()? == value => Ok(()),
+            Err(source) => Err(Error::Write {
+                path,
+                value,
+                source,
+            }),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Like [`Self::write`]; `false` when the kernel has no such setting.

@@ -18,12 +18,17 @@ use linux::sysctl::{Family, Setting};
 use sha2::{Digest as _, Sha256};
 
 use super::pod::Leg;
-use super::{Order, label, make_cable, node, pod, result, wait_for_carrier};
+use super::{Order, inner_index, label, make_cable, node, pod, result, wait_for_carrier};
 use crate::configuration::Configuration;
 use crate::error::Error;
 use crate::result::{AddResult, Interface};
 
-pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error> {
+pub(super) fn attach(
+    socket: &mut Socket,
+    inside: &mut Socket,
+    order: &Order<'_>,
+) -> Result<AddResult, Error> {
+    serveable(order.configuration)?;
     node::enable_forwarding(order.addresses)?;
     let bridge = ensure_bridge(socket, order.configuration)?;
     let cable = make_cable(socket, order, Some(bridge.index))?;
@@ -45,23 +50,43 @@ pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult
         .map(|reserved| Leg {
             address: reserved.address,
             on_wire: false,
-            gateway: reserved.gateway,
+            gateway: Some(reserved.gateway),
             // The bridge may be made anew under a living pod: it asks.
             gateway_mac: None,
         })
         .collect();
-    pod::furnish(order, &legs)?;
+    let own = inner_index(inside, order, &cable)?;
+    pod::furnish(inside, order, own, &legs)?;
     wait_for_carrier(socket, &[&cable, &bridge])?;
+    pod::wait(inside, order, own, &legs)?;
     let interfaces = vec![
         Interface::of_node(&bridge.name, bridge.mac, bridge.mtu),
         Interface::of_node(&cable.name, cable.mac, cable.mtu),
     ];
-    Ok(result(
-        order,
-        interfaces,
-        cable.mtu,
-        legs.iter().map(|leg| (leg.address, leg.gateway)),
-    ))
+    Ok(result(order, interfaces, cable.mtu, &legs))
+}
+
+/// Isolated ports and `br_netfilter` do not go together: with it, a packet to a
+/// Service is translated while it is on the bridge, and sent to the endpoint's
+/// port directly, which isolation forbids.
+pub(super) fn serveable(configuration: &Configuration) -> Result<(), Error> {
+    if !configuration.isolate_ports {
+        return Ok(());
+    }
+    for (v4, leaf) in [
+        (true, "bridge-nf-call-iptables"),
+        (false, "bridge-nf-call-ip6tables"),
+    ] {
+        let used = configuration.ranges.iter().any(|set| set.is_v4() == v4);
+        let setting = Setting::new(format!("bridge/{leaf}"));
+        if used && setting.read().is_ok_and(|value| value != 0) {
+            return Err(Error::Configuration(format!(
+                "isolatePorts keeps pods from Services of the same node while \
+                 net.bridge.{leaf} is 1; set that to 0, or isolatePorts to false"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Finds or makes the bridge, with the gateways' addresses and no others (a

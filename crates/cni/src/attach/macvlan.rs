@@ -10,7 +10,11 @@ use super::{Order, pod, result};
 use crate::error::Error;
 use crate::result::AddResult;
 
-pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error> {
+pub(super) fn attach(
+    socket: &mut Socket,
+    inside: &mut Socket,
+    order: &Order<'_>,
+) -> Result<AddResult, Error> {
     let configuration = order.configuration;
     let master = configuration.master.as_deref().unwrap_or_default();
     let Some(parent) = link::get(socket, master)? else {
@@ -32,15 +36,12 @@ pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult
         .map(|reserved| Leg {
             address: reserved.address,
             on_wire: true,
-            gateway: reserved.gateway,
+            gateway: Some(reserved.gateway),
             gateway_mac: None,
         })
         .collect();
-    pod::furnish(order, &legs)?;
-    Ok(result(
-        order,
-        Vec::new(),
-        mtu,
-        legs.iter().map(|leg| (leg.address, leg.gateway)),
-    ))
+    let own = pod::interface(inside, order)?.index;
+    pod::furnish(inside, order, own, &legs)?;
+    pod::wait(inside, order, own, &legs)?;
+    Ok(result(order, Vec::new(), mtu, &legs))
 }

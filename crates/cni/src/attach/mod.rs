@@ -12,6 +12,7 @@
 //! again never meets a stale entry.
 
 mod bridge;
+mod direct;
 mod macvlan;
 mod node;
 mod pod;
@@ -22,7 +23,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipam::{Attachment, Reserved};
-use ipnet::IpNet;
 use linux::link::{self, MacAddress};
 use linux::namespace::NetworkNamespace;
 use linux::netlink::{Request, Socket};
@@ -34,6 +34,7 @@ use crate::error::Error;
 use crate::result::{AddResult, Address, Interface, Route};
 use crate::{bandwidth, reaper};
 
+pub use direct::{Shared, waiting_interface};
 pub use pod::verify as verify_pod;
 
 /// All that an attachment is made from.
@@ -80,12 +81,18 @@ impl Order<'_> {
     }
 }
 
-/// Attaches a pod. What was made when it fails is undone by [`detach`].
-pub fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error> {
+/// Attaches a pod: `socket` is of the node's namespace, `inside` of the pod's.
+/// What was made when it fails is undone by [`detach`].
+pub fn attach(
+    socket: &mut Socket,
+    inside: &mut Socket,
+    order: &Order<'_>,
+) -> Result<AddResult, Error> {
     match order.configuration.attach {
-        AttachMode::Bridge => bridge::attach(socket, order),
-        AttachMode::Routed => routed::attach(socket, order),
-        AttachMode::Macvlan => macvlan::attach(socket, order),
+        AttachMode::Bridge => bridge::attach(socket, inside, order),
+        AttachMode::Routed => routed::attach(socket, inside, order),
+        AttachMode::Macvlan => macvlan::attach(socket, inside, order),
+        AttachMode::Direct => direct::attach(socket, inside, order),
     }
 }
 
@@ -94,6 +101,8 @@ pub fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error
 pub struct Remains<'a> {
     /// Container and interface.
     pub attachment: &'a Attachment,
+    /// The cable it shares with another pod.
+    pub cable: Option<&'a Shared>,
     /// Name of the bridge it may be attached to.
     pub bridge: &'a str,
     /// Addresses it holds.
@@ -108,6 +117,9 @@ pub struct Remains<'a> {
 /// at once, and its interfaces are set aside for the [`reaper`], their names
 /// free for new ones. Whether there were any.
 pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<bool, Error> {
+    if let Some(cable) = remains.cable {
+        return direct::detach(socket, cable, remains);
+    }
     let cable = link::get(socket, &host_interface(remains.attachment))?;
     let shaper = link::get(socket, &bandwidth::interface(remains.attachment))?;
     let mut requests = Vec::new();
@@ -143,7 +155,7 @@ fn detach_inside(
     remains: &Remains<'_>,
     cable: Option<&link::Link>,
 ) -> Result<bool, Error> {
-    let mut socket = namespace.route_socket()?;
+    let mut socket = namespace.visit(Socket::open_route)??;
     let Some(own) = link::get(&mut socket, &remains.attachment.interface)? else {
         return Ok(false);
     };
@@ -231,7 +243,7 @@ pub fn verify_node(
     order: &Order<'_>,
     addresses: &[IpAddr],
 ) -> Result<(), Error> {
-    if order.configuration.attach == AttachMode::Macvlan {
+    if let AttachMode::Macvlan | AttachMode::Direct = order.configuration.attach {
         // All of it is in the pod.
         return Ok(());
     }
@@ -247,7 +259,21 @@ pub fn verify_node(
     match order.configuration.attach {
         AttachMode::Bridge => bridge::verify(socket, order.configuration, &cable),
         AttachMode::Routed => routed::verify(socket, &cable, addresses),
-        AttachMode::Macvlan => Ok(()),
+        AttachMode::Macvlan | AttachMode::Direct => Ok(()),
+    }?;
+    bandwidth::verify(
+        socket,
+        order.attachment,
+        &cable,
+        &order.configuration.bandwidth,
+    )
+}
+
+/// Refuses what cannot work on this node as it is set up.
+pub fn serveable(configuration: &Configuration) -> Result<(), Error> {
+    match configuration.attach {
+        AttachMode::Bridge => bridge::serveable(configuration),
+        AttachMode::Routed | AttachMode::Macvlan | AttachMode::Direct => Ok(()),
     }
 }
 
@@ -304,11 +330,27 @@ fn make_cable(
         }
         other => other?,
     }
-    link::get(socket, &name)?.ok_or_else(|| {
+    let cable = link::get(socket, &name)?.ok_or_else(|| {
         Error::Io(format!(
             "interface {name} vanished while it was being set up; something else on the node removes interfaces"
         ))
-    })
+    })?;
+    // Before the pod can send.
+    bandwidth::limit(
+        socket,
+        order.attachment,
+        &cable,
+        &order.configuration.bandwidth,
+    )?;
+    Ok(cable)
+}
+
+/// Index of the pod's end of a cable.
+fn inner_index(inside: &mut Socket, order: &Order<'_>, cable: &link::Link) -> Result<u32, Error> {
+    match cable.peer {
+        Some(index) => Ok(index),
+        None => Ok(pod::interface(inside, order)?.index),
+    }
 }
 
 /// The result of an attachment: the node's interfaces, then the pod's.
@@ -316,7 +358,7 @@ fn result(
     order: &Order<'_>,
     mut interfaces: Vec<Interface>,
     mtu: u32,
-    addresses: impl Iterator<Item = (IpNet, IpAddr)>,
+    legs: &[pod::Leg],
 ) -> AddResult {
     let index = interfaces.len();
     interfaces.push(Interface {
@@ -331,15 +373,17 @@ fn result(
         dns: order.configuration.dns.clone(),
         ..AddResult::default()
     };
-    for (address, gateway) in addresses {
+    for leg in legs {
         result.addresses.push(Address {
-            address,
-            gateway: Some(gateway),
+            address: leg.address,
+            gateway: leg.gateway,
             interface: Some(index),
         });
-        result
-            .routes
-            .push(Route::new(pod::any(gateway), Some(gateway)));
+        if let Some(gateway) = leg.gateway {
+            result
+                .routes
+                .push(Route::new(pod::any(gateway), Some(gateway)));
+        }
     }
     for route in &order.configuration.routes {
         // A default route is there already.

@@ -22,8 +22,8 @@ pub(super) struct Leg {
     /// Whether the subnet is on the wire, and so gets a route of its own.
     /// Otherwise all packets go by the gateway.
     pub(super) on_wire: bool,
-    /// Next hop.
-    pub(super) gateway: IpAddr,
+    /// Next hop to everywhere else, if there is one.
+    pub(super) gateway: Option<IpAddr>,
     /// Its hardware address when it is known for certain.
     pub(super) gateway_mac: Option<MacAddress>,
 }
@@ -33,27 +33,50 @@ pub(super) struct Leg {
 const STATIC: u8 = 4;
 
 /// Sets the pod's interface and loopback up, with addresses, routes and
-/// settings: all in one message exchange, on one visit of the namespace.
-pub(super) fn furnish(order: &Order<'_>, legs: &[Leg]) -> Result<(), Error> {
-    let interface = &order.attachment.interface;
-    let routes = &order.configuration.routes;
-    order.namespace.run(|| {
-        settings(interface, legs)?;
-        let mut socket = Socket::open_route()?;
-        let Some(own) = link::get(&mut socket, interface)? else {
-            return Err(Error::Io(format!(
-                "interface {interface} vanished from the pod while it was being set up"
-            )));
-        };
-        socket.execute_all(&requests(own.index, legs, routes))?;
-        let addresses: Vec<_> = legs.iter().map(|leg| leg.address.addr()).collect();
-        if !address::wait_until_usable(&mut socket, own.index, &addresses, DEADLINE)? {
-            return Err(Error::NotAvailable(format!(
-                "the addresses of interface {interface} do not become usable"
-            )));
-        }
-        Ok(())
-    })?
+/// settings, in one message exchange. `inside` is a socket of the pod's
+/// namespace, `index` the interface's.
+pub(super) fn furnish(
+    inside: &mut Socket,
+    order: &Order<'_>,
+    index: u32,
+    legs: &[Leg],
+) -> Result<(), Error> {
+    order
+        .namespace
+        .visit(|| settings(&order.attachment.interface, legs))??;
+    inside.execute_all(&requests(index, legs, &order.configuration.routes))?;
+    Ok(())
+}
+
+/// The pod's interface, where the node has none that names it.
+pub(super) fn interface(inside: &mut Socket, order: &Order<'_>) -> Result<link::Link, Error> {
+    let name = &order.attachment.interface;
+    link::get(inside, name)?.ok_or_else(|| {
+        Error::Io(format!(
+            "interface {name} vanished from the pod while it was being set up"
+        ))
+    })
+}
+
+/// Waits until the pod's addresses can be used.
+pub(super) fn wait(
+    inside: &mut Socket,
+    order: &Order<'_>,
+    index: u32,
+    legs: &[Leg],
+) -> Result<(), Error> {
+    let addresses: Vec<_> = legs.iter().map(|leg| leg.address.addr()).collect();
+    let usable = address::are_usable(inside, index, &addresses)?
+        || order
+            .namespace
+            .visit(|| address::wait_until_usable(inside, index, &addresses, DEADLINE))??;
+    if usable {
+        return Ok(());
+    }
+    Err(Error::NotAvailable(format!(
+        "the addresses of interface {} do not become usable",
+        order.attachment.interface
+    )))
 }
 
 /// No waiting for duplicate addresses, no addresses and routes from router
@@ -94,8 +117,8 @@ fn requests(own: u32, legs: &[Leg], extra: &[ConfiguredRoute]) -> Vec<Request> {
         let mut address = Address::new(own, leg.address);
         address.no_prefix_route = !leg.on_wire;
         requests.push(address::add(&address));
-        if let Some(mac) = leg.gateway_mac {
-            requests.push(neighbour::set_permanent(own, leg.gateway, mac));
+        if let (Some(gateway), Some(mac)) = (leg.gateway, leg.gateway_mac) {
+            requests.push(neighbour::set_permanent(own, gateway, mac));
         }
         for route in routes(own, leg) {
             requests.push(route::add(&route));
@@ -109,7 +132,7 @@ fn requests(own: u32, legs: &[Leg], extra: &[ConfiguredRoute]) -> Vec<Request> {
         }
         let gateway = configured.gw.or_else(|| {
             legs.iter()
-                .map(|leg| leg.gateway)
+                .filter_map(|leg| leg.gateway)
                 .find(|gateway| same_family(*gateway))
         });
         if let Some(gateway) = gateway.filter(|gateway| same_family(*gateway)) {
@@ -130,17 +153,16 @@ const LOOPBACK: u32 = 1;
 /// The way to the gateway, and by it to everywhere else.
 fn routes(own: u32, leg: &Leg) -> Vec<Route> {
     let mut routes = Vec::new();
+    let Some(gateway) = leg.gateway else {
+        return routes;
+    };
     // IPv6 reaches link-local gateways without a route.
-    let link_local = matches!(leg.gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local());
-    let on_wire = leg.on_wire && leg.address.contains(&leg.gateway);
+    let link_local = matches!(gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local());
+    let on_wire = leg.on_wire && leg.address.contains(&gateway);
     if !(link_local || on_wire) {
-        routes.push(
-            Route::to(IpNet::from(leg.gateway))
-                .dev(own)
-                .protocol(STATIC),
-        );
+        routes.push(Route::to(IpNet::from(gateway)).dev(own).protocol(STATIC));
     }
-    routes.push(Route::default_of(leg.gateway).dev(own).protocol(STATIC));
+    routes.push(Route::default_of(gateway).dev(own).protocol(STATIC));
     routes
 }
 

@@ -11,7 +11,7 @@ use linux::netlink::Socket;
 use linux::route::{self, Filter, Route};
 
 use super::pod::Leg;
-use super::{Order, label, mac_of, make_cable, node, pod, result, wait_for_carrier};
+use super::{Order, inner_index, label, mac_of, make_cable, node, pod, result, wait_for_carrier};
 use crate::error::Error;
 use crate::result::{AddResult, Interface};
 
@@ -27,7 +27,11 @@ fn gateway(address: IpAddr) -> IpAddr {
     }
 }
 
-pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult, Error> {
+pub(super) fn attach(
+    socket: &mut Socket,
+    inside: &mut Socket,
+    order: &Order<'_>,
+) -> Result<AddResult, Error> {
     node::enable_forwarding(order.addresses)?;
     let cable = make_cable(socket, order, None)?;
     let legs: Vec<_> = order
@@ -36,7 +40,7 @@ pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult
         .map(|reserved| Leg {
             address: IpNet::from(reserved.address.addr()),
             on_wire: false,
-            gateway: gateway(reserved.address.addr()),
+            gateway: Some(gateway(reserved.address.addr())),
             gateway_mac: Some(mac_of(order.attachment, "node")),
         })
         .collect();
@@ -51,15 +55,12 @@ pub(super) fn attach(socket: &mut Socket, order: &Order<'_>) -> Result<AddResult
         requests.push(route::replace(&Route::to(leg.address).dev(cable.index)));
     }
     socket.execute_all(&requests)?;
-    pod::furnish(order, &legs)?;
+    let own = inner_index(inside, order, &cable)?;
+    pod::furnish(inside, order, own, &legs)?;
     wait_for_carrier(socket, &[&cable])?;
+    pod::wait(inside, order, own, &legs)?;
     let interfaces = vec![Interface::of_node(&cable.name, cable.mac, cable.mtu)];
-    Ok(result(
-        order,
-        interfaces,
-        cable.mtu,
-        legs.iter().map(|leg| (leg.address, leg.gateway)),
-    ))
+    Ok(result(order, interfaces, cable.mtu, &legs))
 }
 
 /// Verifies the node's routes to the pod.

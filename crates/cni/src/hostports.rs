@@ -1,0 +1,399 @@
+//! Ports of the node that lead to ports of pods (capability `portMappings`).
+//!
+//! All mappings are elements of a few data maps in a table of their own,
+//! `inet podwire_hostports`; its chains are the same for one mapping and for a
+//! thousand, and are made with the first. The destination is translated in
+//! prerouting, and in output for the node's own processes, just before Services
+//! are looked at.
+//!
+//! The source stays as it is but for a pod that reaches itself, to which the
+//! answer would not come back. A process of the node reaches a mapping at
+//! 127.0.0.1 and ::1 if its socket is bound to one of the node's other addresses.
+//! With a loopback address as source it cannot: the kernel takes no packet for
+//! such an address from a link, unless `route_localnet` lets it, which would open
+//! to pods what the node's processes serve on loopback, and never for ::1.
+
+mod table;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipam::Store;
+use linux::conntrack::{self, Conntrack};
+use linux::nftables::{Batch, Element, Nftables, Value};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+pub use table::TABLE;
+
+/// The kernel's error numbers for a table that is not there, and for an element
+/// that is.
+const ENOENT: i32 = 2;
+const EEXIST: i32 = 17;
+
+/// How often a change is begun anew because somebody else's came between.
+const ATTEMPTS: usize = 100;
+
+/// A transport protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// `IPPROTO_*`.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// A port of the node that leads to a port of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(try_from = "Raw", rename_all = "camelCase")]
+pub struct Mapping {
+    /// Port of the node.
+    pub host_port: u16,
+    /// Port of the pod.
+    pub container_port: u16,
+    /// Of this protocol.
+    pub protocol: Protocol,
+    /// The only address of the node it is for; all of both families when absent.
+    #[serde(rename = "hostIP", skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+}
+
+/// A port of the node that leads to a port of the pod.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    /// Port of the node, 1 to 65535.
+    host_port: i64,
+    /// Port of the pod, 1 to 65535.
+    container_port: i64,
+    /// "tcp", "udp" or "sctp"; "tcp" when it is missing or empty.
+    #[serde(default)]
+    protocol: String,
+    /// The only address of the node it is for. Missing, empty, 0.0.0.0 and :: are all addresses
+    /// of both families.
+    #[serde(default, rename = "hostIP")]
+    host_ip: String,
+}
+
+impl TryFrom<Raw> for Mapping {
+    type Error = String;
+
+    fn try_from(raw: Raw) -> Result<Self, String> {
+        let port = |number: i64| match u16::try_from(number) {
+            Ok(port) if port != 0 => Ok(port),
+            _ => Err(format!("portMappings: {number} is no port")),
+        };
+        Ok(Self {
+            host_port: port(raw.host_port)?,
+            container_port: port(raw.container_port)?,
+            protocol: match raw.protocol.to_ascii_lowercase().as_str() {
+                "" | "tcp" => Protocol::Tcp,
+                "udp" => Protocol::Udp,
+                "sctp" => Protocol::Sctp,
+                other => {
+                    return Err(format!(
+                        "portMappings: protocol {other:?} is none of tcp, udp and sctp"
+                    ));
+                }
+            },
+            host_ip: match raw.host_ip.as_str() {
+                "" => None,
+                text => Some(
+                    text.parse::<IpAddr>()
+                        .map_err(|_| format!("portMappings: hostIP {text:?} is no address"))?,
+                )
+                .filter(|address| !address.is_unspecified()),
+            },
+        })
+    }
+}
+
+impl fmt::Display for Mapping {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "hostPort {}/{}",
+            self.host_port,
+            self.protocol.name()
+        )?;
+        match self.host_ip {
+            Some(address) => write!(formatter, " of {address}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Elements of one set.
+type Elements = HashMap<&'static str, Vec<Element>>;
+
+/// What a pod's mappings come to.
+fn elements(mappings: &[Mapping], pod: &[IpAddr]) -> Elements {
+    let mut elements = Elements::new();
+    for address in pod {
+        let names = table::names(*address);
+        let before = elements.len();
+        for mapping in mappings {
+            let target = table::target(*address, mapping.container_port);
+            let protocol = mapping.protocol.number();
+            match mapping.host_ip {
+                None => elements.entry(names.any).or_default().push(Element::pair(
+                    table::port_key(protocol, mapping.host_port),
+                    target,
+                )),
+                Some(host) if host.is_ipv4() == address.is_ipv4() => {
+                    elements
+                        .entry(names.single)
+                        .or_default()
+                        .push(Element::pair(
+                            table::address_key(host, protocol, mapping.host_port),
+                            target,
+                        ));
+                }
+                Some(_) => {}
+            }
+        }
+        if elements.len() != before {
+            let pair = Element::key(table::pair_key(*address));
+            elements.entry(names.hairpin).or_default().push(pair);
+        }
+    }
+    elements
+}
+
+/// Opens the mappings of a pod with these addresses. `root` is where
+/// reservations say which pods there are. A pod that has them already keeps
+/// them.
+///
+/// # Errors
+///
+/// [`Error::HostPort`] when a port is another pod's; when the kernel refuses.
+pub(crate) fn publish(root: &Path, mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> {
+    let wanted = elements(mappings, pod);
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let mut nftables = Nftables::open()?;
+    change(&mut nftables, |nftables, generation| {
+        let Some(generation) = generation else {
+            let mut batch = table::batch(None);
+            add(&mut batch, &wanted);
+            return Ok(Some(batch));
+        };
+        let mut batch = table::batch(Some(generation));
+        if nftables.sets(table::FAMILY, TABLE)?.is_empty() {
+            table::make(&mut batch);
+            add(&mut batch, &wanted);
+            return Ok(Some(batch));
+        }
+        let mut missing = Elements::new();
+        for (set, elements) in &wanted {
+            let present = present(nftables, set)?;
+            for element in elements {
+                match present.get(&element.key) {
+                    Some(value) if *value == element.value => continue,
+                    Some(value) => {
+                        refuse_if_held(root, mappings, value.as_ref())?;
+                        batch.delete_elements(set, [element]);
+                    }
+                    None => {}
+                }
+                missing.entry(set).or_default().push(element.clone());
+            }
+        }
+        add(&mut batch, &missing);
+        Ok((!missing.is_empty()).then_some(batch))
+    })?;
+    forget(mappings, |mapping, connection| {
+        let target = (connection.reply.source, connection.reply.source_port);
+        !pod.iter()
+            .any(|pod| target == (*pod, mapping.container_port))
+    })
+}
+
+fn add(batch: &mut Batch, elements: &Elements) {
+    for (set, elements) in elements {
+        batch.add_elements(set, elements);
+    }
+}
+
+fn present(nftables: &mut Nftables, set: &str) -> Result<HashMap<Vec<u8>, Option<Value>>, Error> {
+    let elements = nftables.elements(table::FAMILY, TABLE, set)?;
+    Ok(elements
+        .into_iter()
+        .map(|element| (element.key, element.value))
+        .collect())
+}
+
+/// A mapping whose pod is gone was left by one that died and may be replaced.
+fn refuse_if_held(root: &Path, mappings: &[Mapping], target: Option<&Value>) -> Result<(), Error> {
+    let Some(address) = target.and_then(table::target_address) else {
+        return Ok(());
+    };
+    for store in Store::all(root)? {
+        for reservation in store.list()? {
+            if reservation.addresses.contains(&address) {
+                let asked: Vec<_> = mappings.iter().map(Mapping::to_string).collect();
+                return Err(Error::HostPort(format!(
+                    "cannot open {}: a port is taken by {reservation}",
+                    asked.join(", ")
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes a change: at first without looking, then, when something is in the
+/// way, by what is there in one generation of the rules.
+fn change(
+    nftables: &mut Nftables,
+    mut plan: impl FnMut(&mut Nftables, Option<u32>) -> Result<Option<Batch>, Error>,
+) -> Result<(), Error> {
+    let mut generation = None;
+    for _ in 0..ATTEMPTS {
+        let Some(batch) = plan(nftables, generation)? else {
+            return Ok(());
+        };
+        match nftables.commit(batch) {
+            Ok(()) => return Ok(()),
+            Err(linux::nftables::Error::GenerationChanged) => {}
+            Err(error)
+                if generation.is_none() && matches!(error.errno(), Some(ENOENT | EEXIST)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        generation = Some(nftables.generation()?.id);
+    }
+    Err(linux::nftables::Error::GenerationChanged.into())
+}
+
+/// Closes the mappings of a pod; those that lead elsewhere by now stay.
+pub(crate) fn withdraw(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> {
+    let mut ours = elements(mappings, pod);
+    if ours.is_empty() {
+        return Ok(());
+    }
+    let mut nftables = Nftables::open()?;
+    let generation = nftables.generation()?.id;
+    let mut first = Some(generation);
+    change(&mut nftables, |nftables, generation| {
+        let generation = generation.or(first.take());
+        let mut batch = table::batch(generation);
+        let mut any = false;
+        for (set, elements) in &mut ours {
+            let present = present(nftables, set)?;
+            elements.retain(|element| present.get(&element.key) == Some(&element.value));
+            any |= !elements.is_empty();
+            batch.delete_elements(set, elements.iter());
+        }
+        Ok(any.then_some(batch))
+    })?;
+    forget(mappings, |_, connection| {
+        pod.contains(&connection.reply.source)
+    })
+}
+
+/// Closes what leads to an address in `ranges` that nobody holds.
+pub(crate) fn collect(
+    in_ranges: impl Fn(IpAddr) -> bool,
+    held: &HashSet<IpAddr>,
+) -> Result<(), Error> {
+    let mut nftables = Nftables::open()?;
+    let stray = |address: IpAddr| in_ranges(address) && !held.contains(&address);
+    change(&mut nftables, |nftables, _| {
+        let generation = nftables.generation()?.id;
+        let mut batch = table::batch(Some(generation));
+        let mut any = false;
+        for set in table::SETS {
+            let elements: Vec<_> = nftables
+                .elements(table::FAMILY, TABLE, set)?
+                .into_iter()
+                .filter(|element| table::pod_of(element).is_some_and(stray))
+                .collect();
+            any |= !elements.is_empty();
+            batch.delete_elements(set, &elements);
+        }
+        Ok(any.then_some(batch))
+    })
+}
+
+/// Whether all mappings of a pod are open.
+pub(crate) fn verify(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> {
+    let wanted = elements(mappings, pod);
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let mut nftables = Nftables::open()?;
+    for (set, elements) in &wanted {
+        let present = present(&mut nftables, set)?;
+        for element in elements {
+            if present.get(&element.key) != Some(&element.value) {
+                let asked: Vec<_> = mappings.iter().map(Mapping::to_string).collect();
+                return Err(Error::Mismatch(format!(
+                    "the node's table inet {TABLE} lacks what {} needs in {set}",
+                    asked.join(", ")
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the connections without a handshake that a change made wrong: the
+/// kernel would go on sending their packets where it sent the first.
+fn forget(
+    mappings: &[Mapping],
+    wrong: impl Fn(&Mapping, &conntrack::Connection) -> bool,
+) -> Result<(), Error> {
+    let protocols: HashSet<_> = mappings
+        .iter()
+        .map(|mapping| mapping.protocol)
+        .filter(|protocol| *protocol != Protocol::Tcp)
+        .collect();
+    if protocols.is_empty() {
+        return Ok(());
+    }
+    let mut conntrack = Conntrack::open()?;
+    for protocol in protocols {
+        for family in [conntrack::Family::V4, conntrack::Family::V6] {
+            for connection in conntrack.list(family, protocol.number())? {
+                let concerned = mappings.iter().any(|mapping| {
+                    mapping.protocol == protocol
+                        && mapping.host_port == connection.original.destination_port
+                        && mapping
+                            .host_ip
+                            .is_none_or(|host| host == connection.original.destination)
+                        && wrong(mapping, &connection)
+                });
+                if concerned {
+                    conntrack.delete(&connection)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
