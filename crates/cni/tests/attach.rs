@@ -272,14 +272,26 @@ fn macvlan_pods_are_beside_the_node_on_the_network_of_an_interface() {
     let shown = ip(&one.namespace, "link show eth0");
     assert_eq!(shown[0]["linkinfo"]["info_data"]["mode"], "bridge");
 
+    // Else the next pod's result would begin with this one's.
+    configuration.as_object_mut().unwrap().remove("prevResult");
     configuration["mode"] = json!("private");
     let three = Pod::new("three");
     let third = addresses(&node.call("ADD", &configuration, &three).ok());
     assert_pings(&router, third[0]);
     let shown = ip(&three.namespace, "link show eth0");
     assert_eq!(shown[0]["linkinfo"]["info_data"]["mode"], "private");
+    // The kernel passes nothing between a private pod and any other of the
+    // same parent, whatever that one's mode.
+    let four = Pod::new("four");
+    let fourth = addresses(&node.call("ADD", &configuration, &four).ok());
+    for family in [0, 1] {
+        assert!(!pings(&one.namespace, third[family]));
+        assert!(!pings(&three.namespace, first[family]));
+        assert!(!pings(&three.namespace, fourth[family]));
+        assert_pings(&router, fourth[family]);
+    }
 
-    for pod in [&one, &two, &three] {
+    for pod in [&one, &two, &three, &four] {
         node.call("DEL", &configuration, pod).ok();
         assert_eq!(ip(&pod.namespace, "link show").as_array().unwrap().len(), 1);
         node.call("DEL", &configuration, pod).ok();
