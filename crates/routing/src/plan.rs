@@ -624,6 +624,179 @@ mod tests {
         assert_eq!(bare, Plan::default());
     }
 
+    /// What a node with these back ends tells.
+    fn told(node: Node, backends: &[&str], underlay: &Underlay) -> Node {
+        let backends = made(backends);
+        let data = crate::backend::publish(&backends, &node, underlay);
+        Node {
+            data: Some(data),
+            ..node
+        }
+    }
+
+    fn made(names: &[&str]) -> Vec<Box<dyn Backend>> {
+        let key = linux::wireguard::PrivateKey::from_bytes([7; 32]);
+        let mut settings = Settings {
+            wireguard: Some(crate::backend::Wireguard {
+                private_key: key,
+                public_key: crate::model::PublicKey([9; 32]),
+                port: 51820,
+            }),
+            ..Settings::default()
+        };
+        settings.vxlan_multicast.cluster = vec![
+            "10.200.0.0/16".parse().unwrap(),
+            "fd00:200::/48".parse().unwrap(),
+        ];
+        let make = |name: &&str| by_name(name, &settings).expect("a back end");
+        names.iter().map(make).collect()
+    }
+
+    #[rstest]
+    #[case::host_gw("host-gw", 1500, 1500)]
+    #[case::fixed("static", 1500, 1500)]
+    #[case::ipip("ipip", 1480, 1460)]
+    #[case::vxlan("vxlan", 1450, 1430)]
+    #[case::vxlan_gpe("vxlan-gpe", 1464, 1444)]
+    #[case::vxlan_multicast("vxlan-multicast", 1450, 1450)]
+    #[case::wireguard("wireguard", 1440, 1440)]
+    fn the_mtu_is_the_underlays_less_the_exact_overhead(
+        #[case] backend: &str,
+        #[case] v4: u32,
+        #[case] v6: u32,
+    ) {
+        let plan = plan(&made(&[backend]), &own(), [], &underlay());
+        assert_eq!(plan.unusable, []);
+        assert_eq!((plan.mtu.v4, plan.mtu.v6), (Some(v4), Some(v6)));
+        for (name, device) in &plan.state.devices {
+            assert!([v4, v6].contains(&device.mtu), "{name}");
+        }
+    }
+
+    #[test]
+    fn with_cross_subnet_peers_are_direct_within_a_subnet_and_by_tunnel_across() {
+        let ways = ["host-gw", "vxlan"];
+        let near = node("near", &["192.168.64.12"], &["10.200.2.0/24"]);
+        let far = node("far", &["192.168.65.12"], &["10.200.3.0/24"]);
+        let peers = [near, far].map(|peer| told(peer, &ways, &underlay()));
+        let plan = planned(&ways, &own(), &peers, &underlay());
+        let routes = routes(&plan);
+        assert!(
+            routes.contains(&"10.200.2.0/24 via 192.168.64.12 (interface 2)".into()),
+            "{routes:?}"
+        );
+        let tunnel = "10.200.3.0/24 via 10.200.3.0 on pw-vxlan from 10.200.1.0";
+        assert!(routes.contains(&tunnel.into()), "{routes:?}");
+        let of_peers = plan.ways.values();
+        let of_peers: Vec<_> = of_peers.map(|way| (&*way.node, way.backend)).collect();
+        assert_eq!(of_peers, [("near", "host-gw"), ("far", "vxlan")]);
+        // Pods have one MTU for all peers.
+        assert_eq!(plan.mtu.v4, Some(1450));
+    }
+
+    #[test]
+    fn a_peer_with_a_smaller_underlay_has_it_in_its_routes() {
+        let small = || {
+            let peer = node("p", &["192.168.64.12"], &["10.200.2.0/24"]);
+            let mut peer = told(peer, &["host-gw", "vxlan"], &underlay());
+            peer.data.as_mut().unwrap().mtu.v4 = Some(1400);
+            peer
+        };
+        for (backend, mtu) in [("host-gw", " mtu 1400"), ("vxlan", " mtu 1350")] {
+            let plan = planned(&[backend], &own(), [&small()], &underlay());
+            let routes = routes(&plan);
+            let route = routes.iter().find(|route| route.starts_with("10.200.2.0"));
+            assert!(
+                route.is_some_and(|route| route.ends_with(mtu)),
+                "{routes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn pods_of_a_family_the_underlay_lacks_take_the_other() {
+        let four = node("p", &["192.168.64.12"], &["fd00:200:0:2::/64"]);
+        let planned = |backend: &str| {
+            let peer = told(four.clone(), &[backend], &underlay());
+            let plan = plan(&made(&[backend]), &own(), [&peer], &underlay());
+            (routes(&plan).len() - 2, plan.refusals)
+        };
+        for backend in ["vxlan", "vxlan-gpe"] {
+            assert_eq!(planned(backend), (1, vec![]), "{backend}");
+        }
+        for backend in ["host-gw", "static", "ipip"] {
+            let (routes, refusals) = planned(backend);
+            assert_eq!((routes, refusals.len()), (0, 1), "{backend}");
+            assert_eq!(refusals[0].reason, Reason::NoAddress);
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut crate::data::NodeData)) -> Node {
+        let peer = node("p", &["192.168.64.12"], &["10.200.2.0/24"]);
+        let ways = ["vxlan", "vxlan-gpe", "wireguard"];
+        let backends = made(&ways);
+        let mut data = crate::backend::publish(&backends, &peer, &underlay());
+        change(&mut data);
+        Node {
+            data: Some(data),
+            ..peer
+        }
+    }
+
+    #[rstest]
+    #[case::nothing_in_common("host-gw", with(|_| {}), Reason::NothingInCommon {
+        theirs: ["vxlan", "vxlan-gpe", "wireguard"].map(Into::into).to_vec() })]
+    #[case::no_tunnel_end("vxlan", with(|data| data.vxlan = None), Reason::NoData)]
+    #[case::told_nothing("vxlan", Node { data: None, ..with(|_| {}) }, Reason::NoData)]
+    #[case::other_port("vxlan-gpe", with(|data| data.vxlan_gpe.as_mut().unwrap().port = 1),
+        Reason::OtherPort { ours: 4790, theirs: 1 })]
+    #[case::own_key("wireguard", with(|_| {}), Reason::OwnKey)]
+    #[case::holds_a_node("host-gw",
+        node("p", &["192.168.64.12", "10.200.2.9"], &["10.200.2.0/24"]),
+        Reason::HoldsNode { node: "p".into(), address: "10.200.2.9".parse().unwrap() })]
+    fn what_a_peer_lacks_is_named(
+        #[case] backend: &str,
+        #[case] peer: Node,
+        #[case] reason: Reason,
+    ) {
+        let plan = plan(&made(&[backend]), &own(), [&peer], &underlay());
+        assert_eq!(plan.refusals.len(), 1);
+        assert_eq!(plan.refusals[0].reason, reason);
+        assert!(!plan.refusals[0].to_string().is_empty());
+    }
+
+    #[test]
+    fn two_nodes_with_the_same_hardware_address_do_not_share_an_entry() {
+        let peers = [("a", 2), ("b", 3)].map(|(name, number)| {
+            let range = format!("10.200.{number}.0/24");
+            let peer = node("same", &[&format!("192.168.64.1{number}")], &[&range]);
+            let peer = told(peer, &["vxlan"], &underlay());
+            Node {
+                name: name.into(),
+                ..peer
+            }
+        });
+        let plan = planned(&["vxlan"], &own(), &peers, &underlay());
+        assert_eq!(plan.state.forwarding.len(), 1);
+        let refused: Vec<_> = plan
+            .refusals
+            .iter()
+            .map(|r| (&*r.node, &r.reason))
+            .collect();
+        assert_eq!(refused, [("b", &Reason::SameMac { node: "a".into() })]);
+    }
+
+    #[test]
+    fn a_vxlan_setting_changed_node_by_node_is_followed() {
+        let peer = with(|data| {
+            let vxlan = data.vxlan.as_mut().unwrap();
+            (vxlan.vni, vxlan.port) = (7, 4789);
+        });
+        let plan = planned(&["vxlan"], &own(), [&peer], &underlay());
+        let remote = plan.state.forwarding.values().next().unwrap();
+        assert_eq!((remote.vni, remote.port), (Some(7), Some(4789)));
+    }
+
     fn any_node() -> impl Strategy<Value = Node> {
         ("[a-f]", 10_u8..20, 0_u8..12, 22_u8..27).prop_map(|(name, host, third, length)| {
             node(
@@ -647,6 +820,31 @@ mod tests {
             prop_assert_eq!(
                 planned(&["host-gw"], &own(), &one, &underlay()),
                 planned(&["host-gw"], &own(), &other, &underlay())
+            );
+        }
+
+        #[test]
+        fn the_order_of_peers_does_not_matter_whatever_their_back_ends(
+            peers in prop::collection::btree_map("[a-z]{1,3}", (any_node(), 0..4_usize), 0..10)
+                .prop_map(|nodes| nodes.into_iter()
+                    .map(|(name, (node, ways))| {
+                        let node = Node { name: name.into(), ..node };
+                        let chosen: &[&str] = match ways {
+                            0 => &["vxlan"],
+                            1 => &["host-gw", "vxlan"],
+                            2 => &["vxlan-gpe", "host-gw"],
+                            _ => &["ipip"],
+                        };
+                        told(node, chosen, &underlay())
+                    })
+                    .collect::<Vec<_>>())
+                .prop_flat_map(|nodes| (Just(nodes.clone()), Just(nodes).prop_shuffle()))
+        ) {
+            let (one, other) = peers;
+            let ways = ["vxlan", "vxlan-gpe", "host-gw"];
+            prop_assert_eq!(
+                planned(&ways, &own(), &one, &underlay()),
+                planned(&ways, &own(), &other, &underlay())
             );
         }
 
