@@ -46,6 +46,7 @@ const PROGRAMS: &[Program] = &[
     run("curl", "curl"),
     // Independent witnesses.
     test("conntrack", "conntrack"),
+    test("dig", "bind9-dnsutils"),
     test("ip", "iproute2"),
     test("nft", "nftables"),
     test("ping", "iputils-ping"),

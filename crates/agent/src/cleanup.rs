@@ -28,7 +28,8 @@ pub struct Removed {
 }
 
 /// Removes what podwire made: the CNI configuration (first, so that no new pod
-/// comes), routes of protocol 112, the nftables table `inet podwire`, what
+/// comes), routes of protocol 112, the nftables tables `inet podwire` and
+/// `inet podwire_routing`, what
 /// proxies of other modes made, interfaces whose names begin with `pw`. Pods lose their network.
 ///
 /// What is not there is no error, so it can be repeated.
@@ -40,6 +41,7 @@ pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
     removed.conflist = cni::install::remove_config_list(cni_conf_dir)?;
     let mut socket = Socket::open_route()?;
     removed.routes = routing::apply::remove_all(&mut socket)?;
+    routing::apply::remove_table()?;
     removed.table = remove_table()?;
     removed.proxies = services::settings::remove_all()?;
     for link in link::list(&mut socket)? {

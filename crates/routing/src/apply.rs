@@ -10,6 +10,7 @@ use linux::link::{self, Bridge, Link};
 use linux::namespace::NetworkNamespace;
 use linux::neighbour;
 use linux::netlink::{Request, Socket};
+use linux::nftables::Nftables;
 use linux::route::{self, Encapsulation, Filter, Kind, TABLE_MAIN};
 use linux::sysctl::{self, Setting};
 use linux::tunnel::{self, Tunnel};
@@ -21,6 +22,7 @@ use crate::model::{
     DEVICE_PREFIX, Device, DeviceKind, DeviceName, NextHop, PublicKey, Route, RouteKey,
     RouteTarget, State, TunnelPeer, WireguardSettings, default_metric,
 };
+use crate::table::{self, Table};
 use crate::underlay::{OWN_INTERFACES, is_link_local};
 
 /// A failure to read the kernel or to change it.
@@ -29,6 +31,9 @@ pub enum Error {
     /// Netlink refused.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
+    /// The packet filter refused.
+    #[error(transparent)]
+    Nftables(#[from] linux::nftables::Error),
     /// The network namespace cannot be entered.
     #[error(transparent)]
     Namespace(#[from] linux::namespace::Error),
@@ -69,6 +74,7 @@ pub struct Outcome {
 pub struct Kernel {
     namespace: NetworkNamespace,
     socket: Socket,
+    nftables: Option<Nftables>,
     /// Opened when a device needs it: opening loads the kernel's module.
     wireguard: Option<WireGuard>,
     /// As it was read and as it became by what was applied since; absent when it
@@ -118,6 +124,7 @@ impl Kernel {
         Ok(Kernel {
             namespace: NetworkNamespace::current()?,
             socket: Socket::open_route()?,
+            nftables: None,
             wireguard: None,
             shadow: None,
             links: Links::default(),
@@ -187,6 +194,12 @@ impl Kernel {
             held.devices.insert(name, device);
             self.read_entries(link, name, &mut held)?;
         }
+        // On a kernel without packet filter there is no table, and what wants
+        // one is told when it is made.
+        held.table = self
+            .nftables()
+            .and_then(|nft| Ok(table::read(nft)?))
+            .unwrap_or_default();
         let filter = Filter {
             table: Some(TABLE_MAIN),
             ..Filter::default()
@@ -230,6 +243,13 @@ impl Kernel {
         Ok(device
             .private_key
             .map(|private_key| WireguardSettings { private_key, port }))
+    }
+
+    fn nftables(&mut self) -> Result<&mut Nftables, Error> {
+        if self.nftables.is_none() {
+            self.nftables = Some(self.namespace.run(Nftables::open)??);
+        }
+        Ok(self.nftables.as_mut().expect("it was opened just now"))
     }
 
     fn wireguard(&mut self) -> Result<&mut WireGuard, Error> {
@@ -335,6 +355,20 @@ impl Kernel {
             Some(held) => held,
             None => self.read()?,
         };
+        if let Some(wanted) = difference.table {
+            let before = held.table;
+            let nft = self.nftables()?;
+            match table::write(nft, before, wanted) {
+                Ok(()) => {
+                    outcome.changed += 1;
+                    held.table = match wanted {
+                        true => Table::Complete,
+                        false => Table::Absent,
+                    };
+                }
+                Err(error) => outcome.failures.push(error.into()),
+            }
+        }
         for name in difference.make.iter().chain(&difference.change) {
             let Some(device) = wanted.devices.get(name) else {
                 continue;
@@ -957,6 +991,21 @@ fn netlink_gone(outcome: Result<(), netlink::Error>) -> Result<(), netlink::Erro
 /// What matters of an interface of others.
 fn facts(link: &Link) -> (String, u32, bool) {
     (link.name.clone(), link.mtu, link.up)
+}
+
+/// Removes the nftables table of routing in the calling thread's network
+/// namespace; `false` when there is none.
+///
+/// # Errors
+/// When the kernel cannot be asked or refuses.
+pub fn remove_table() -> Result<bool, linux::nftables::Error> {
+    let mut nft = Nftables::open()?;
+    let held = table::read(&mut nft)?;
+    if held == Table::Absent {
+        return Ok(false);
+    }
+    table::write(&mut nft, held, false)?;
+    Ok(true)
 }
 
 /// Removes every route of podwire's protocol, in all tables, those of pods

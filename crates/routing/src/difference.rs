@@ -11,6 +11,8 @@ use crate::model::{
     RouteKey, RouteTarget, State, TunnelPeer, WireguardSettings, overlap,
 };
 
+use crate::table::{TABLE, Table};
+
 /// The protocol number of podwire's routes (`rtm_protocol`).
 pub const PROTOCOL: u8 = linux::PODWIRE_ROUTE_PROTOCOL;
 
@@ -29,6 +31,8 @@ pub struct Held {
     pub proxies: BTreeSet<(DeviceName, IpAddr)>,
     /// Peers of those devices.
     pub tunnel_peers: BTreeMap<(DeviceName, PublicKey), TunnelPeer>,
+    /// The nftables table.
+    pub table: Table,
     /// Routes of the main table others made.
     pub others: Vec<OtherRoute>,
 }
@@ -72,6 +76,8 @@ pub struct OtherRoute {
 /// is not known yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
+    /// Whether the nftables table is to be made (or made anew: `true`) or removed.
+    pub table: Option<bool>,
     /// Devices to be made, those first that others are ports of. One of that
     /// name that is there is something else and goes before.
     pub make: Vec<DeviceName>,
@@ -113,7 +119,8 @@ impl Difference {
 
     /// How many entries change.
     pub fn len(&self) -> usize {
-        self.make.len()
+        usize::from(self.table.is_some())
+            + self.make.len()
             + self.change.len()
             + self.forwarding.len()
             + self.neighbours.len()
@@ -133,6 +140,10 @@ impl Difference {
     /// podwire, what others changed.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
+        lines.extend(self.table.map(|wanted| match wanted {
+            true => format!("nftables table inet {TABLE}"),
+            false => format!("unwanted nftables table inet {TABLE}"),
+        }));
         lines.extend(self.make.iter().map(|name| format!("device {name}")));
         lines.extend(
             self.change
@@ -240,6 +251,10 @@ impl fmt::Display for Foreign {
 /// Compares what is wanted with what the kernel holds.
 pub fn difference(wanted: &State, held: &Held) -> Difference {
     let mut difference = Difference::default();
+    difference.table = match (wanted.devices.is_empty(), held.table) {
+        (true, Table::Absent) | (false, Table::Complete) => None,
+        (is_empty, _) => Some(!is_empty),
+    };
     devices(wanted, held, &mut difference);
     // With a device go its entries and the routes over it.
     let fresh: BTreeSet<DeviceName> = difference.make.iter().copied().collect();
@@ -574,6 +589,11 @@ mod tests {
     /// The kernel, as far as a difference concerns it.
     fn carry_out(wanted: &State, difference: &Difference, held: &Held) -> Held {
         let mut held = held.clone();
+        match difference.table {
+            Some(true) => held.table = Table::Complete,
+            Some(false) => held.table = Table::Absent,
+            None => {}
+        }
         let go = |held: &mut Held, name: &DeviceName| {
             held.devices.remove(name);
             held.neighbours.retain(|(on, _), _| on != name);
@@ -659,7 +679,8 @@ mod tests {
         assert_eq!(difference.replace.len(), 1);
         assert_eq!(difference.remove, [key("10.200.3.0/24")]);
         assert_eq!(difference.remove_devices, [DEVICE]);
-        assert_eq!(difference.len(), 3);
+        assert_eq!(difference.table, Some(false));
+        assert_eq!(difference.len(), 4);
     }
 
     fn any_state() -> impl Strategy<Value = State> {

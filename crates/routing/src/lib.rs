@@ -24,6 +24,7 @@ pub mod model;
 pub mod plan;
 pub mod probe;
 pub mod service_range;
+pub mod table;
 pub mod underlay;
 
 pub use apply::Kernel;

@@ -303,3 +303,115 @@ fn a_change_costs_what_changed_however_many_peers_there_are(
     ];
     assert!(cost(&peers) <= entries);
 }
+
+#[test]
+fn the_nodes_own_packets_come_from_its_tunnel_address_and_pods_keep_theirs() {
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&["vxlan"]);
+    cluster.apply_all();
+    let (from, to) = (&cluster.hosts[0], &cluster.hosts[1]);
+    // The listener says whom it hears.
+    let heard = |namespace: &linux::namespace::NetworkNamespace, command: &str| {
+        let listener = "timeout 20 tcpdump -n -i eth0 -c 1 -l --immediate-mode icmp[0]==8";
+        to.pod
+            .run(|| {
+                let mut words = listener.split(' ');
+                let mut tcpdump = std::process::Command::new(words.next().unwrap())
+                    .args(words)
+                    .stdout(std::process::Stdio::piped())
+                    .stderr(std::process::Stdio::null())
+                    .spawn()
+                    .unwrap();
+                // Pings go on until the listener has heard one.
+                let mut text = String::new();
+                while tcpdump.try_wait().unwrap().is_none() {
+                    ok(namespace, command);
+                }
+                std::io::Read::read_to_string(tcpdump.stdout.as_mut().unwrap(), &mut text).unwrap();
+                text
+            })
+            .unwrap()
+    };
+    // As a Service's translation would have it: a source of the underlay.
+    let text = heard(
+        &from.namespace,
+        "ping -n -c 1 -w 20 -I 192.168.64.11 10.200.2.5",
+    );
+    assert!(text.contains("10.200.1.0 > 10.200.2.5"), "{text}");
+    let text = heard(&from.pod, "ping -n -c 1 -w 20 10.200.2.5");
+    assert!(text.contains("10.200.1.5 > 10.200.2.5"), "{text}");
+}
+
+#[test]
+fn connections_of_pods_with_an_older_mtu_get_segments_that_fit_the_tunnel() {
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&["vxlan"]);
+    cluster.apply_all();
+    let rules = ok(
+        &cluster.hosts[0].namespace,
+        "nft list table inet podwire_routing",
+    );
+    let clamp = "tcp option maxseg size set rt mtu";
+    assert_eq!(rules.matches(clamp).count(), 2, "{rules}");
+    assert!(
+        rules.contains("oifname \"pw-*\"") && rules.contains("iifname \"pw-*\""),
+        "{rules}"
+    );
+    // The pods' own links have 1500 bytes still.
+    for (at, mss) in [(0, "mss 1410"), (1, "mss 1370")] {
+        let address = cluster.hosts[1].node.pods[at];
+        let any = if at == 0 { "0.0.0.0" } else { "::" };
+        let seen = cluster.hosts[1]
+            .pod
+            .run(|| {
+                let listener = std::net::TcpListener::bind((any, 8080)).unwrap();
+                let mut tcpdump = std::process::Command::new("tcpdump")
+                    .args("-n -i eth0 -c 1 -l --immediate-mode".split(' '))
+                    .arg("tcp and dst port 8080")
+                    .stdout(std::process::Stdio::piped())
+                    .stderr(std::process::Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                // It says on its error output when it listens.
+                let mut errors = std::io::BufReader::new(tcpdump.stderr.take().unwrap());
+                let mut line = String::new();
+                while !line.contains("listening on") {
+                    line.clear();
+                    assert!(std::io::BufRead::read_line(&mut errors, &mut line).unwrap() > 0);
+                }
+                let connection = cluster.hosts[0]
+                    .pod
+                    .run(|| std::net::TcpStream::connect((address, 8080)))
+                    .unwrap();
+                connection.unwrap();
+                listener.accept().unwrap();
+                let mut text = String::new();
+                std::io::Read::read_to_string(tcpdump.stdout.as_mut().unwrap(), &mut text).unwrap();
+                tcpdump.wait().unwrap();
+                text
+            })
+            .unwrap();
+        assert!(seen.contains(mss), "{seen}");
+    }
+}
+
+#[test]
+fn the_table_goes_with_the_last_device_and_comes_back_after_a_fault() {
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&["vxlan-gpe"]);
+    cluster.apply_all();
+    let tables = |cluster: &Cluster| ok(&cluster.hosts[0].namespace, "nft list tables");
+    assert!(tables(&cluster).contains("podwire_routing"));
+    ok(
+        &cluster.hosts[0].namespace,
+        "nft flush table inet podwire_routing",
+    );
+    let plan = cluster.plan(1);
+    let (_, lines) = cluster.hosts[0].kernel.audit(&plan.state).unwrap();
+    assert_eq!(lines, ["nftables table inet podwire_routing"]);
+    let (_, lines) = cluster.hosts[0].kernel.audit(&plan.state).unwrap();
+    assert_eq!(lines, Vec::<String>::new());
+    cluster.set_all(&["host-gw"]);
+    cluster.apply_all();
+    assert_eq!(tables(&cluster), "");
+}

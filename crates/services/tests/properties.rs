@@ -61,9 +61,16 @@ fn service() -> impl Strategy<Value = Service> {
         policy(),
         policy(),
         proptest::bool::weighted(0.1),
+        (
+            proptest::option::of(1..3u32),
+            proptest::collection::vec(0..3usize, 0..3),
+            proptest::option::of(0..3u8),
+        ),
     )
         .prop_map(
-            |(name, ips, dual, ports, internal_policy, external_policy, foreign)| {
+            |(name, ips, dual, ports, internal_policy, external_policy, foreign, more)| {
+                let (affinity, ranges, balancer) = more;
+                const RANGES: [&str; 3] = ["10.0.0.0/8", "10.128.0.0/9", "nonsense"];
                 let mut cluster_ips: Vec<String> =
                     ips.iter().map(|n| format!("10.96.0.{}", n + 1)).collect();
                 if dual {
@@ -84,6 +91,12 @@ fn service() -> impl Strategy<Value = Service> {
                     internal_policy,
                     external_policy,
                     foreign,
+                    affinity,
+                    source_ranges: ranges.iter().map(|n| RANGES[*n].to_owned()).collect(),
+                    load_balancer_ips: balancer
+                        .map(|n| format!("203.0.113.{}", n + 1))
+                        .into_iter()
+                        .collect(),
                     ..Service::default()
                 }
             },
@@ -179,8 +192,9 @@ fn frontends(table: &Table) -> HashMap<FrontendKey, Frontend> {
 
 type Contents = BTreeMap<String, BTreeSet<(Vec<u8>, Option<Value>)>>;
 
-/// All elements, but which backend has which slot left open: slots keep what
-/// they had, so that they depend on history, and only that each is filled matters.
+/// All elements, but which backend has which slot or id left open: backends keep
+/// what they had, so that it depends on history. What matters is that each slot
+/// is filled, and each backend has an id.
 fn contents(rules: &Ruleset) -> Contents {
     podwire_services::compile::sets()
         .into_iter()
@@ -188,19 +202,29 @@ fn contents(rules: &Ruleset) -> Contents {
             let elements = rules
                 .elements(&set.name)
                 .map(|(key, value)| (key.to_vec(), value.cloned()));
+            if set.name.starts_with("turns") {
+                let slots = elements.map(|(key, _)| (key, None)).collect();
+                return vec![(set.name.clone(), slots)];
+            }
             if !set.name.starts_with("backends") {
                 return vec![(set.name.clone(), elements.collect())];
             }
+            let slot_of = |key: &[u8]| {
+                let slot = &key[key.len() - 4..];
+                u32::from_ne_bytes(slot.try_into().expect("four bytes"))
+            };
             let all: Vec<(Vec<u8>, Option<Value>)> = elements.collect();
-            let slots = all.iter().map(|(key, _)| (key.clone(), None)).collect();
+            let slots = all
+                .iter()
+                .filter(|(key, _)| slot_of(key) < podwire_services::compile::IDS)
+                .map(|(key, _)| (key.clone(), None))
+                .collect();
             let pairs = all
                 .iter()
                 .map(|(key, value)| {
-                    let slot = &key[key.len() - 4..];
-                    let near = u32::from_ne_bytes(slot.try_into().expect("four bytes"))
-                        >= podwire_services::compile::NEAR_SLOTS;
                     let mut frontend = key[..key.len() - 4].to_vec();
-                    frontend.push(u8::from(near));
+                    // All or local backends, by slot or by id.
+                    frontend.extend((slot_of(key) >> 16).to_ne_bytes());
                     (frontend, value.clone())
                 })
                 .collect();

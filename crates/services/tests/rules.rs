@@ -203,31 +203,186 @@ fn who_reaches_what_under_which_address(
     #[case] expected: [&str; 3],
 ) {
     for plan in [&V4, &V6] {
-        let source = match from {
-            "pod" => plan.other_local,
-            "node" => plan.node,
-            _ => plan.outside,
-        };
-        let destination = match to {
-            "cluster" => (plan.cluster_ip, PORT),
-            "external" => (plan.external_ip, PORT),
-            _ => (plan.node, NODE_PORT),
-        };
+        let (source, destination) = ends(plan, from, to);
         for (service, expected) in columns().into_iter().zip(expected) {
             let table = table(service, local_and_remote);
-            let masquerade = mark(expected.ends_with('m'));
-            let mut wanted = BTreeSet::new();
-            if expected.contains('L') {
-                wanted.insert(format!("{}{masquerade}", plan.local));
-            }
-            if expected.contains('R') {
-                wanted.insert(format!("{}{masquerade}", plan.remote));
-            }
             assert_eq!(
                 outcomes(&table, source, destination, Protocol::Tcp),
-                wanted,
+                wanted(plan, expected),
                 "{from} to {to}, expected {expected}"
             );
+        }
+    }
+}
+
+/// The same with the options that change it. Of an endpoint that asks itself
+/// see below: it is masqueraded whatever the options say.
+#[rstest]
+#[case::pod_to_cluster_ip_all("pod", "cluster", true, false, ["LR m", "LR m", "L m"])]
+#[case::pod_to_node_port_all("pod", "node port", true, false, ["LR m", "LR", "LR m"])]
+#[case::node_to_cluster_ip_all("node", "cluster", true, false, ["LR m", "LR m", "L m"])]
+#[case::outside_to_node_port_all("outside", "node port", true, false, ["LR m", "L", "LR m"])]
+#[case::pod_to_cluster_ip_blind("pod", "cluster", false, true, ["LR", "LR", "L"])]
+#[case::node_to_cluster_ip_blind("node", "cluster", false, true, ["LR", "LR", "L"])]
+#[case::outside_to_cluster_ip_blind("outside", "cluster", false, true, ["LR", "LR", "L"])]
+#[case::pod_to_node_port_blind("pod", "node port", false, true, ["LR m", "L", "LR m"])]
+#[case::pod_to_external_ip_blind("pod", "external", false, true, ["LR m", "L", "LR m"])]
+#[case::node_to_node_port_blind("node", "node port", false, true, ["LR m", "LR m", "LR m"])]
+#[case::outside_to_external_ip_blind("outside", "external", false, true, ["LR m", "L", "LR m"])]
+fn options_change_who_is_masqueraded(
+    #[case] from: &str,
+    #[case] to: &str,
+    #[case] masquerade_all: bool,
+    #[case] no_local_detection: bool,
+    #[case] expected: [&str; 3],
+) {
+    for plan in [&V4, &V6] {
+        let (source, destination) = ends(plan, from, to);
+        for (service, expected) in columns().into_iter().zip(expected) {
+            let mut table = table(service, local_and_remote);
+            table.set_facts(NodeFacts {
+                masquerade_all,
+                no_local_detection,
+                ..facts()
+            });
+            assert_eq!(
+                outcomes(&table, source, destination, Protocol::Tcp),
+                wanted(plan, expected),
+                "{from} to {to}, expected {expected}"
+            );
+            // Endpoints ask themselves under the node's address all the same.
+            let own = outcomes(&table, plan.local, (plan.cluster_ip, PORT), Protocol::Tcp);
+            assert!(own.contains(&format!("{} m", plan.local)), "{own:?}");
+        }
+    }
+}
+
+/// Who asks what: source, and address with port.
+fn ends(plan: &Plan, from: &str, to: &str) -> (&'static str, (&'static str, u16)) {
+    let source = match from {
+        "pod" => plan.other_local,
+        "node" => plan.node,
+        _ => plan.outside,
+    };
+    let destination = match to {
+        "cluster" => (plan.cluster_ip, PORT),
+        "external" => (plan.external_ip, PORT),
+        _ => (plan.node, NODE_PORT),
+    };
+    (source, destination)
+}
+
+/// What a cell of the table means: L and R are endpoints, m is masqueraded.
+fn wanted(plan: &Plan, cell: &str) -> BTreeSet<String> {
+    let masquerade = mark(cell.ends_with('m'));
+    let mut wanted = BTreeSet::new();
+    if cell.contains('L') {
+        wanted.insert(format!("{}{masquerade}", plan.local));
+    }
+    if cell.contains('R') {
+        wanted.insert(format!("{}{masquerade}", plan.remote));
+    }
+    wanted
+}
+
+#[test]
+fn affinity_and_permitted_sources_change_nothing_in_the_table() {
+    let all = [
+        ("pod", "cluster"),
+        ("pod", "node port"),
+        ("pod", "external"),
+        ("node", "cluster"),
+        ("node", "node port"),
+        ("node", "external"),
+        ("outside", "cluster"),
+        ("outside", "node port"),
+        ("outside", "external"),
+    ];
+    for service in columns() {
+        let plain = table(service.clone(), local_and_remote);
+        let more = table(
+            Service {
+                affinity: Some(10_800),
+                source_ranges: vec![
+                    "0.0.0.0/1".into(),
+                    "128.0.0.0/1".into(),
+                    "::/1".into(),
+                    "8000::/1".into(),
+                ],
+                ..service
+            },
+            local_and_remote,
+        );
+        for plan in [&V4, &V6] {
+            for (from, to) in all {
+                let (source, destination) = ends(plan, from, to);
+                assert_eq!(
+                    outcomes(&more, source, destination, Protocol::Tcp),
+                    outcomes(&plain, source, destination, Protocol::Tcp),
+                    "{from} to {to}"
+                );
+            }
+        }
+    }
+}
+
+#[rstest]
+#[case::permitted("outside", "external", &["198.51.100.0/24", "2001:db8:7::/64"], "LR m")]
+#[case::others("pod", "external", &["198.51.100.0/24", "2001:db8:7::/64"], "dropped")]
+#[case::not_of_node_ports("pod", "node port", &["198.51.100.0/24", "2001:db8:7::/64"], "LR m")]
+#[case::not_of_cluster_addresses("pod", "cluster", &["198.51.100.0/24", "2001:db8:7::/64"], "LR")]
+#[case::none_can_be_read("outside", "external", &["nonsense"], "dropped")]
+fn load_balancer_addresses_have_a_filter(
+    #[case] from: &str,
+    #[case] to: &str,
+    #[case] ranges: &[&str],
+    #[case] expected: &str,
+) {
+    let table = table(
+        Service {
+            source_ranges: ranges.iter().map(|text| (*text).to_owned()).collect(),
+            ..service()
+        },
+        local_and_remote,
+    );
+    for plan in [&V4, &V6] {
+        let (source, destination) = ends(plan, from, to);
+        let expected = match expected {
+            "dropped" => BTreeSet::from(["dropped".to_owned()]),
+            cell => wanted(plan, cell),
+        };
+        assert_eq!(
+            outcomes(&table, source, destination, Protocol::Tcp),
+            expected
+        );
+    }
+}
+
+#[test]
+fn every_protocol_has_its_own_port_of_the_same_number() {
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        let mut only = service();
+        only.ports[0].protocol = protocol;
+        let mut table = table(only, |_| Vec::new());
+        for plan in [&V4, &V6] {
+            let mut slice = slice(
+                &format!("web-{:?}", plan.family),
+                plan.family,
+                local_and_remote(plan),
+            );
+            slice.ports[0].protocol = protocol;
+            table.set_slice(&slice);
+        }
+        for plan in [&V4, &V6] {
+            for asked in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+                let seen = outcomes(&table, plan.other_local, (plan.cluster_ip, PORT), asked);
+                let expected = if asked == protocol {
+                    wanted(plan, "LR")
+                } else {
+                    BTreeSet::from(["refused".to_owned()])
+                };
+                assert_eq!(seen, expected, "{protocol:?} asked by {asked:?}");
+            }
         }
     }
 }

@@ -393,6 +393,21 @@ fn a_udp_conversation_follows_its_endpoints() {
             "back again"
         );
     }
+    // The endpoint's port changes: nobody listens at the new one.
+    for (name, pod) in [("web-4", pod4(0)), ("web-6", pod6(0))] {
+        stage
+            .proxy
+            .endpoint_slice_changed(&slice("web", name, &[&pod], 8081));
+    }
+    stage.proxy.sync().expect("the kernel takes it");
+    for client in &clients {
+        let error = ask_again(client).expect_err("nobody listens there");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+    stage.endpoints(&[0]);
+    for client in &clients {
+        assert_eq!(ask_again(client).expect("an answer").0, "pod0");
+    }
     // An endpoint that ends but still serves keeps what it has.
     let mut ending = slice("web", "web-4", &[&pod4(0)], 8080);
     ending.endpoints[0].ready = Some(false);

@@ -367,7 +367,35 @@ pub enum Expression {
     Counter,
     /// Keeps the packet out of conntrack.
     NoTrack,
+    /// Loads the largest TCP segment the packet's route and the route back
+    /// carry, two bytes in host order (`NFT_RT_TCPMSS`).
+    PathSegmentSize {
+        /// Register to fill.
+        into: Register,
+    },
+    /// Turns two bytes from host to network order.
+    NetworkOrder {
+        /// Register of the input.
+        from: Register,
+        /// Register of the result.
+        into: Register,
+    },
+    /// Lowers the largest segment the packet's TCP option announces to that in a
+    /// register, two bytes in network order. It is never raised.
+    LowerSegmentSize {
+        /// Register of the size.
+        from: Register,
+    },
 }
+
+/// `NFT_RT_TCPMSS`.
+const RT_TCPMSS: u32 = 3;
+/// `NFT_BYTEORDER_HTON`.
+const BYTEORDER_HTON: u32 = 1;
+/// `NFT_EXTHDR_OP_TCPOPT`.
+const EXTHDR_OP_TCPOPT: u32 = 1;
+/// `TCPOPT_MAXSEG` (RFC 9293, section 3.2); its value begins at byte 2.
+const TCPOPT_MAXSEG: u8 = 2;
 
 fn put_data(writer: &mut Writer, kind: u16, value: &[u8]) {
     let data = writer.open(kind);
@@ -399,6 +427,9 @@ impl Expression {
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
             Self::NoTrack => "notrack",
+            Self::PathSegmentSize { .. } => "rt",
+            Self::NetworkOrder { .. } => "byteorder",
+            Self::LowerSegmentSize { .. } => "exthdr",
         }
     }
 
@@ -563,6 +594,24 @@ impl Expression {
                     writer.put(2, &[1]); // NFT_REJECT_ICMPX_PORT_UNREACH
                 }
             },
+            Self::PathSegmentSize { into } => {
+                writer.put_u32(1, into.number());
+                writer.put_u32(2, RT_TCPMSS);
+            }
+            Self::NetworkOrder { from, into } => {
+                writer.put_u32(1, from.number());
+                writer.put_u32(2, into.number());
+                writer.put_u32(3, BYTEORDER_HTON);
+                writer.put_u32(4, 2);
+                writer.put_u32(5, 2);
+            }
+            Self::LowerSegmentSize { from } => {
+                writer.put(2, &[TCPOPT_MAXSEG]);
+                writer.put_u32(3, 2);
+                writer.put_u32(4, 2);
+                writer.put_u32(6, EXTHDR_OP_TCPOPT);
+                writer.put_u32(7, from.number());
+            }
             Self::Counter | Self::NoTrack => {}
         }
     }
@@ -673,6 +722,19 @@ impl Expression {
             }),
             "counter" => Self::Counter,
             "notrack" => Self::NoTrack,
+            "rt" if data.u32(2)? == RT_TCPMSS => Self::PathSegmentSize { into: register(1)? },
+            "byteorder" if (data.u32(3)?, data.u32(4)?, data.u32(5)?) == (BYTEORDER_HTON, 2, 2) => {
+                Self::NetworkOrder {
+                    from: register(1)?,
+                    into: register(2)?,
+                }
+            }
+            "exthdr"
+                if data.find(2) == Some(&[TCPOPT_MAXSEG][..])
+                    && (data.u32(3)?, data.u32(4)?, data.u32(6)?) == (2, 2, EXTHDR_OP_TCPOPT) =>
+            {
+                Self::LowerSegmentSize { from: register(7)? }
+            }
             _ => return None,
         };
         Some(expression)

@@ -99,6 +99,8 @@ pub mod priority {
     pub const RAW: i32 = -300;
     /// Destination translation in prerouting and output.
     pub const DSTNAT: i32 = -100;
+    /// Where packets are changed before they are filtered.
+    pub const MANGLE: i32 = -150;
     /// Filtering.
     pub const FILTER: i32 = 0;
     /// Source translation in postrouting.

@@ -416,6 +416,11 @@ pub fn render_rule(rule: &Rule, sets: &[Set]) -> String {
             }
             Expression::Counter => parts.push("counter".to_owned()),
             Expression::NoTrack => parts.push("notrack".to_owned()),
+            // `nft` writes the three that belong together as one.
+            Expression::PathSegmentSize { .. } | Expression::NetworkOrder { .. } => {}
+            Expression::LowerSegmentSize { .. } => {
+                parts.push("tcp option maxseg size set rt mtu".to_owned());
+            }
         }
     }
     if let Some(comment) = &rule.comment {

@@ -505,6 +505,10 @@ impl Walker<'_> {
             Expression::Lookup { set, from, found } => {
                 self.look_up(set, *from, found, registers, depth)
             }
+            // Sizes of segments change no packet's way.
+            Expression::PathSegmentSize { .. }
+            | Expression::NetworkOrder { .. }
+            | Expression::LowerSegmentSize { .. } => Outcome::Goes,
             // What rules write into sets is left out: each packet is a world of its own.
             Expression::Update { .. }
             | Expression::Forget { .. }

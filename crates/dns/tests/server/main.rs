@@ -1,0 +1,9 @@
+//! The server over real sockets on loopback, with upstream servers that behave
+//! and such that do not.
+
+mod support;
+
+mod churn;
+mod forwarding;
+mod hostile;
+mod transport;
