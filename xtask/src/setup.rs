@@ -57,6 +57,9 @@ const PROGRAMS: &[Program] = &[
     test("docker-registry", "docker-registry"),
     test("skopeo", "skopeo"),
     test("busybox", "busybox-static"),
+    // Peers: runtimes that use the CNI plugin.
+    test("containerd", "containerd"),
+    test("podman", "podman"),
     // A virtual machine for what the running kernel lacks, and the witnesses in it.
     test("qemu-system-x86_64", "qemu-system-x86"),
     test("setpriv", "util-linux"),

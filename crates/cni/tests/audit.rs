@@ -56,7 +56,14 @@ fn reservations_of_vanished_sandboxes_are_found_and_freed(#[case] mode: &str) {
     // The namespace goes without DEL; its links go with it, in the background.
     let cable = findings.reservations[1].host_interface.clone().unwrap();
     drop(vanished);
-    common::wait_until(|| !node.links().contains(&cable));
+    common::eventually("the cable goes with its namespace", || {
+        let links = node.links();
+        if links.contains(&cable) {
+            Err(links)
+        } else {
+            Ok(())
+        }
+    });
     let findings = examine(&node);
     let leaks: Vec<_> = findings.leaks().collect();
     assert_eq!(leaks.len(), 1, "{findings:?}");

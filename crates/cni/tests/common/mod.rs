@@ -229,16 +229,6 @@ impl Node {
     }
 }
 
-/// Waits until what the kernel does in the background is done.
-#[track_caller]
-pub fn wait_until(done: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < end, "waited for 30 seconds");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Waits until a condition holds; fails with what was seen last.
 #[track_caller]
 pub fn eventually<T, E: std::fmt::Debug>(what: &str, mut check: impl FnMut() -> Result<T, E>) -> T {
