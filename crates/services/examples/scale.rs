@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sizes = vec![10, 1_000, 10_000];
     }
     println!(
-        "{:>8} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10} {:>10}",
+        "{:>8} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10} {:>10} {:>10}",
         "services",
         "table",
         "first",
@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "one change",
         "best",
         "restart",
+        "table/ep",
         "memory/ep"
     );
     for size in sizes {
@@ -51,6 +52,7 @@ fn measure(size: usize) -> Result<(), podwire_services::Error> {
     let started = Instant::now();
     tell(&mut proxy, size);
     let table = started.elapsed();
+    let table_memory = resident().saturating_sub(before);
     let started = Instant::now();
     let stats = proxy.sync()?;
     let first = started.elapsed();
@@ -73,7 +75,7 @@ fn measure(size: usize) -> Result<(), podwire_services::Error> {
     proxy.sync()?;
     let restart = started.elapsed();
     println!(
-        "{size:>8} {:>10} {:>10} {:>10} {:>10.1} {:>12} {:>12} {:>10} {:>10}",
+        "{size:>8} {:>10} {:>10} {:>10} {:>10.1} {:>12} {:>12} {:>10} {:>10} {:>10}",
         show(table),
         show(first),
         stats.elements,
@@ -81,6 +83,7 @@ fn measure(size: usize) -> Result<(), podwire_services::Error> {
         show(times[CHANGES / 2]),
         show(times[0]),
         show(restart),
+        table_memory / (size * 3).max(1),
         memory / (size * 3).max(1),
     );
     Ok(())

@@ -9,9 +9,12 @@ use crate::Error;
 use crate::adopt::{self, Observed};
 use crate::compile::{self, SetNames, TABLE};
 use crate::data_plane::{Applied, DataPlane, ProxyMode, Traffic};
-use crate::difference::{Shadow, difference, everything};
+use crate::difference::{Difference, Shadow, difference, everything};
 use crate::model::{Backend, Family, FrontendKey};
 use crate::table::{Changes, Table};
+
+/// So many frontends are compared at once.
+const PART: usize = 1_000;
 
 /// How often a refused batch is worked out anew from what the kernel then holds.
 const ATTEMPTS: usize = 3;
@@ -63,23 +66,17 @@ impl NftablesDataPlane {
         if full {
             changes.merge(everything(table, &self.shadow));
         }
-        let difference = difference(table, &self.shadow, &changes);
-        if full && !asked && !difference.is_empty() {
+        let mut differs = false;
+        // In parts, so that not all elements are in memory twice. The shadow is
+        // ahead of the kernel until the commit; if that fails, it is read anew.
+        for part in changes.parts(PART) {
+            let difference = difference(table, &self.shadow, &part);
+            differs |= !difference.is_empty();
+            write(&difference, &mut batch);
+            self.shadow.apply(difference);
+        }
+        if full && !asked && differs {
             repaired.push("elements were added or deleted".to_owned());
-        }
-        for chain in &difference.chains {
-            batch.add_chain(chain);
-        }
-        for chain in &difference.chains {
-            for rule in &chain.rules {
-                batch.add_rule(&chain.name, rule);
-            }
-        }
-        for (set, elements) in &difference.delete {
-            batch.delete_elements(set, elements);
-        }
-        for (set, elements) in &difference.add {
-            batch.add_elements(set, elements);
         }
         let applied = Applied {
             elements: batch.elements(),
@@ -94,7 +91,6 @@ impl NftablesDataPlane {
             self.stale = true;
             return Err(error);
         }
-        self.shadow.apply(difference);
         self.generation = match (applied.bytes, generation, self.generation) {
             (0, Some(read), _) => Some(read),
             (0, None, known) => known,
@@ -136,6 +132,24 @@ impl NftablesDataPlane {
         self.generation = self.generation.map(|known| known.wrapping_add(1));
         self.shadow.forget(&unused);
         Ok(())
+    }
+}
+
+/// Puts a difference into a batch.
+fn write(difference: &Difference, batch: &mut Batch) {
+    for chain in &difference.chains {
+        batch.add_chain(chain);
+    }
+    for chain in &difference.chains {
+        for rule in &chain.rules {
+            batch.add_rule(&chain.name, rule);
+        }
+    }
+    for (set, elements) in &difference.delete {
+        batch.delete_elements(set, elements);
+    }
+    for (set, elements) in &difference.add {
+        batch.add_elements(set, elements);
     }
 }
 

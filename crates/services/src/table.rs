@@ -2,7 +2,7 @@
 //! backends out. Pure; one event recomputes the Services it touches and notes
 //! which frontends changed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -131,7 +131,7 @@ fn hint(hints: &[Arc<str>], here: Option<&str>) -> Hint {
 /// A slice, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Slice {
-    name: Box<str>,
+    name: Arc<str>,
     family: Family,
     ports: Box<[(Arc<str>, Protocol, u16)]>,
     endpoints: Box<[Known]>,
@@ -297,6 +297,25 @@ impl Changes {
             && !self.facts
     }
 
+    /// The same in parts of at most so many frontends; the rest is with the first.
+    pub fn parts(&self, frontends: usize) -> impl Iterator<Item = Self> {
+        let mut keys = self.frontends.iter().copied();
+        let mut first = Some(Self {
+            frontends: HashSet::new(),
+            cluster_ips: self.cluster_ips.clone(),
+            local_endpoints: self.local_endpoints.clone(),
+            facts: self.facts,
+        });
+        std::iter::from_fn(move || {
+            let part: HashSet<FrontendKey> = keys.by_ref().take(frontends).collect();
+            let rest = first.take();
+            (rest.is_some() || !part.is_empty()).then(|| Self {
+                frontends: part,
+                ..rest.unwrap_or_default()
+            })
+        })
+    }
+
     /// Takes up changes that could not be applied.
     pub fn merge(&mut self, other: Self) {
         self.frontends.extend(other.frontends);
@@ -313,12 +332,13 @@ pub struct Table {
     /// Addresses at which node ports answer.
     node_port_addresses: Vec<IpAddr>,
     names: Names,
-    entries: HashMap<Arc<ServiceName>, Entry>,
+    /// Boxed, here and below: up to half the places of a hash table are empty.
+    entries: HashMap<Arc<ServiceName>, Box<Entry>>,
     /// Which Service a slice belongs to: (namespace, slice) → name.
-    slices: HashMap<(Arc<str>, Box<str>), Arc<ServiceName>>,
+    slices: HashMap<(Arc<str>, Arc<str>), Arc<ServiceName>>,
     /// Of the Services that claim a frontend, the first by name holds it,
     /// whatever the order of events was.
-    frontends: HashMap<FrontendKey, Frontend>,
+    frontends: HashMap<FrontendKey, Box<Frontend>>,
     /// What the others that claim it want of it, by their names.
     waiting: HashMap<FrontendKey, BTreeMap<Arc<ServiceName>, Frontend>>,
     /// How many Services hold an address.
@@ -371,12 +391,14 @@ impl Table {
     /// The frontend that holds a key.
     #[must_use]
     pub fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.frontends.get(key)
+        self.frontends.get(key).map(|frontend| &**frontend)
     }
 
     /// All frontends, in no order.
     pub fn frontends(&self) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
-        self.frontends.iter()
+        self.frontends
+            .iter()
+            .map(|(key, frontend)| (key, &**frontend))
     }
 
     /// The frontends a Service holds, sorted by key.
@@ -561,11 +583,21 @@ impl Table {
             None => Arc::new(name),
         };
         let key = (self.names.get(&slice.namespace), slice.name.as_str().into());
-        let before = self.slices.insert(key, Arc::clone(&name));
+        let (own, before) = match self.slices.entry(key) {
+            hash_map::Entry::Occupied(mut known) => {
+                let own = Arc::clone(&known.key().1);
+                (own, Some(known.insert(Arc::clone(&name))))
+            }
+            hash_map::Entry::Vacant(new) => {
+                let own = Arc::clone(&new.key().1);
+                new.insert(Arc::clone(&name));
+                (own, None)
+            }
+        };
         if let Some(before) = before.filter(|before| *before != name) {
             self.drop_slice(&before, &slice.name);
         }
-        let read = self.read_slice(slice);
+        let read = self.read_slice(slice, own);
         let entry = self.entries.entry(Arc::clone(&name)).or_default();
         match entry
             .slices
@@ -725,7 +757,7 @@ impl Table {
         }
     }
 
-    fn read_slice(&mut self, slice: &EndpointSlice) -> Slice {
+    fn read_slice(&mut self, slice: &EndpointSlice, name: Arc<str>) -> Slice {
         let names = &mut self.names;
         let mut problems = Vec::new();
         let ports = slice
@@ -776,7 +808,7 @@ impl Table {
             })
             .collect();
         Slice {
-            name: slice.name.as_str().into(),
+            name,
             family: slice.family,
             ports,
             endpoints,
@@ -854,20 +886,20 @@ impl Table {
     /// A Service wants a frontend. The first by name gets it.
     fn claim(&mut self, key: FrontendKey, frontend: Frontend) {
         let Some(holder) = self.frontends.get_mut(&key) else {
-            self.frontends.insert(key, frontend);
+            self.frontends.insert(key, Box::new(frontend));
             self.changes.frontends.insert(key);
             return;
         };
         if holder.service == frontend.service {
-            if *holder != frontend {
-                *holder = frontend;
+            if **holder != frontend {
+                **holder = frontend;
                 self.changes.frontends.insert(key);
             }
             return;
         }
         let loser = if frontend.service < holder.service {
             self.changes.frontends.insert(key);
-            std::mem::replace(holder, frontend)
+            std::mem::replace(&mut **holder, frontend)
         } else {
             frontend
         };
@@ -887,7 +919,7 @@ impl Table {
             {
                 self.reports.extend(waiting.keys().cloned());
                 self.reports.insert(Arc::clone(&next.service));
-                self.frontends.insert(*key, next);
+                self.frontends.insert(*key, Box::new(next));
                 self.changes.frontends.insert(*key);
             }
             if waiting.is_empty() {
