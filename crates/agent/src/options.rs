@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use services::iptables::Variant;
+use services::ipvs::Scheduler;
 use services::{ProxyMode, ProxySettings};
 
 /// How pods are attached to the node.
@@ -58,6 +59,19 @@ pub enum Proxy {
     Nftables,
     /// Chains of iptables, one rule for each frontend and endpoint.
     Iptables,
+    /// Virtual servers of IPVS.
+    Ipvs,
+}
+
+/// How a virtual server of IPVS chooses an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum IpvsScheduler {
+    /// One after the other.
+    Rr,
+    /// The one with the fewest connections.
+    Lc,
+    /// By a hash of the client's address.
+    Sh,
 }
 
 /// Whose rules a packet meets: those of the two variants know nothing of each other.
@@ -125,6 +139,11 @@ pub struct Options {
     /// other programs use.
     #[arg(long, value_enum, value_name = "VARIANT")]
     pub iptables: Option<IptablesVariant>,
+
+    /// How virtual servers choose an endpoint, for proxy ipvs.
+    #[arg(long, value_enum, default_value_t = IpvsScheduler::Rr)]
+    pub ipvs_scheduler: IpvsScheduler,
+
     /// How pods' packets get to other nodes. Nodes that differ use a way both
     /// have, so that a cluster can change from one to another node by node.
     #[arg(long, default_value = "host-gw", value_name = "NAME",
@@ -237,6 +256,12 @@ impl Options {
             mode: match self.proxy {
                 Proxy::Nftables => ProxyMode::Nftables,
                 Proxy::Iptables => ProxyMode::Iptables,
+                Proxy::Ipvs => ProxyMode::Ipvs,
+            },
+            scheduler: match self.ipvs_scheduler {
+                IpvsScheduler::Rr => Scheduler::RoundRobin,
+                IpvsScheduler::Lc => Scheduler::LeastConnections,
+                IpvsScheduler::Sh => Scheduler::SourceHash,
             },
             iptables: self.iptables.map(|variant| match variant {
                 IptablesVariant::Nft => Variant::Nft,

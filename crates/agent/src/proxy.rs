@@ -66,7 +66,12 @@ pub(crate) fn run(
         let result = match &mut proxy {
             Some(proxy) => state.step(proxy, &mut backlog, due),
             None => match Proxy::start_as(settings, NodeFacts::default()) {
-                Ok(started) => state.step(proxy.insert(started), &mut backlog, due),
+                Ok(started) => {
+                    for limit in started.limits() {
+                        tracing::info!(proxy = started.mode().name(), "limit: {limit}");
+                    }
+                    state.step(proxy.insert(started), &mut backlog, due)
+                }
                 Err(error) => Err(error),
             },
         };

@@ -329,6 +329,15 @@ impl Observed {
         (shadow, told)
     }
 
+    /// Puts into `batch` what lets no further packet in.
+    pub(crate) fn close(&self, batch: &mut Batch) {
+        for chain in compile::chains().iter().filter(|c| c.base.is_some()) {
+            if self.rules.get(&chain.name).is_some_and(|r| !r.is_empty()) {
+                batch.flush_chain(&chain.name);
+            }
+        }
+    }
+
     /// Puts into `batch` what takes all of ours away, and the table with it if
     /// nothing else is in it.
     pub(crate) fn remove(&self, batch: &mut Batch) {

@@ -225,8 +225,8 @@ const AFFINITY_SIZE: u32 = 1 << 20;
 
 const SERVICE_PREFIX: &str = "service-";
 const ALLOW_PREFIX: &str = "allow-";
-const REFUSE_CHAIN: &str = "service-refuse";
-const DISCARD_CHAIN: &str = "service-discard";
+pub(crate) const REFUSE_CHAIN: &str = "service-refuse";
+pub(crate) const DISCARD_CHAIN: &str = "service-discard";
 const SERVICES_CHAIN: &str = "services";
 const MASQUERADE_CHAIN: &str = "service-masquerade";
 const FROM_OTHERS_CHAIN: &str = "masquerade-unless-pod";
@@ -319,14 +319,14 @@ pub fn frontend(frontend: &Frontend) -> Wanted<'_> {
 }
 
 /// The bytes of an address.
-fn address_bytes(address: IpAddr) -> Vec<u8> {
+pub(crate) fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     }
 }
 
-fn frontend_bytes(key: &FrontendKey) -> Vec<u8> {
+pub(crate) fn frontend_bytes(key: &FrontendKey) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(28);
     push_field(&mut bytes, &address_bytes(key.address));
     push_field(&mut bytes, &[key.protocol.number()]);
@@ -496,14 +496,14 @@ pub fn sets() -> Vec<Set> {
 }
 
 /// Where an address of `family` goes and which registers follow it.
-struct Registers {
+pub(crate) struct Registers {
     family: NatFamily,
-    words: u8,
+    pub(crate) words: u8,
     address: DataType,
 }
 
 impl Registers {
-    fn of(family: Family) -> Self {
+    pub(crate) fn of(family: Family) -> Self {
         match family {
             Family::V4 => Self {
                 family: NatFamily::V4,
@@ -519,7 +519,7 @@ impl Registers {
     }
 
     /// The rule goes on for packets of this family only.
-    fn only(&self) -> [Expression; 2] {
+    pub(crate) fn only(&self) -> [Expression; 2] {
         [
             Expression::Meta {
                 key: Meta::NetworkFamily,
@@ -533,7 +533,7 @@ impl Registers {
         ]
     }
 
-    fn source(&self, into: u8) -> Expression {
+    pub(crate) fn source(&self, into: u8) -> Expression {
         Expression::Payload {
             header: Header::Network,
             offset: match self.family {
@@ -545,7 +545,7 @@ impl Registers {
         }
     }
 
-    fn destination(&self, into: u8) -> Expression {
+    pub(crate) fn destination(&self, into: u8) -> Expression {
         Expression::Payload {
             header: Header::Network,
             offset: match self.family {
@@ -558,7 +558,7 @@ impl Registers {
     }
 
     /// Loads (address, protocol, port) from register 0 on.
-    fn frontend(&self) -> [Expression; 3] {
+    pub(crate) fn frontend(&self) -> [Expression; 3] {
         [
             self.destination(0),
             Expression::Meta {
@@ -580,7 +580,7 @@ impl Registers {
     /// value without length and aborts when it lists a key made with it. So
     /// protocol and port are loaded elsewhere and copied together over what nft
     /// then believes to be there still: the protocol and the present port.
-    fn original_frontend(&self) -> [Expression; 6] {
+    pub(crate) fn original_frontend(&self) -> [Expression; 6] {
         let aside = Self::ASIDE;
         [
             Expression::Conntrack {
@@ -658,7 +658,7 @@ fn number_comment(family: Family) -> String {
     )
 }
 
-fn lookup(set: &str, from: u8, found: Found) -> Expression {
+pub(crate) fn lookup(set: &str, from: u8, found: Found) -> Expression {
     Expression::Lookup {
         set: set.to_owned(),
         from: Register(from),
@@ -666,17 +666,17 @@ fn lookup(set: &str, from: u8, found: Found) -> Expression {
     }
 }
 
-fn goto(chain: impl Into<String>) -> Expression {
+pub(crate) fn goto(chain: impl Into<String>) -> Expression {
     Expression::Verdict(Verdict::Goto(chain.into()))
 }
 
-fn masquerade() -> Expression {
+pub(crate) fn masquerade() -> Expression {
     Expression::Masquerade {
         flags: NAT_FULLY_RANDOM,
     }
 }
 
-fn from_this_node() -> [Expression; 2] {
+pub(crate) fn from_this_node() -> [Expression; 2] {
     [
         Expression::FibType {
             address: FibAddress::Source,
@@ -703,7 +703,7 @@ fn both(rule: impl Fn(&Registers, &SetNames) -> Vec<Expression>) -> Vec<Rule> {
         .collect()
 }
 
-fn regular(name: impl Into<String>, rules: Vec<Rule>) -> Chain {
+pub(crate) fn regular(name: impl Into<String>, rules: Vec<Rule>) -> Chain {
     Chain {
         name: name.into(),
         base: None,
@@ -711,7 +711,13 @@ fn regular(name: impl Into<String>, rules: Vec<Rule>) -> Chain {
     }
 }
 
-fn base(name: &str, kind: ChainKind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+pub(crate) fn base(
+    name: &str,
+    kind: ChainKind,
+    hook: Hook,
+    priority: i32,
+    rules: Vec<Rule>,
+) -> Chain {
     Chain {
         name: name.to_owned(),
         base: Some(Base {
@@ -768,7 +774,7 @@ pub fn chains() -> Vec<Chain> {
 
 /// A reset for TCP: unlike ICMP errors resets are not limited in number, so
 /// each of many callers hears at once that nobody is there.
-fn refuse_chain() -> Chain {
+pub(crate) fn refuse_chain() -> Chain {
     regular(
         REFUSE_CHAIN,
         vec![
@@ -793,7 +799,7 @@ fn refuse_chain() -> Chain {
     )
 }
 
-fn discard_rule() -> Rule {
+pub(crate) fn discard_rule() -> Rule {
     Rule::new(vec![
         Expression::Counter,
         Expression::Verdict(Verdict::Drop),
@@ -802,7 +808,7 @@ fn discard_rule() -> Rule {
 
 /// Packets that fit no connection carry addresses that were never translated
 /// back: let through, they would make the receiver reset a healthy connection.
-fn invalid_rule() -> Rule {
+pub(crate) fn invalid_rule() -> Rule {
     Rule::new(vec![
         Expression::Conntrack {
             key: Conntrack::State,
@@ -851,23 +857,27 @@ fn services_chain() -> Chain {
     regular(SERVICES_CHAIN, rules)
 }
 
-fn postrouting_rules() -> Vec<Rule> {
+/// What stays in this namespace keeps its source.
+pub(crate) fn stays_here() -> Rule {
     let mut loopback = b"lo".to_vec();
     loopback.resize(16, 0);
+    Rule::new(vec![
+        Expression::Meta {
+            key: Meta::OutInterfaceName,
+            into: Register(0),
+        },
+        Expression::Compare {
+            comparison: Comparison::Equal,
+            from: Register(0),
+            value: loopback,
+        },
+        Expression::Verdict(Verdict::Return),
+    ])
+}
+
+fn postrouting_rules() -> Vec<Rule> {
     let mut rules = vec![
-        // What stays in this namespace keeps its source.
-        Rule::new(vec![
-            Expression::Meta {
-                key: Meta::OutInterfaceName,
-                into: Register(0),
-            },
-            Expression::Compare {
-                comparison: Comparison::Equal,
-                from: Register(0),
-                value: loopback,
-            },
-            Expression::Verdict(Verdict::Return),
-        ]),
+        stays_here(),
         Rule::new(vec![
             Expression::Conntrack {
                 key: Conntrack::Status,

@@ -21,11 +21,13 @@ pub enum ProxyMode {
     Nftables,
     /// Chains in the tables of iptables, one rule for each frontend and backend.
     Iptables,
+    /// Virtual servers of IPVS.
+    Ipvs,
 }
 
 impl ProxyMode {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Nftables, Self::Iptables];
+    pub const ALL: [Self; 3] = [Self::Nftables, Self::Iptables, Self::Ipvs];
 
     /// As command lines and reports name it.
     #[must_use]
@@ -33,6 +35,7 @@ impl ProxyMode {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Ipvs => "ipvs",
         }
     }
 }
@@ -40,6 +43,60 @@ impl ProxyMode {
 impl fmt::Display for ProxyMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// Something a proxy does not do, or does otherwise than the rules of Services say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// A virtual server cannot tell who asks.
+    IpvsExternalLocal,
+    /// The node has the addresses of Services itself.
+    IpvsHeldAddresses,
+    /// Session affinity remembers so many clients of an endpoint and no more.
+    IptablesClients(u32),
+    /// The first packet of a connection is compared with one rule after another.
+    IptablesLinear,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IpvsExternalLocal => f.write_str(
+                "externalTrafficPolicy Local: pods and the node itself reach local endpoints only, \
+                 as callers from outside do",
+            ),
+            Self::IpvsHeldAddresses => f.write_str(
+                "the node holds the addresses of Services on an interface: it answers ARP and \
+                 neighbour requests for them, and ports of load-balancer and external addresses \
+                 that are no Service's are the node's own",
+            ),
+            Self::IptablesClients(count) => write!(
+                f,
+                "session affinity remembers {count} clients of each endpoint (parameter \
+                 ip_list_tot of module xt_recent); the oldest is forgotten for the next"
+            ),
+            Self::IptablesLinear => f.write_str(
+                "the cost of a change and of a new connection grows with the number of Services",
+            ),
+        }
+    }
+}
+
+/// How far a removal came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// There was nothing.
+    Nothing,
+    /// It is gone.
+    Done,
+    /// So many virtual servers wait for their connections to end.
+    Pending(usize),
+}
+
+impl Removal {
+    pub(crate) const fn of(found: bool) -> Self {
+        if found { Self::Done } else { Self::Nothing }
     }
 }
 
@@ -95,6 +152,12 @@ pub trait DataPlane: fmt::Debug + Send {
     /// The variant of iptables in use, of that proxy.
     fn variant(&self) -> Option<Variant> {
         None
+    }
+
+    /// What this proxy does not do, or does otherwise than the rules of
+    /// Services say.
+    fn limits(&self) -> Vec<Limit> {
+        Vec::new()
     }
 
     /// Brings the kernel to the table: the frontends and addresses that

@@ -12,6 +12,7 @@
 //! - [`data_plane`]: what each proxy is to the rest;
 //! - [`nftables`]: the nftables proxy: applies differences, adopts what a previous run left, audits;
 //! - [`iptables`]: the iptables proxy;
+//! - [`ipvs`]: the IPVS proxy;
 //! - [`settings`]: which proxy to run, and changing from one to another;
 //! - [`proxy`]: takes events, holds the table, and looks after conversations.
 
@@ -22,6 +23,7 @@ pub mod data_plane;
 pub mod difference;
 pub mod endpoints;
 pub mod iptables;
+pub mod ipvs;
 pub mod model;
 pub mod nftables;
 pub mod proxy;
@@ -30,7 +32,7 @@ pub mod settings;
 pub mod simulate;
 pub mod table;
 
-pub use data_plane::{DataPlane, ProxyMode, Traffic};
+pub use data_plane::{DataPlane, Limit, ProxyMode, Traffic};
 pub use model::{
     Backend, Endpoint, EndpointSlice, Family, FrontendKey, NodeFacts, NodePortAddresses, Protocol,
     Service, ServiceName, ServicePort, SlicePort, TrafficPolicy,

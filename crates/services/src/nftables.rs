@@ -226,6 +226,14 @@ impl DataPlane for NftablesDataPlane {
 /// If the kernel cannot be read, or refuses.
 pub fn remove() -> Result<bool, Error> {
     let mut nft = Nftables::open()?;
+    // First the ways in. A packet that is in the chains meanwhile takes rules of
+    // the old generation and asks maps of the new one: with the maps gone, it
+    // would look as if its Service had no endpoints.
+    let mut batch = Batch::new(TableFamily::Inet, TABLE, None);
+    adopt::observe(&mut nft)?.close(&mut batch);
+    if !batch.is_empty() {
+        nft.commit(batch)?;
+    }
     let observed = adopt::observe(&mut nft)?;
     let mut batch = Batch::new(TableFamily::Inet, TABLE, Some(observed.generation));
     observed.remove(&mut batch);

@@ -9,11 +9,11 @@ use linux::nftables;
 
 use crate::compile;
 use crate::conversations;
-use crate::data_plane::{Applied, DataPlane, ProxyMode, Traffic};
-use crate::iptables;
+use crate::data_plane::{Applied, DataPlane, Limit, ProxyMode, Removal, Traffic};
 use crate::model::{EndpointSlice, FrontendKey, NodeFacts, Service, ServiceName};
 use crate::settings::{self, ProxySettings};
 use crate::table::Table;
+use crate::{iptables, ipvs};
 
 /// Why Services could not be brought into the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,9 @@ pub enum Error {
     /// The programs of iptables are missing or refused.
     #[error("programming Services by iptables: {0}")]
     Iptables(#[from] iptables::program::Error),
+    /// IPVS cannot be used, or refused.
+    #[error("programming Services by IPVS: {0}")]
+    Ipvs(#[from] ipvs::IpvsError),
     /// A network namespace could not be entered.
     #[error("entering the network namespace of Services: {0}")]
     Namespace(#[from] namespace::Error),
@@ -108,6 +111,12 @@ impl Proxy {
     #[must_use]
     pub fn mode(&self) -> ProxyMode {
         self.data_plane.mode()
+    }
+
+    /// What this proxy does not do, or does otherwise than the rules say.
+    #[must_use]
+    pub fn limits(&self) -> Vec<Limit> {
+        self.data_plane.limits()
     }
 
     /// The table, for reports.
@@ -263,12 +272,23 @@ impl Proxy {
         match settings::remove_others(&self.namespace, &*self.data_plane) {
             Ok(found) => {
                 self.alone = true;
-                for mode in found {
-                    tracing::info!(
-                        now = self.mode().name(),
-                        before = mode.name(),
-                        "the proxy was changed; what the one before left is removed"
-                    );
+                for (before, removal) in found {
+                    let (now, before) = (self.mode().name(), before.name());
+                    if let Removal::Pending(servers) = removal {
+                        self.alone = false;
+                        tracing::debug!(
+                            now,
+                            before,
+                            servers,
+                            "the proxy was changed; waiting for connections through the one before to end"
+                        );
+                    } else {
+                        tracing::info!(
+                            now,
+                            before,
+                            "the proxy was changed; what the one before left is removed"
+                        );
+                    }
                 }
             }
             Err(error) => tracing::warn!(%error, "rules of another proxy may still be there"),

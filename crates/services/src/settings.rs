@@ -5,8 +5,9 @@
 use linux::namespace::NetworkNamespace;
 
 use crate::Error;
-use crate::data_plane::{DataPlane, ProxyMode};
+use crate::data_plane::{DataPlane, ProxyMode, Removal};
 use crate::iptables::{self, IptablesDataPlane, Variant};
+use crate::ipvs::{self, IpvsDataPlane, Scheduler};
 use crate::nftables::{self, NftablesDataPlane};
 
 /// Which proxy, and its options.
@@ -20,6 +21,8 @@ pub struct ProxySettings {
     /// Also end TCP connections with endpoints that no longer serve, instead of
     /// letting them go on for as long as the endpoint answers.
     pub cut_connections: bool,
+    /// How virtual servers of IPVS choose.
+    pub scheduler: Scheduler,
 }
 
 impl ProxySettings {
@@ -30,6 +33,7 @@ impl ProxySettings {
             mode,
             iptables: None,
             cut_connections: false,
+            scheduler: Scheduler::RoundRobin,
         }
     }
 
@@ -41,47 +45,54 @@ impl ProxySettings {
         Ok(match self.mode {
             ProxyMode::Nftables => Box::new(NftablesDataPlane::start()?),
             ProxyMode::Iptables => Box::new(IptablesDataPlane::start(self.iptables)?),
+            ProxyMode::Ipvs => Box::new(IpvsDataPlane::start(self.scheduler)?),
         })
     }
 }
 
-/// Removes all that the proxies made in the calling thread's network namespace.
-/// Returns which of them had something there.
+/// Removes all that the proxies made in the calling thread's network namespace,
+/// whatever still uses it. Returns which of them had something there.
 ///
 /// # Errors
 /// If something cannot be read or removed; what was removed so far stays removed.
 pub fn remove_all() -> Result<Vec<ProxyMode>, Error> {
     let mut found = Vec::new();
     for mode in ProxyMode::ALL {
-        if remove(mode, None)? {
+        if remove(mode, None, true)? != Removal::Nothing {
             found.push(mode);
         }
     }
     Ok(found)
 }
 
-/// Removes what proxies other than `own` left in a namespace.
+/// Removes what proxies other than `own` left in a namespace, as far as no
+/// connection needs it. Returns how far that came with which of them.
 pub(crate) fn remove_others(
     namespace: &NetworkNamespace,
     own: &dyn DataPlane,
-) -> Result<Vec<ProxyMode>, Error> {
+) -> Result<Vec<(ProxyMode, Removal)>, Error> {
     let (mode, variant) = (own.mode(), own.variant());
     namespace.run(|| {
         let mut found = Vec::new();
         for other in ProxyMode::ALL {
             // Of iptables the other variant may hold rules of a previous run.
             let keep = variant.filter(|_| other == mode);
-            if (other != mode || keep.is_some()) && remove(other, keep)? {
-                found.push(other);
+            if other == mode && keep.is_none() {
+                continue;
+            }
+            let removal = remove(other, keep, false)?;
+            if removal != Removal::Nothing {
+                found.push((other, removal));
             }
         }
         Ok(found)
     })?
 }
 
-fn remove(mode: ProxyMode, keep: Option<Variant>) -> Result<bool, Error> {
+fn remove(mode: ProxyMode, keep: Option<Variant>, cut: bool) -> Result<Removal, Error> {
     match mode {
-        ProxyMode::Nftables => nftables::remove(),
-        ProxyMode::Iptables => iptables::remove(keep),
+        ProxyMode::Nftables => nftables::remove().map(Removal::of),
+        ProxyMode::Iptables => iptables::remove(keep).map(Removal::of),
+        ProxyMode::Ipvs => ipvs::remove(cut),
     }
 }

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use linux::nftables::{self, Nftables};
 
 use crate::Error;
-use crate::data_plane::{Applied, DataPlane, ProxyMode};
+use crate::data_plane::{Applied, DataPlane, Limit, ProxyMode};
 use crate::model::Family;
 use crate::table::{Changes, Table};
 use compile::IptablesTable;
@@ -80,6 +80,15 @@ impl DataPlane for IptablesDataPlane {
 
     fn variant(&self) -> Option<Variant> {
         Some(self.programs.variant)
+    }
+
+    fn limits(&self) -> Vec<Limit> {
+        // The kernel's default, where the module is not loaded yet.
+        let clients = std::fs::read_to_string("/sys/module/xt_recent/parameters/ip_list_tot")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(100);
+        vec![Limit::IptablesLinear, Limit::IptablesClients(clients)]
     }
 
     /// One `iptables-restore` a family, which changes each table in one instant.

@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use linux::ipvs::{self, Change, Destination, Persistence};
 
-use crate::model::{Backend, FrontendKey, Protocol, TrafficPolicy};
+use crate::model::{Backend, FrontendKey, NodeFacts, Protocol, TrafficPolicy};
 use crate::table::{Frontend, FrontendKind};
 
 /// How a virtual server chooses an endpoint.
@@ -59,6 +61,8 @@ pub enum Masqueraded {
     Always,
     /// Those of the node itself.
     FromNode,
+    /// Only those of endpoints that ask themselves.
+    Never,
 }
 
 /// What a frontend comes to.
@@ -72,6 +76,8 @@ pub struct Wanted {
     pub backends: Vec<Backend>,
     /// Session affinity, in seconds.
     pub affinity: Option<u32>,
+    /// Sources that may use it; `None` is everybody.
+    pub sources: Option<Arc<[IpNet]>>,
     /// Whether its address is to be held by our interface: the node's own are
     /// held by others.
     pub bound: bool,
@@ -80,7 +86,7 @@ pub struct Wanted {
 /// What a frontend comes to. With `externalTrafficPolicy: Local` a virtual
 /// server has local endpoints only: it cannot tell who asks.
 #[must_use]
-pub fn frontend(frontend: &Frontend) -> Wanted {
+pub fn frontend(frontend: &Frontend, facts: &NodeFacts) -> Wanted {
     let backends = match frontend.policy {
         TrafficPolicy::Cluster => &frontend.cluster,
         TrafficPolicy::Local => &frontend.local,
@@ -95,12 +101,15 @@ pub fn frontend(frontend: &Frontend) -> Wanted {
     Wanted {
         admission,
         masqueraded: match (frontend.kind.is_external(), frontend.policy) {
+            (false, _) if facts.masquerade_all => Masqueraded::Always,
+            (false, _) if facts.no_local_detection => Masqueraded::Never,
             (false, _) => Masqueraded::UnlessPod,
             (true, TrafficPolicy::Cluster) => Masqueraded::Always,
             (true, TrafficPolicy::Local) => Masqueraded::FromNode,
         },
         backends: backends.to_vec(),
         affinity: frontend.affinity,
+        sources: frontend.sources.clone(),
         bound: frontend.kind != FrontendKind::NodePort,
     }
 }
@@ -128,6 +137,20 @@ pub const fn name(key: &FrontendKey) -> ipvs::Frontend {
             Protocol::Sctp => ipvs::Protocol::Sctp,
         },
         port: key.port,
+    }
+}
+
+/// The frontend of a name in IPVS.
+#[must_use]
+pub const fn key(name: &ipvs::Frontend) -> FrontendKey {
+    FrontendKey {
+        address: name.address,
+        protocol: match name.protocol {
+            ipvs::Protocol::Tcp => Protocol::Tcp,
+            ipvs::Protocol::Udp => Protocol::Udp,
+            ipvs::Protocol::Sctp => Protocol::Sctp,
+        },
+        port: name.port,
     }
 }
 
@@ -228,7 +251,7 @@ pub fn changes(
 mod tests {
     use super::*;
 
-    fn key(protocol: Protocol) -> FrontendKey {
+    fn at(protocol: Protocol) -> FrontendKey {
         FrontendKey {
             address: [10, 96, 0, 10].into(),
             protocol,
@@ -249,13 +272,14 @@ mod tests {
             masqueraded: Masqueraded::UnlessPod,
             backends: endpoints.iter().map(|n| endpoint(*n)).collect(),
             affinity: None,
+            sources: None,
             bound: true,
         }
     }
 
     fn next(protocol: Protocol, old: Option<&Server>, endpoints: &[u8]) -> Option<Server> {
         let wanted = wanted(endpoints);
-        server(&key(protocol), old, Some(&wanted), Scheduler::RoundRobin)
+        server(&at(protocol), old, Some(&wanted), Scheduler::RoundRobin)
     }
 
     #[test]
@@ -265,7 +289,7 @@ mod tests {
             let second = next(protocol, Some(&first), &[2]).expect("it has one");
             assert_eq!(second.destinations.get(&endpoint(1)), left);
             assert_eq!(second.destinations.get(&endpoint(2)), Some(&1));
-            let (give, take) = changes(&key(protocol), Some(&first), Some(&second));
+            let (give, take) = changes(&at(protocol), Some(&first), Some(&second));
             assert_eq!((give.len(), take.len()), (0, 1));
             // And comes back before it is gone.
             let third = next(protocol, Some(&second), &[1, 2]).expect("it has endpoints");
@@ -276,17 +300,27 @@ mod tests {
     #[test]
     fn a_frontend_that_is_gone_keeps_its_server_while_connections_may_last() {
         let first = next(Protocol::Tcp, None, &[1]).expect("it has an endpoint");
-        let gone = server(&key(Protocol::Tcp), Some(&first), None, Scheduler::RoundRobin);
+        let gone = server(
+            &at(Protocol::Tcp),
+            Some(&first),
+            None,
+            Scheduler::RoundRobin,
+        );
         assert_eq!(
             gone.expect("it drains").destinations.get(&endpoint(1)),
             Some(&0)
         );
         let first = next(Protocol::Udp, None, &[1]).expect("it has an endpoint");
-        let gone = server(&key(Protocol::Udp), Some(&first), None, Scheduler::RoundRobin);
+        let gone = server(
+            &at(Protocol::Udp),
+            Some(&first),
+            None,
+            Scheduler::RoundRobin,
+        );
         assert_eq!(gone, None);
-        let (give, take) = changes(&key(Protocol::Udp), Some(&first), None);
+        let (give, take) = changes(&at(Protocol::Udp), Some(&first), None);
         assert!(give.is_empty());
-        assert_eq!(take, [Change::DeleteService(name(&key(Protocol::Udp)))]);
+        assert_eq!(take, [Change::DeleteService(name(&at(Protocol::Udp)))]);
     }
 
     #[test]
@@ -295,12 +329,12 @@ mod tests {
         let mut sticky = wanted(&[1]);
         sticky.affinity = Some(600);
         let second = server(
-            &key(Protocol::Tcp),
+            &at(Protocol::Tcp),
             Some(&first),
             Some(&sticky),
             Scheduler::SourceHash,
         );
-        let (give, take) = changes(&key(Protocol::Tcp), Some(&first), second.as_ref());
+        let (give, take) = changes(&at(Protocol::Tcp), Some(&first), second.as_ref());
         assert!(matches!(&give[..], [Change::EditService(service)] if service.scheduler == "sh"));
         assert!(take.is_empty());
     }
