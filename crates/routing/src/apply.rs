@@ -92,6 +92,8 @@ struct Links {
     pods: BTreeMap<u32, bool>,
     /// Others: name, MTU, whether up.
     others: BTreeMap<u32, (String, u32, bool)>,
+    /// Addresses of others, with the index of their interface.
+    addresses: BTreeSet<(u32, IpNet)>,
 }
 
 impl Links {
@@ -164,15 +166,20 @@ impl Kernel {
         for link in &links {
             self.links.insert(link);
         }
+        let addresses = address::list(&mut self.socket, None)?;
+        let of_others = addresses
+            .iter()
+            .filter(|address| self.links.others.contains_key(&address.link));
+        self.links.addresses = of_others.map(|a| (a.link, a.address)).collect();
         let own = links.iter().filter(|l| l.name.starts_with(DEVICE_PREFIX));
         for link in own {
             let wireguard = match link.tunnel {
                 Some(Tunnel::Wireguard) => self.read_wireguard(&link.name, &mut held)?,
                 _ => None,
             };
-            let addresses = address::list(&mut self.socket, Some(link.index))?;
             let addresses = addresses
-                .into_iter()
+                .iter()
+                .filter(|address| address.link == link.index)
                 .map(|address| address.address)
                 .filter(|address| !is_link_local(address.addr()));
             let device = HeldDevice {
@@ -635,7 +642,7 @@ impl Kernel {
         held.devices.get(&DeviceName::new(name))
     }
 
-    fn is_address_news(&self, address: &Address, there: bool) -> bool {
+    fn is_address_news(&mut self, address: &Address, there: bool) -> bool {
         if is_link_local(address.address.addr()) {
             return false;
         }
@@ -644,7 +651,15 @@ impl Kernel {
                 let held = self.shadow.as_ref().and_then(|h| h.devices.get(device));
                 held.is_some_and(|held| held.addresses.contains(&address.address) != there)
             }
-            None => !self.links.pods.contains_key(&address.link),
+            None if self.links.pods.contains_key(&address.link) => false,
+            // The kernel tells of an address again when its state changes.
+            None => {
+                let key = (address.link, address.address);
+                match there {
+                    true => self.links.addresses.insert(key),
+                    false => self.links.addresses.remove(&key),
+                }
+            }
         }
     }
 
