@@ -212,7 +212,7 @@ impl Kernel {
             ..Filter::default()
         };
         for route in route::list(&mut self.socket, filter)? {
-            let (key, target) = self.from_kernel(&route);
+            let (key, target) = self.decode(&route);
             match self.owner(&route) {
                 Owner::Routing => {
                     held.routes.insert(key, target);
@@ -698,7 +698,7 @@ impl Kernel {
         if route.table != TABLE_MAIN || is_link_local(route.destination.addr()) {
             return false;
         }
-        let (key, target) = self.from_kernel(route);
+        let (key, target) = self.decode(route);
         let owner = self.owner(route);
         if matches!(owner, Owner::Pods) {
             return false;
@@ -748,7 +748,7 @@ impl Kernel {
         }
     }
 
-    fn from_kernel(&self, route: &route::Route) -> (RouteKey, Option<RouteTarget>) {
+    fn decode(&self, route: &route::Route) -> (RouteKey, Option<RouteTarget>) {
         let device = route.link.and_then(|link| self.links.devices.get(&link));
         let target = match (route.kind, route.gateway, route.link, device) {
             // IPv6 shows the loopback interface as the link of an unreachable route.

@@ -250,10 +250,13 @@ impl fmt::Display for Foreign {
 
 /// Compares what is wanted with what the kernel holds.
 pub fn difference(wanted: &State, held: &Held) -> Difference {
-    let mut difference = Difference::default();
-    difference.table = match (wanted.devices.is_empty(), held.table) {
+    let table = match (wanted.devices.is_empty(), held.table) {
         (true, Table::Absent) | (false, Table::Complete) => None,
         (is_empty, _) => Some(!is_empty),
+    };
+    let mut difference = Difference {
+        table,
+        ..Difference::default()
     };
     devices(wanted, held, &mut difference);
     // With a device go its entries and the routes over it.

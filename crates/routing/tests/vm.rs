@@ -36,7 +36,8 @@ mod guest {
             cluster.assert_mtu(at, mtu[at]);
         }
         cluster.hosts[0].kernel.invalidate();
-        let difference = cluster.hosts[0].kernel.difference(&plan.state).unwrap();
+        let difference = cluster.hosts[0].kernel.difference(&plan.state);
+        let difference = difference.expect("the kernel answers");
         assert_eq!(difference.lines(), Vec::<String>::new());
     }
 
