@@ -48,6 +48,8 @@ const PROGRAMS: &[Program] = &[
     test("conntrack", "conntrack"),
     test("dig", "bind9-dnsutils"),
     test("ip", "iproute2"),
+    // Also what the iptables proxy runs.
+    test("iptables-nft-restore", "iptables"),
     test("nft", "nftables"),
     test("ping", "iputils-ping"),
     test("strace", "strace"),

@@ -1,10 +1,13 @@
 //! The iptables proxy: the chains it writes, and that it finds, keeps, repairs
 //! and removes what is its own, in both variants of iptables.
 
+mod switching;
 mod world;
 
+use std::net::SocketAddr;
+
 use podwire_services::iptables::difference::State;
-use podwire_services::iptables::save::{Saved, render};
+use podwire_services::iptables::save::{Saved, counters, render};
 use podwire_services::iptables::{self, IptablesDataPlane, Variant};
 use podwire_services::table::Table;
 use podwire_services::{
@@ -12,7 +15,7 @@ use podwire_services::{
     TrafficPolicy,
 };
 use rstest::rstest;
-use world::{World, pod4, pod6, service, slice};
+use world::{Attach, World, pod4, pod6, service, slice};
 
 fn facts() -> NodeFacts {
     World::plain_facts()
@@ -264,4 +267,47 @@ fn a_kubelets_hint_decides_on_the_variant() {
             (Some(variant), iptables::Reason::Hint)
         );
     }
+}
+
+#[rstest]
+fn three_endpoints_share_three_thousand_connections(
+    #[values(Variant::Nft, Variant::Legacy)] variant: Variant,
+) {
+    let world = World::with(Attach::Routed, 4);
+    for pod in 0..3 {
+        switching::echo(&world, pod);
+    }
+    let settings = ProxySettings {
+        iptables: Some(variant),
+        ..ProxySettings::new(ProxyMode::Iptables)
+    };
+    let mut proxy = switching::proxy(&world, settings);
+    let pods = [0, 1, 2].map(pod4);
+    let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
+    proxy.endpoint_slice_changed(&slice("web", "web-4", &pods, 8080));
+    proxy.sync().expect("taken");
+    let to = SocketAddr::new(switching::CLUSTER[0].parse().expect("a literal"), 80);
+    world.pods[3]
+        .namespace
+        .run(|| {
+            for _ in 0..3000 {
+                switching::exchange(&mut switching::connect(to).expect("an endpoint"))
+                    .expect("an answer");
+            }
+        })
+        .expect("entered");
+    let text = world
+        .node
+        .command(&format!("iptables-{variant}-save"), &["-c"]);
+    let shares: Vec<u64> = counters(&text)
+        .into_iter()
+        .filter(|((chain, rule), _)| chain.starts_with("PODWIRE-SEP-") && rule.contains("-p tcp"))
+        .map(|(_, count)| count.packets)
+        .collect();
+    assert_eq!(shares.iter().sum::<u64>(), 3000, "{shares:?}");
+    // Five and a half standard deviations: once in ten million.
+    assert!(
+        shares.len() == 3 && shares.iter().all(|n| (858..=1142).contains(n)),
+        "{shares:?}"
+    );
 }

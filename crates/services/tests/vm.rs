@@ -138,7 +138,7 @@ mod guest_changes {
         world
             .node
             .command("ipvsadm", &["-D", "-t", &format!("{}:80", CLUSTER[0])]);
-        world.node.ip("link set pw-ipvs down");
+        world.node.ip("link set pwipvs0 down");
         world.nft(&["delete", "table", "inet", "podwire_ipvs"]);
         let stats = proxy.audit().expect("put right");
         assert!(!stats.repaired.is_empty());

@@ -29,7 +29,7 @@ use rules::{Elements, FrontendSets, TABLE};
 
 /// The interface that holds the addresses of Services: a bridge without ports,
 /// which every kernel has that has pods.
-pub const INTERFACE: &str = "pw-ipvs";
+pub const INTERFACE: &str = "pwipvs0";
 
 /// Settings of IPVS in this namespace: connections are conntrack's too, so that
 /// sources can be translated; datagrams to an endpoint that is gone find another

@@ -1,5 +1,7 @@
 //! Changing the proxy of a live node while connections are made through it.
 
+#![allow(dead_code, reason = "shared by several test binaries")]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
