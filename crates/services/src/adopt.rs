@@ -420,7 +420,7 @@ fn read_address(bytes: &[u8], family: Family) -> Option<IpAddr> {
     }
 }
 
-fn read_key(bytes: &[u8], family: Family) -> Option<(FrontendKey, &[u8])> {
+pub(crate) fn read_key(bytes: &[u8], family: Family) -> Option<(FrontendKey, &[u8])> {
     let (address, rest) = bytes.split_at_checked(address_length(family))?;
     let (protocol, rest) = rest.split_at_checked(4)?;
     let (port, rest) = rest.split_at_checked(4)?;

@@ -122,8 +122,8 @@ pub struct Traffic {
     pub frontend: FrontendKey,
     /// The backend.
     pub backend: Backend,
-    /// Packets. Of the nftables proxy those that began a connection: others
-    /// pass no rule of it.
+    /// Packets. Of the nftables and iptables proxies those that began a
+    /// connection: others pass no rule of theirs.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,

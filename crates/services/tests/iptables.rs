@@ -7,11 +7,11 @@ mod world;
 use std::net::SocketAddr;
 
 use podwire_services::iptables::difference::State;
-use podwire_services::iptables::save::{Saved, counters, render};
+use podwire_services::iptables::save::{Saved, render};
 use podwire_services::iptables::{self, IptablesDataPlane, Variant};
 use podwire_services::table::Table;
 use podwire_services::{
-    DataPlane, Endpoint, Family, NodeFacts, Proxy, ProxyMode, ProxySettings, ServiceName,
+    DataPlane, Endpoint, Family, NodeFacts, Protocol, Proxy, ProxyMode, ProxySettings, ServiceName,
     TrafficPolicy,
 };
 use rstest::rstest;
@@ -296,13 +296,13 @@ fn three_endpoints_share_three_thousand_connections(
             }
         })
         .expect("entered");
-    let text = world
-        .node
-        .command(&format!("iptables-{variant}-save"), &["-c"]);
-    let shares: Vec<u64> = counters(&text)
+    let shares: Vec<u64> = proxy
+        .traffic()
+        .expect("read")
         .into_iter()
-        .filter(|((chain, rule), _)| chain.starts_with("PODWIRE-SEP-") && rule.contains("-p tcp"))
-        .map(|(_, count)| count.packets)
+        .filter(|one| SocketAddr::new(one.frontend.address, one.frontend.port) == to)
+        .filter(|one| one.frontend.protocol == Protocol::Tcp)
+        .map(|one| one.packets)
         .collect();
     assert_eq!(shares.iter().sum::<u64>(), 3000, "{shares:?}");
     // Five and a half standard deviations: once in ten million.

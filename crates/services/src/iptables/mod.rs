@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use linux::nftables::{self, Nftables};
 
 use crate::Error;
-use crate::data_plane::{Applied, DataPlane, Limit, ProxyMode};
+use crate::data_plane::{Applied, DataPlane, Limit, ProxyMode, Traffic};
 use crate::model::Family;
 use crate::table::{Changes, Table};
 use compile::IptablesTable;
@@ -80,6 +80,14 @@ impl DataPlane for IptablesDataPlane {
 
     fn variant(&self) -> Option<Variant> {
         Some(self.programs.variant)
+    }
+
+    fn traffic(&mut self) -> Result<Vec<Traffic>, Error> {
+        let mut traffic = Vec::new();
+        for family in Family::ALL {
+            traffic.extend(save::traffic(&self.programs.save(family, true)?));
+        }
+        Ok(traffic)
     }
 
     fn limits(&self) -> Vec<Limit> {

@@ -1,25 +1,21 @@
 //! What is said to `iptables-restore`, and what `iptables-save` says. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
-use super::compile::{ChainKey, IptablesTable};
+use linux::nftables::Count;
+
+use super::compile::{self, ChainKey, IptablesTable};
 use super::difference::Difference;
+use crate::data_plane::Traffic;
+use crate::model::{Backend, FrontendKey, Protocol};
 
 /// What `iptables-save` printed of the tables nat and filter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Saved {
     /// Chains with their rules: what stands after `-A CHAIN `.
     pub chains: Vec<(IptablesTable, String, Vec<String>)>,
-}
-
-/// Packets and bytes that a rule counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
 }
 
 /// Reads the output of `iptables-save`, with counters or without.
@@ -118,12 +114,66 @@ pub fn render(difference: &Difference) -> String {
     text
 }
 
-/// Adds up the counters of our chains: by chain and rule.
+/// What frontends have sent to backends, from the output of `iptables-save -c`.
+/// A backend's chain is that of a Service's port: what it counted is told at the
+/// first of the port's frontends, its cluster address if it has one.
 #[must_use]
-pub fn counters(text: &str) -> BTreeMap<(String, String), Count> {
-    tables(text)
+pub fn traffic(text: &str) -> Vec<Traffic> {
+    let mut chains: HashMap<&str, Vec<(&str, Count)>> = HashMap::new();
+    for (chain, rule, count) in tables(text)
+        .filter(|(table, _)| *table == IptablesTable::Nat)
         .filter_map(|(_, line)| rule(line))
-        .filter(|(chain, ..)| chain.starts_with(super::compile::PREFIX))
-        .map(|(chain, rule, count)| ((chain.to_owned(), rule.to_owned()), count))
-        .collect()
+    {
+        chains.entry(chain).or_default().push((rule, count));
+    }
+    let rules = |chain: &str| chains.get(chain).map_or(&[][..], Vec::as_slice);
+    let mut found = Vec::new();
+    let mut told: HashSet<&str> = HashSet::new();
+    for (rule, _) in [compile::SERVICES, compile::NODE_PORTS]
+        .into_iter()
+        .flat_map(rules)
+    {
+        let Some(frontend) = frontend(rule) else {
+            continue;
+        };
+        // Frontend, filter, choice, endpoint: no chain leads back.
+        let mut next: Vec<&str> = word(rule, "-j").into_iter().collect();
+        while let Some(chain) = next.pop() {
+            if !told.insert(chain) {
+                continue;
+            }
+            for (rule, count) in rules(chain) {
+                match word(rule, "--to-destination").map(str::parse::<SocketAddr>) {
+                    Some(Ok(to)) => found.push(Traffic::new(
+                        frontend,
+                        Backend {
+                            address: to.ip(),
+                            port: to.port(),
+                        },
+                        *count,
+                    )),
+                    _ => next.extend(word(rule, "-j")),
+                }
+            }
+        }
+    }
+    found.sort_unstable_by_key(|one| (one.frontend, one.backend));
+    found
+}
+
+/// The word after a flag.
+fn word<'a>(rule: &'a str, flag: &str) -> Option<&'a str> {
+    let mut words = rule.split(' ');
+    words.find(|word| *word == flag)?;
+    words.next()
+}
+
+/// The frontend that a rule of ours matches.
+fn frontend(rule: &str) -> Option<FrontendKey> {
+    let address = word(rule, "-d")?.split('/').next()?;
+    Some(FrontendKey {
+        address: address.parse().ok()?,
+        protocol: Protocol::from_name(Some(&word(rule, "-p")?.to_uppercase()))?,
+        port: word(rule, "--dport")?.parse().ok()?,
+    })
 }

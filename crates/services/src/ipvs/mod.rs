@@ -9,7 +9,7 @@ pub mod plan;
 pub mod rules;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use linux::address::{self, Address};
@@ -20,8 +20,9 @@ use linux::nftables::{self, Batch, Element, Family as TableFamily, Nftables};
 use linux::sysctl::{self, Setting};
 
 use crate::Error;
-use crate::data_plane::{Applied, DataPlane, Limit, ProxyMode, Removal};
-use crate::model::{Backend, Family, FrontendKey, Protocol};
+use crate::adopt;
+use crate::data_plane::{Applied, DataPlane, Limit, ProxyMode, Removal, Traffic};
+use crate::model::{Backend, Family, FrontendKey};
 use crate::table::{Changes, Table};
 pub use plan::Scheduler;
 use plan::Server;
@@ -423,24 +424,6 @@ fn bound(socket: &mut Socket, link: u32) -> Result<HashSet<IpAddr>, netlink::Err
         .collect())
 }
 
-/// Reads the frontend that [`rules::element`] wrote.
-fn read_key(element: &Element, family: Family) -> Option<FrontendKey> {
-    let (length, address): (usize, fn(&[u8]) -> Option<IpAddr>) = match family {
-        Family::V4 => (4, |bytes| {
-            Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into())
-        }),
-        Family::V6 => (16, |bytes| {
-            Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into())
-        }),
-    };
-    let (first, rest) = element.key.split_at_checked(length)?;
-    Some(FrontendKey {
-        address: address(first)?,
-        protocol: Protocol::from_number(*rest.first()?)?,
-        port: u16::from_be_bytes([*rest.get(4)?, *rest.get(5)?]),
-    })
-}
-
 /// The frontends that the list names as those of our servers.
 fn own_servers(elements: &Elements) -> impl Iterator<Item = FrontendKey> {
     Family::ALL.into_iter().flat_map(|family| {
@@ -449,7 +432,7 @@ fn own_servers(elements: &Elements) -> impl Iterator<Item = FrontendKey> {
             .get(set)
             .into_iter()
             .flatten()
-            .filter_map(move |element| read_key(element, family))
+            .filter_map(move |element| Some(adopt::read_key(&element.key, family)?.0))
     })
 }
 
@@ -607,6 +590,28 @@ impl DataPlane for IpvsDataPlane {
     fn audit(&mut self, table: &Table) -> Result<Applied, Error> {
         self.shadow = None;
         self.sync(table, &Changes::default())
+    }
+
+    fn traffic(&mut self) -> Result<Vec<Traffic>, Error> {
+        let mut traffic = Vec::new();
+        let servers = self.shadow.iter().flat_map(|shadow| shadow.servers.keys());
+        for key in servers {
+            let states = self
+                .ipvs
+                .destinations(&plan::name(key))
+                .map_err(IpvsError::from)?;
+            traffic.extend(states.into_iter().map(|state| Traffic {
+                frontend: *key,
+                backend: Backend {
+                    address: state.destination.backend.address,
+                    port: state.destination.backend.port,
+                },
+                packets: state.counters.packets_in,
+                bytes: state.counters.bytes_in,
+            }));
+        }
+        traffic.sort_unstable_by_key(|one| (one.frontend, one.backend));
+        Ok(traffic)
     }
 
     fn limits(&self) -> Vec<Limit> {
