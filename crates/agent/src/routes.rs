@@ -355,7 +355,13 @@ impl Keeper {
             complete: self.service_ranges.is_some(),
             problems,
         };
-        let snapshot = Snapshot::new(&self.ways, &plan, report.mtu, &self.restored);
+        let snapshot = Snapshot::new(
+            &self.ways,
+            &plan,
+            report.mtu,
+            self.kernel.requests_sent(),
+            &self.restored,
+        );
         snapshots.set(snapshot);
         self.applied = Some(plan.state);
         self.underlay = Some(underlay);

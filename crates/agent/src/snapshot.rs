@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub counts: Counts,
     /// The entries.
     pub entries: Vec<Entry>,
+    /// Requests sent to the kernel so far.
+    pub requests: u64,
     /// What could not be reached, and why.
     pub refused: Vec<String>,
     /// What somebody else changed and was restored, and how often.
@@ -65,6 +67,7 @@ impl Snapshot {
         backends: &[Box<str>],
         plan: &Plan,
         mtu: Option<u32>,
+        requests: u64,
         restored: &BTreeMap<String, u64>,
     ) -> Snapshot {
         Snapshot {
@@ -72,6 +75,7 @@ impl Snapshot {
             mtu,
             counts: plan.state.counts(),
             entries: entries(plan),
+            requests,
             refused: plan.refusals.iter().map(ToString::to_string).collect(),
             restored: restored.clone(),
         }

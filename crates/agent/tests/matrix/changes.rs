@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::packet::{Answer, ping};
 use crate::traffic;
-use crate::world::{self, World, wait};
+use crate::world::{World, wait};
 
 /// A world whose first two nodes run with a back end and have a pod each.
 fn two(backend: &str) -> World {
@@ -31,17 +31,17 @@ fn two(backend: &str) -> World {
     world
 }
 
-/// Both pods' addresses are reached from the other node.
+/// Waits until both pods' addresses are reached from the other node.
 fn talk(world: &World) {
     for (from, to) in [(0, 1), (1, 0)] {
         for address in &world.pods[to].addresses {
-            let answer = ping(&world.pods[from].namespace, *address, 100, world::PATIENCE);
-            assert_eq!(
-                answer,
-                Ok(Answer::Echo),
-                "{address}: {}",
-                world.nodes[from].health()
-            );
+            wait(&format!("answer from {address}"), || {
+                let pod = &world.pods[from].namespace;
+                match ping(pod, *address, 100, Duration::from_secs(1))? {
+                    Answer::Echo => Ok(()),
+                    other => Err(format!("{other:?}: {}", world.nodes[from].health())),
+                }
+            });
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod changes;
 mod packet;
+mod scale;
 mod traffic;
 mod world;
 
@@ -224,6 +225,8 @@ fn ipip_and_wireguard() {
         .needs(Feature::Ipip)
         .needs(Feature::Ip6Tunnel)
         .needs(Feature::WireGuard)
+        // A client of an API server wants to have some, whatever the server.
+        .file("/etc/ssl/certs/ca-certificates.crt")
         .run_cases("guest::")
         .unwrap_or_else(|error| panic!("{error}"));
     print!("{report}");

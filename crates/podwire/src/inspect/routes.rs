@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn every_entry_is_shown_with_whose_it_is_and_what_is_refused_with_the_reason() {
         let snapshot: RoutingSnapshot = serde_json::from_value(serde_json::json!({
-            "backends": ["vxlan"], "mtu": 1450,
+            "backends": ["vxlan"], "mtu": 1450, "requests": 7,
             "counts": {"devices": 1, "routes": 1, "neighbours": 0, "forwarding": 0, "proxies": 0},
             "entries": [
                 {"kind": "device", "entry": "pw-vxlan mtu 1450"},

@@ -1,0 +1,81 @@
+//! Five thousand nodes that are only objects, and one agent.
+
+use std::time::Instant;
+
+use api::Node;
+use podwire_agent::RoutingSnapshot;
+use serde_json::json;
+
+use crate::world::{World, wait};
+
+const PEERS: usize = 5000;
+/// Requests to the kernel one changed node may cost: its entries of both
+/// families and the looks around that do not depend on how many there are.
+const PER_CHANGE: u64 = 40;
+
+fn peer(number: usize, address: usize) -> serde_json::Value {
+    let routing = json!({
+        "ways": ["vxlan"], "mtu": {"v4": 1500, "v6": 1500},
+        "vxlan": {"vni": 1, "port": 8472, "mac": {
+            "v4": format!("0a:00:00:00:{:02x}:{:02x}", number / 256, number % 256),
+            "v6": format!("0a:00:00:00:{:02x}:{:02x}", number / 256, number % 256)}},
+    });
+    json!({
+        "metadata": {"name": format!("peer{number}"),
+            "annotations": {"podwire.dev/routing": routing.to_string()}},
+        "spec": {"podCIDRs": [
+            format!("10.{}.{}.0/24", 100 + number / 256, number % 256),
+            format!("fd00:300:{number:x}::/64")]},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": format!("172.16.{}.{}", address / 250, 1 + address % 250)},
+            {"type": "InternalIP", "address": format!("fd00:65::{address:x}")}]},
+    })
+}
+
+fn snapshot(world: &World) -> Result<RoutingSnapshot, String> {
+    podwire_agent::admin::get(&world.nodes[0].socket(), "/v1/routes", &[])
+        .map_err(|error| error.to_string())
+}
+
+/// The agent and the API server share this process, and the build is not
+/// optimised: the times are printed for comparison, not judged.
+#[test]
+fn a_change_among_five_thousand_nodes_costs_what_changed() {
+    let mut world = World::new();
+    for node in 1..3 {
+        world.api.delete::<Node>("", &format!("node{}", node + 1));
+    }
+    for number in 0..PEERS {
+        world.api.put::<Node>(peer(number, number));
+    }
+    let start = Instant::now();
+    world.start(0, |options| options.backend = "vxlan".into());
+    wait("everything of 5,000 peers", || {
+        let found = snapshot(&world)?.counts;
+        // Forwarding and neighbour entries, and routes, of both families.
+        match (found.forwarding, found.neighbours) == (2 * PEERS, 2 * PEERS) {
+            true => Ok(()),
+            false => Err(format!("{found:?}")),
+        }
+    });
+    let before = snapshot(&world).expect("it answers");
+    println!(
+        "{PEERS} peers from cold: {:?}, {} requests, {:?}",
+        start.elapsed(),
+        before.requests,
+        before.counts
+    );
+    let start = Instant::now();
+    world.api.put::<Node>(peer(7, PEERS + 7));
+    wait("the changed peer", || {
+        let entries = snapshot(&world)?.entries;
+        let remote = format!("172.16.{}.{}", (PEERS + 7) / 250, 1 + (PEERS + 7) % 250);
+        let there = entries.iter().any(|entry| entry.entry.ends_with(&remote));
+        there.then_some(()).ok_or_else(|| remote)
+    });
+    let took = start.elapsed();
+    let after = snapshot(&world).expect("it answers");
+    let requests = after.requests - before.requests;
+    println!("one peer changed: {took:?}, {requests} requests");
+    assert!((1..PER_CHANGE).contains(&requests), "{requests} requests");
+}
