@@ -145,7 +145,7 @@ fn search_list(server: std::net::SocketAddr) -> anyhow::Result<(Duration, Durati
         "example",
     ];
     Ok((
-        client::walk(server, "127.0.0.1", wanted, &list)?,
+        client::walk(server, &server::SEARCHING.to_string(), wanted, &list)?,
         client::walk(server, "127.0.0.2", wanted, &list)?,
     ))
 }

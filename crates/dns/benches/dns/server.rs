@@ -13,6 +13,9 @@ use podwire_dns::{Config, Server, Shared};
 
 use crate::{ENDPOINTS, SERVICES};
 
+/// The client whose search list is walked for it.
+pub(crate) const SEARCHING: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+
 /// The name of a Service.
 pub(crate) fn service_name(number: u32) -> String {
     format!("service-{number}.default.svc.cluster.local")
@@ -39,7 +42,7 @@ pub(crate) fn serve(upstream: SocketAddr) -> anyhow::Result<()> {
         zone.set_pod(Pod {
             namespace: "default".into(),
             name: "client".into(),
-            addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            addresses: vec![IpAddr::V4(SEARCHING)],
             cluster_first: true,
         });
         for number in 0..SERVICES {

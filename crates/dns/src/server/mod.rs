@@ -2,16 +2,18 @@
 //!
 //! A few threads answer UDP, each with a socket of its own for every address
 //! (`SO_REUSEPORT`, the kernel spreads clients over them). A question of ours,
-//! or one the cache knows, is answered by the thread that read it. The others go
-//! to one more thread, with an event loop, that also serves TCP.
+//! or one the cache knows, is answered by the thread that read it; one it has
+//! answered since the zone changed last, from a template. The others go to one
+//! more thread, with an event loop, that also serves TCP.
 
+mod hot;
 mod tcp;
 mod udp;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
@@ -74,6 +76,8 @@ pub struct Shared {
     /// change to one Service: a copy of the zone for each change would cost what
     /// the zone costs.
     zone: RwLock<Zone>,
+    /// Of the zone, to be read without waiting for a change.
+    serial: AtomicU32,
     ready: AtomicBool,
     forwarder: Arc<Forwarder>,
     limiter: Limiter,
@@ -85,8 +89,9 @@ pub struct Shared {
 enum Begun {
     /// Nothing is sent.
     Silence,
-    /// This is sent.
-    Reply(Vec<u8>),
+    /// This is sent. With a type: it is the answer to every such question until
+    /// the zone changes.
+    Reply(Vec<u8>, Option<RecordType>),
     /// Others have to be asked.
     Ask(Box<Job>),
 }
@@ -122,6 +127,7 @@ impl Shared {
             forwarder: Arc::new(Forwarder::new(&config.forwarding, metrics.clone())),
             limiter: Limiter::new(config.client_rate),
             zone: RwLock::new(Zone::new()),
+            serial: AtomicU32::new(0),
             // A cache knows all it has to.
             ready: AtomicBool::new(!config.authoritative),
             metrics,
@@ -151,7 +157,15 @@ impl Shared {
 
     /// Changes the zone. Answers follow from the moment this returns.
     pub fn change<T>(&self, change: impl FnOnce(&mut Zone) -> T) -> T {
-        change(&mut self.zone.write().unwrap_or_else(PoisonError::into_inner))
+        let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut zone);
+        self.serial.store(zone.serial(), Ordering::Release);
+        result
+    }
+
+    /// Changes with every change of the zone.
+    fn serial(&self) -> u32 {
+        self.serial.load(Ordering::Acquire)
     }
 
     /// Reads the zone.
@@ -228,17 +242,27 @@ impl Shared {
         step
     }
 
-    /// Reads a message and answers it if that needs nobody else.
-    fn begin(&self, bytes: &[u8], client: SocketAddr, transport: Transport) -> Begun {
-        let since = Instant::now();
-        if !self.limiter.allows(client.ip(), since) {
+    /// Whether a client may ask one more question.
+    fn admits(&self, client: SocketAddr, now: Instant) -> bool {
+        let allowed = self.limiter.allows(client.ip(), now);
+        if !allowed {
             self.metrics.limited.inc();
-            return Begun::Silence;
         }
+        allowed
+    }
+
+    /// Reads a message and answers it if that needs nobody else.
+    fn begin(
+        &self,
+        bytes: &[u8],
+        client: SocketAddr,
+        transport: Transport,
+        since: Instant,
+    ) -> Begun {
         let request = match message::read(bytes) {
             Ok(request) => request,
             Err(Unusable::Silence) => return Begun::Silence,
-            Err(Unusable::Reply(reply)) => return Begun::Reply(reply),
+            Err(Unusable::Reply(reply)) => return Begun::Reply(reply, None),
         };
         let (name, kind) = (request.query.name(), request.query.query_type());
         self.metrics.request(transport, client.is_ipv4(), kind);
@@ -253,21 +277,26 @@ impl Shared {
         };
         let pending = match step {
             Step::Done(answer) => {
-                return Begun::Reply(self.reply(&request, &answer, client, transport, since));
+                let reply = self.reply(&request, &answer, client, transport, since);
+                return Begun::Reply(reply, same_for_all(&answer).then_some(kind));
             }
             Step::Ask(pending) => pending,
         };
         // RFC 1035 4.1.1: who does not desire recursion is told what is known here.
         if !request.metadata.recursion_desired {
             let answer = plain(ResponseCode::Refused);
-            return Begun::Reply(self.reply(&request, &answer, client, transport, since));
+            let reply = self.reply(&request, &answer, client, transport, since);
+            return Begun::Reply(reply, None);
         }
         let flags = flags(&request);
         match self
             .forwarder
             .finish_from_cache(&self.config, &pending, kind, flags)
         {
-            Some(answer) => Begun::Reply(self.reply(&request, &answer, client, transport, since)),
+            Some(answer) => {
+                let reply = self.reply(&request, &answer, client, transport, since);
+                Begun::Reply(reply, None)
+            }
             None => Begun::Ask(Box::new(Job {
                 request,
                 pending,
@@ -276,6 +305,13 @@ impl Shared {
                 since,
             })),
         }
+    }
+
+    /// A question was answered from a template.
+    fn answered_again(&self, client: SocketAddr, kind: RecordType, since: Instant) {
+        self.metrics.request(Transport::Udp, client.is_ipv4(), kind);
+        self.metrics
+            .response(ResponseCode::NoError, since.elapsed());
     }
 
     fn is_own_probe(&self, name: &Name) -> bool {
@@ -340,6 +376,15 @@ impl Shared {
         }
         bytes
     }
+}
+
+/// Whether everybody gets this answer until the zone changes. Absence is not the
+/// same for all: it is where the search lists of pods begin.
+fn same_for_all(answer: &Answer) -> bool {
+    answer.authoritative
+        && answer.code == ResponseCode::NoError
+        && !answer.answers.is_empty()
+        && !matches!(answer.reason, Reason::Search { .. })
 }
 
 /// Types that are no records: whole zones, and what only servers ask each other.

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -131,9 +131,13 @@ async fn read(
             // Idle, closed, or broken off in the middle.
             Ok(Err(_)) | Err(_) => return,
         }
-        match shared.begin(&message, client, Transport::Tcp) {
+        let since = Instant::now();
+        if !shared.admits(client, since) {
+            return;
+        }
+        match shared.begin(&message, client, Transport::Tcp, since) {
             Begun::Silence => return,
-            Begun::Reply(reply) => {
+            Begun::Reply(reply, _) => {
                 place.send(reply);
             }
             Begun::Ask(job) => {

@@ -4,11 +4,13 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
+use super::hot::Hot;
 use super::tcp::UdpJob;
 use super::{Begun, Shared};
 use crate::metrics::Transport;
@@ -56,6 +58,7 @@ pub(super) fn serve(
     jobs: &mpsc::Sender<UdpJob>,
 ) {
     let mut buffer = vec![0; LARGEST];
+    let mut hot = Hot::default();
     loop {
         let mut fds: Vec<PollFd<'_>> = std::iter::once(PollFd::new(stop, PollFlags::IN))
             .chain(
@@ -79,22 +82,45 @@ pub(super) fn serve(
             .collect();
         drop(fds);
         for index in ready {
-            drain(shared, &sockets[index - 1], &mut buffer, jobs);
+            drain(shared, &sockets[index - 1], &mut buffer, &mut hot, jobs);
         }
     }
 }
 
 /// Answers what a socket holds.
-fn drain(shared: &Shared, socket: &Arc<UdpSocket>, buffer: &mut [u8], jobs: &mpsc::Sender<UdpJob>) {
+fn drain(
+    shared: &Shared,
+    socket: &Arc<UdpSocket>,
+    buffer: &mut [u8],
+    hot: &mut Hot,
+    jobs: &mpsc::Sender<UdpJob>,
+) {
     for _ in 0..TURN {
         let (length, client) = match socket.recv_from(buffer) {
             Ok(received) => received,
             // Nothing left, or an ICMP error of an answer sent before.
             Err(_) => return,
         };
-        let reply = match shared.begin(&buffer[..length], client, Transport::Udp) {
+        let since = Instant::now();
+        if !shared.admits(client, since) {
+            continue;
+        }
+        let question = &buffer[..length];
+        // Read before the zone is: an answer made from an older zone is not kept.
+        let serial = shared.serial();
+        if let Some((reply, kind)) = hot.find(serial, question) {
+            send(socket, reply, client);
+            shared.answered_again(client, kind, since);
+            continue;
+        }
+        let reply = match shared.begin(question, client, Transport::Udp, since) {
             Begun::Silence => continue,
-            Begun::Reply(reply) => reply,
+            Begun::Reply(reply, kind) => {
+                if let Some(kind) = kind {
+                    hot.keep(serial, question, &reply, kind);
+                }
+                reply
+            }
             Begun::Ask(job) => match jobs.try_send(UdpJob {
                 job,
                 socket: socket.clone(),
