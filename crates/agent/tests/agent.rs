@@ -248,7 +248,8 @@ fn conflist(mtu: u32, ranges: &[&str]) -> Value {
         .map(|range| json!([{"subnet": range}]))
         .collect();
     json!({"cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "podwire", "plugins": [{
-        "type": "podwire-cni", "attach": "routed", "mtu": mtu, "ipam": {"ranges": ranges}}]})
+        "type": "podwire-cni", "capabilities": {"bandwidth": true, "portMappings": true},
+        "attach": "routed", "mtu": mtu, "ipam": {"ranges": ranges}}]})
 }
 
 const OWN: [&str; 2] = ["10.200.11.0/24", "fd00:200:0:11::/64"];

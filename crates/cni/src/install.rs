@@ -83,7 +83,10 @@ impl ConfigList {
     /// The list as runtimes read it. In version 1.0.0, which all of them speak,
     /// and 1.1.0 for those that know how to choose.
     pub fn text(&self) -> String {
-        let mut plugin = json!({"type": PLUGIN});
+        let mut plugin = json!({
+            "type": PLUGIN,
+            "capabilities": {"bandwidth": true, "portMappings": true},
+        });
         let mut set = |key: &str, value: Value| plugin[key] = value;
         if let Some(attach) = self.attach {
             set("attach", attach.as_str().into());
@@ -335,13 +338,18 @@ mod tests {
             json!({
                 "cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "podwire",
                 "plugins": [{
-                    "type": "podwire-cni", "attach": "bridge", "mtu": 1450,
+                    "type": "podwire-cni",
+                    "capabilities": {"bandwidth": true, "portMappings": true},
+                    "attach": "bridge", "mtu": 1450,
                     "ipam": {"ranges": [[{"subnet": "10.200.1.0/24"}], [{"subnet": "fd00:200:0:1::/64"}]]},
                 }],
             })
         );
         let value: Value = serde_json::from_str(&ConfigList::default().text()).unwrap();
-        assert_eq!(value["plugins"], json!([{"type": "podwire-cni"}]));
+        assert_eq!(
+            value["plugins"],
+            json!([{"type": "podwire-cni", "capabilities": {"bandwidth": true, "portMappings": true}}])
+        );
     }
 
     #[test]

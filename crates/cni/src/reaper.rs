@@ -27,6 +27,7 @@ use linux::link;
 use linux::netlink::Socket;
 
 use crate::error::Error;
+use crate::install::PLUGIN;
 
 /// The group of links that are to be deleted: "pwx" and a zero.
 pub const GROUP: u32 = 0x7077_7800;
@@ -110,8 +111,11 @@ fn retired(root: &Path) -> Result<Vec<(Store, Vec<Releasing>)>, Error> {
 /// Has what is set aside deleted in the background: by the process that is at
 /// it, else by a new one. Where none can be started, deletes it here and now.
 pub(crate) fn start(root: &Path) -> Result<(), Error> {
-    let Ok(turn) = Turn::open(root) else {
-        return work(root).map(drop);
+    // A program that only links the plugin is none that could be started as it.
+    let program = std::env::current_exe().ok();
+    let plugin = program.filter(|path| path.file_name().is_some_and(|name| name == PLUGIN));
+    let (Some(plugin), Ok(turn)) = (plugin, Turn::open(root)) else {
+        return reap(root);
     };
     if !turn.attempt()? {
         // The other looks again after it has given its turn back.
@@ -119,7 +123,7 @@ pub(crate) fn start(root: &Path) -> Result<(), Error> {
     }
     // The new process has the turn from its first moment, as its standard
     // input; the end of this one does not give it back.
-    let started = Command::new("/proc/self/exe")
+    let started = Command::new(plugin)
         .arg(ARGUMENT)
         .arg(root)
         .stdin(turn.file)

@@ -4,6 +4,7 @@
 
 mod endpoints;
 mod foreign_cni;
+mod hostports;
 mod images;
 mod internet;
 mod kubectl;
