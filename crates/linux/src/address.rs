@@ -142,7 +142,7 @@ pub fn are_usable(socket: &mut Socket, link: u32, addresses: &[IpAddr]) -> Resul
         link: Some(link),
         ..Filter::default()
     };
-    let routes = route::list(socket, filter)?;
+    let routes = route::list_family(socket, AddressFamily::Inet6, filter)?;
     Ok(addresses
         .iter()
         .filter(|address| address.is_ipv6())

@@ -407,28 +407,36 @@ impl Filter {
 /// Lists routes of both families. The kernel filters; its exception tables and
 /// multipath routes (not made by podwire) are left out.
 pub fn list(socket: &mut Socket, filter: Filter) -> Result<Vec<Route>, Error> {
-    let mut found = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        if let Some(protocol) = filter.protocol {
-            message.header.protocol = RouteProtocol::from(protocol);
-        }
-        if let Some(table) = filter.table {
-            message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
-            message.attributes.push(RouteAttribute::Table(table));
-        }
-        if let Some(link) = filter.link {
-            message.attributes.push(RouteAttribute::Oif(link));
-        }
-        let request = Request::route("list routes", &RouteNetlinkMessage::GetRoute(message), 0);
-        match socket.dump(request, decode) {
-            Ok(routes) => found.extend(routes),
-            // The kernel was told to look into a table that does not exist.
-            Err(error) if filter.table.is_some() && error.not_found() => {}
-            Err(error) => return Err(error),
-        }
+    let mut found = list_family(socket, AddressFamily::Inet, filter)?;
+    found.extend(list_family(socket, AddressFamily::Inet6, filter)?);
+    Ok(found)
+}
+
+/// Like [`list`], of one family.
+pub(crate) fn list_family(
+    socket: &mut Socket,
+    family: AddressFamily,
+    filter: Filter,
+) -> Result<Vec<Route>, Error> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    if let Some(protocol) = filter.protocol {
+        message.header.protocol = RouteProtocol::from(protocol);
     }
+    if let Some(table) = filter.table {
+        message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+        message.attributes.push(RouteAttribute::Table(table));
+    }
+    if let Some(link) = filter.link {
+        message.attributes.push(RouteAttribute::Oif(link));
+    }
+    let request = Request::route("list routes", &RouteNetlinkMessage::GetRoute(message), 0);
+    let mut found = match socket.dump(request, decode) {
+        Ok(routes) => routes,
+        // The kernel was told to look into a table that does not exist.
+        Err(error) if filter.table.is_some() && error.not_found() => Vec::new(),
+        Err(error) => return Err(error),
+    };
     found.retain(|route| filter.accepts(route));
     Ok(found)
 }
