@@ -367,7 +367,9 @@ fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
         reservation.as_ref(),
         namespace.as_ref(),
     )?;
-    if left {
+    // Also when there was nothing of this pod: a DEL that was killed is repeated,
+    // and what it had set aside is nobody else's to think of.
+    if left || !store.releasing()?.is_empty() {
         reaper::start(&network.state)?;
     }
     Ok(())

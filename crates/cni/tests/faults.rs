@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::HashSet;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{Node, Pod, addresses, assert_pings, finish};
@@ -131,24 +132,139 @@ fn an_add_killed_at_any_moment_can_be_repeated_or_collected(#[case] mode: &str) 
     node.assert_clean();
 }
 
-/// System calls that change something, as `strace` names them, and settings
-/// of the pod, which are written on a thread of their own.
-const CHANGES: [&[&str]; 7] = [
-    &["sendto"],
-    &["linkat"],
-    &["rename"],
-    &["unlink"],
-    &["mkdir"],
-    &["write"],
-    &["openat", "-P", "/proc/sys/net/ipv6/conf/eth0/accept_dad"],
+/// System calls that change something that outlasts the process, as `strace`
+/// names them: `openat` makes files and opens settings, `clone3` starts the
+/// process in the background.
+const CHANGES: [&str; 8] = [
+    "sendto", "linkat", "rename", "unlink", "mkdir", "write", "openat", "clone3",
 ];
+
+/// System calls that change nothing but the process itself.
+const HARMLESS: [&str; 47] = [
+    "access",
+    "arch_prctl",
+    "bind",
+    "brk",
+    "close",
+    "connect",
+    "dup2",
+    "execve",
+    "exit",
+    "exit_group",
+    "fcntl",
+    "flock",
+    "fstat",
+    "futex",
+    "getdents64",
+    "getpid",
+    "getrandom",
+    "getsockname",
+    "getsockopt",
+    "gettid",
+    "ioctl",
+    "madvise",
+    "mmap",
+    "mprotect",
+    "munmap",
+    "newfstatat",
+    "poll",
+    "pread64",
+    "prlimit64",
+    "read",
+    "readlink",
+    "readlinkat",
+    "recvfrom",
+    "recvmsg",
+    "restart_syscall",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "sched_getaffinity",
+    "set_robust_list",
+    "set_tid_address",
+    "setns",
+    "setpgid",
+    "setsockopt",
+    "sigaltstack",
+    "socket",
+    "statx",
+];
+
+/// What is there to undo altogether: port mappings and shaping too.
+fn everything(node: &Node, mode: &str) -> Value {
+    let mut configuration = node.configuration(mode.trim_end_matches('+'));
+    if mode.ends_with('+') {
+        configuration["runtimeConfig"] = json!({
+            "portMappings": [
+                {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+                {"hostPort": 8053, "containerPort": 53, "protocol": "udp"},
+            ],
+            "bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 1_000_000,
+                          "egressRate": 1_000_000, "egressBurst": 1_000_000},
+        });
+    }
+    configuration
+}
+
+#[track_caller]
+fn assert_no_mappings(node: &Node) {
+    let output = node
+        .namespace
+        .run(|| {
+            Command::new("nft")
+                .args(["list", "ruleset"])
+                .output()
+                .unwrap()
+        })
+        .unwrap();
+    let rules = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && !rules.contains("elements"),
+        "{rules}"
+    );
+}
+
+#[rstest]
+#[case::bridge("bridge+")]
+#[case::routed("routed+")]
+fn every_system_call_is_known_to_change_something_or_not(#[case] mode: &str) {
+    let node = Node::new();
+    let configuration = everything(&node, mode);
+    let pod = Pod::new("traced");
+    let path = pod.path();
+    for command in ["ADD", "DEL"] {
+        let trace = node.state.path().join("trace");
+        let strace = ["strace", "-f", "-o", trace.to_str().unwrap()];
+        let mut variables = variables(command, &pod, &path).to_vec();
+        variables.push(("PATH", "/usr/bin:/bin"));
+        finish(node.spawn_under(&strace, &configuration, &variables)).ok();
+        let text = std::fs::read_to_string(&trace).unwrap();
+        let calls: HashSet<_> = text
+            .lines()
+            // PID name(…, or PID <... name resumed>….
+            .filter_map(|line| line.split_once(' '))
+            .map(|(_, call)| call.trim_start().trim_start_matches("<... "))
+            .filter_map(|call| call.split(['(', ' ']).next())
+            .filter(|name| name.starts_with(|first: char| first.is_ascii_lowercase()))
+            .collect();
+        assert!(calls.contains("sendto"), "{calls:?}");
+        for call in calls {
+            assert!(
+                CHANGES.contains(&call) || HARMLESS.contains(&call),
+                "{command} calls {call}: list it where it belongs"
+            );
+        }
+    }
+    node.assert_clean();
+}
 
 #[rstest]
 #[case::bridge("bridge")]
 #[case::routed("routed")]
+#[case::everything("routed+")]
 fn killed_before_any_system_call_that_changes_something_leaves_nothing(#[case] mode: &str) {
     let node = Node::new();
-    let configuration = node.configuration(mode);
+    let configuration = everything(&node, mode);
     let mut collect = configuration.clone();
     collect["cni.dev/valid-attachments"] = json!([]);
     let pod = Pod::new("victim");
@@ -162,11 +278,10 @@ fn killed_before_any_system_call_that_changes_something_leaves_nothing(#[case] m
             if command == "DEL" {
                 node.call("ADD", &configuration, &pod).ok();
             }
-            let inject = format!("inject={}:signal=SIGKILL:when={nth}", change[0]);
+            let inject = format!("inject={change}:signal=SIGKILL:when={nth}");
             let mut strace = vec!["strace", "-f", "-o", "/dev/null"];
-            let trace = format!("trace={}", change[0]);
+            let trace = format!("trace={change}");
             strace.extend(["-e", &trace, "-e", &inject]);
-            strace.extend(&change[1..]);
             let mut variables = variables(command, &pod, &path).to_vec();
             variables.push(("PATH", "/usr/bin:/bin"));
             let child = node.spawn_under(&strace, &configuration, &variables);
@@ -178,6 +293,7 @@ fn killed_before_any_system_call_that_changes_something_leaves_nothing(#[case] m
                 node.plugin(&collect, &[("CNI_COMMAND", "GC")]).ok();
             }
             node.assert_clean();
+            assert_no_mappings(&node);
             assert_eq!(interfaces(&pod), 1, "{command} {change:?} {nth}");
             if survived {
                 break;

@@ -78,7 +78,7 @@ fn main() -> anyhow::Result<()> {
     }
     for (name, make) in subjects()
         .into_iter()
-        .filter(|(name, _)| name.starts_with("podwire"))
+        .filter(|(name, _)| !name.starts_with("reference"))
     {
         let (add, delete) = measure(make, rounds, 1, FULL - rounds.min(FULL))
             .with_context(|| format!("{name}, full node"))?;
