@@ -22,10 +22,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sizes = vec![10, 1_000, 10_000];
     }
     println!(
-        "{:>8} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10} {:>10} {:>10}",
+        "{:>8} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10} {:>10} {:>10} {:>10}",
         "services",
         "table",
         "first",
+        "both, cpu",
         "elements",
         "megabytes",
         "one change",
@@ -49,6 +50,7 @@ fn measure(size: usize) -> Result<(), podwire_services::Error> {
     };
     let before = resident();
     let mut proxy = Proxy::start(facts.clone())?;
+    let cpu = processor_time();
     let started = Instant::now();
     tell(&mut proxy, size);
     let table = started.elapsed();
@@ -56,6 +58,7 @@ fn measure(size: usize) -> Result<(), podwire_services::Error> {
     let started = Instant::now();
     let stats = proxy.sync()?;
     let first = started.elapsed();
+    let cpu = processor_time().saturating_sub(cpu);
     let memory = resident().saturating_sub(before);
 
     let mut times = Vec::with_capacity(CHANGES);
@@ -75,9 +78,10 @@ fn measure(size: usize) -> Result<(), podwire_services::Error> {
     proxy.sync()?;
     let restart = started.elapsed();
     println!(
-        "{size:>8} {:>10} {:>10} {:>10} {:>10.1} {:>12} {:>12} {:>10} {:>10} {:>10}",
+        "{size:>8} {:>10} {:>10} {:>10} {:>10} {:>10.1} {:>12} {:>12} {:>10} {:>10} {:>10}",
         show(table),
         show(first),
+        show(cpu),
         stats.elements,
         stats.bytes as f64 / 1e6,
         show(times[CHANGES / 2]),
@@ -95,6 +99,26 @@ fn show(time: Duration) -> String {
     } else {
         format!("{} ms", time.as_millis())
     }
+}
+
+/// What this process has used of the processor, in it and in the kernel for it:
+/// what the machine's other work does not change. In steps of ten milliseconds.
+fn processor_time() -> Duration {
+    let ticks = std::fs::read_to_string("/proc/self/stat")
+        .ok()
+        .and_then(|text| {
+            let fields: Vec<u64> = text
+                .rsplit_once(')')?
+                .1
+                .split_whitespace()
+                .skip(11)
+                .take(2)
+                .filter_map(|field| field.parse().ok())
+                .collect();
+            Some(fields.iter().sum::<u64>())
+        })
+        .unwrap_or(0);
+    Duration::from_millis(ticks * 10)
 }
 
 /// Resident memory of this process in bytes.

@@ -171,8 +171,8 @@ fn a_client_keeps_its_endpoint_at_every_kind_of_address(#[case] external: Traffi
 #[test]
 fn affinity_is_turned_on_and_off_live_and_outlives_restarts_and_other_endpoints() {
     let mut stage = Stage::new();
-    for family in 0..2 {
-        let to = at(CLUSTER[family], 80);
+    for address in CLUSTER {
+        let to = at(address, 80);
         stage.tell(web(), &[0, 1, 2]);
         assert!(stage.answers(stage.client(), to, 100).len() > 1);
         stage.tell(sticky(10_800), &[0, 1, 2]);
@@ -240,32 +240,27 @@ fn source_ranges_keep_others_from_load_balancer_addresses_only() {
         source_ranges: ranges.iter().map(|text| (*text).to_owned()).collect(),
         ..web()
     };
-    let outcome = |stage: &Stage, from: &Space, to: SocketAddr| {
-        let patience = SILENCE;
-        let _ = stage;
-        match from
-            .namespace
-            .run(|| ask_in_place(to, patience))
-            .expect("entered")
-        {
-            Ok(_) => "answered",
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused",
-            Err(_) => "silence",
-        }
+    let outcome = |from: &Space, to: SocketAddr| match from
+        .namespace
+        .run(|| ask_in_place(to, SILENCE))
+        .expect("entered")
+    {
+        Ok(_) => "answered",
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused",
+        Err(_) => "silence",
     };
     let check = |stage: &Stage, pod: &str, outside: &str| {
         for family in 0..2 {
             let to = at(BALANCER[family], 80);
-            assert_eq!(outcome(stage, stage.client(), to), pod, "pod to {to}");
+            assert_eq!(outcome(stage.client(), to), pod, "pod to {to}");
             assert_eq!(
-                outcome(stage, &stage.world.outside, to),
+                outcome(&stage.world.outside, to),
                 outside,
                 "outside to {to}"
             );
             // What else the Service has is open to all.
-            for to in [at([NODE4, NODE6][family], 30080)] {
-                ask(&stage.world.outside, to).expect("an answer");
-            }
+            let to = at([NODE4, NODE6][family], 30080);
+            ask(&stage.world.outside, to).expect("an answer");
             ask(stage.client(), at(CLUSTER[family], 80)).expect("an answer");
         }
     };
@@ -280,11 +275,11 @@ fn source_ranges_keep_others_from_load_balancer_addresses_only() {
     stage.tell(allow(&[&outside4, &outside6]), &[]);
     for to in BALANCER {
         assert_eq!(
-            outcome(&stage, &stage.world.outside, at(to, 80)),
+            outcome(&stage.world.outside, at(to, 80)),
             "refused",
             "nobody is there, and it may know"
         );
-        assert_eq!(outcome(&stage, stage.client(), at(to, 80)), "silence");
+        assert_eq!(outcome(stage.client(), at(to, 80)), "silence");
     }
     stage.tell(allow(&["0.0.0.0/0", "::/0"]), &[0, 1]);
     check(&stage, "answered", "answered");
