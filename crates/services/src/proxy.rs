@@ -199,7 +199,11 @@ impl Proxy {
             Ok(Ok(obstacles)) => {
                 let found: Vec<String> = obstacles
                     .iter()
-                    .filter(|obstacle| !obstacle.chain.starts_with(iptables::compile::PREFIX))
+                    .filter(|obstacle| {
+                        // Not what proxies of ours, of whatever mode, refuse.
+                        !obstacle.chain.starts_with(iptables::compile::PREFIX)
+                            && !obstacle.table.starts_with(compile::TABLE)
+                    })
                     .map(ToString::to_string)
                     .collect();
                 for new in found.iter().filter(|text| !self.obstacles.contains(text)) {
