@@ -195,6 +195,8 @@ impl World {
             kubeconfig: Some(kubeconfig),
             cni_conf_dir: host.files.path().join("net.d"),
             admin_socket: host.files.path().join("agent.sock"),
+            policy_socket: host.files.path().join("cni.sock"),
+            ipam_dir: host.files.path().join("ipam"),
             cluster_cidr: ["10.200.0.0/16", "fd00:200::/48"]
                 .map(|range| range.parse().expect("a range"))
                 .into(),
@@ -394,6 +396,7 @@ impl Host {
             configuration[key] = list[key].clone();
         }
         configuration["ipam"]["dataDir"] = json!(self.files.path().join("ipam"));
+        configuration["logFile"] = json!(self.files.path().join("cni.log"));
         let path = format!("/proc/{}/fd/{}", std::process::id(), pod.as_raw_fd());
         let variables = |name: &str| {
             let value = match name {
