@@ -64,6 +64,29 @@ impl fmt::Display for Attach {
     }
 }
 
+/// What brings Services into the nodes' kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Proxy {
+    /// Maps of an nftables table.
+    #[default]
+    Nftables,
+    /// Chains of iptables.
+    Iptables,
+    /// Virtual servers of IPVS.
+    Ipvs,
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::Ipvs => "ipvs",
+        })
+    }
+}
+
 /// How a pod's packet gets from node to node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -169,6 +192,8 @@ pub struct Wanted {
     pub backend: Backend,
     /// `--cross-subnet`.
     pub cross_subnet: bool,
+    /// `--proxy`.
+    pub proxy: Proxy,
     /// `--publish`.
     pub publish: Vec<String>,
     /// `--internet`.
@@ -194,6 +219,8 @@ pub struct Config {
     pub subnets: u32,
     /// How pods' packets get from node to node, unless a node has a way of its own.
     pub backend: Backend,
+    /// What brings Services into the nodes' kernel.
+    pub proxy: Proxy,
     /// Whether nodes of one subnet leave the tunnel out, and host-gw takes one
     /// across subnets.
     pub cross_subnet: bool,
@@ -287,6 +314,7 @@ impl Config {
             subnets,
             backend: wanted.backend,
             cross_subnet: wanted.cross_subnet,
+            proxy: wanted.proxy,
             cluster,
             node_masks,
             service,

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::config::{Attach, Backend, ForeignCni};
+use crate::config::{Attach, Backend, ForeignCni, Proxy};
 use crate::init::{Reaper, Service, describe};
 use crate::paths::Paths;
 
@@ -57,6 +57,7 @@ pub(crate) struct Spec {
     pub(crate) attach: Attach,
     pub(crate) backend: Backend,
     pub(crate) cross_subnet: bool,
+    pub(crate) proxy: Proxy,
     pub(crate) cni: Option<ForeignCni>,
     pub(crate) plugin: PathBuf,
     pub(crate) internet: bool,
@@ -457,6 +458,7 @@ fn agent_arguments(spec: &Spec) -> Vec<String> {
         format!("--node={}", spec.node),
         format!("--attach={}", spec.attach),
         format!("--backend={}", spec.backend),
+        format!("--proxy={}", spec.proxy),
     ];
     if spec.cross_subnet {
         arguments.push("--cross-subnet".into());
@@ -523,6 +525,7 @@ mod tests {
             attach: Attach::Routed,
             backend: Backend::VxlanGpe,
             cross_subnet: true,
+            proxy: Proxy::Iptables,
             cni: None,
             plugin: "/bin/podwire-cni".into(),
             internet: false,
@@ -539,6 +542,7 @@ mod tests {
                 "--node=node-1",
                 "--attach=routed",
                 "--backend=vxlan-gpe",
+                "--proxy=iptables",
                 "--cross-subnet",
                 "--cluster-cidr=10.200.0.0/16",
                 "--cluster-cidr=fd00:200::/48",

@@ -459,6 +459,7 @@ impl Supervisor {
             attach: config.attach,
             backend,
             cross_subnet: config.cross_subnet,
+            proxy: config.proxy,
             cni: config.cni.clone(),
             plugin: self.file.plugin.clone(),
             internet: config.internet,

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{self, Cluster, Follow, api_resource, text};
-use crate::config::{Attach, Backend, Config, Family, ForeignCni, Invalid, Publish, Wanted};
+use crate::config::{Attach, Backend, Config, Family, ForeignCni, Invalid, Proxy, Publish, Wanted};
 use crate::lock::{self, Lock, State};
 use crate::manifests::{self, Object};
 use crate::paths::Paths;
@@ -69,6 +69,9 @@ pub(crate) struct Options {
     /// [default: host-gw]
     #[arg(long, value_enum, conflicts_with = "cni_conf")]
     backend: Option<Backend>,
+    /// What brings Services into the nodes' kernel [default: nftables]
+    #[arg(long, value_enum)]
+    proxy: Option<Proxy>,
     /// Send directly within a subnet and by the tunnel across subnets
     #[arg(long, conflicts_with = "cni_conf")]
     cross_subnet: bool,
@@ -232,6 +235,7 @@ fn check(name: &str, options: &Options) -> Result<(Config, Vec<Object>), Error> 
         subnets: options.subnets,
         backend: options.backend.unwrap_or_default(),
         cross_subnet: options.cross_subnet,
+        proxy: options.proxy.unwrap_or_default(),
         publish: options.publish.clone(),
         internet: options.internet,
         cni,
@@ -306,6 +310,9 @@ fn same(name: &str, options: &Options, paths: &Paths) -> Result<(), Error> {
             "--backend {} (which podwire lab backend changes)",
             running.backend
         ));
+    }
+    if options.proxy.is_some_and(|proxy| proxy != running.proxy) {
+        differences.push(format!("--proxy {}", running.proxy));
     }
     if options.cross_subnet && !running.cross_subnet {
         differences.push("no --cross-subnet".to_owned());
