@@ -93,6 +93,23 @@ impl Member {
     }
 }
 
+/// Why nothing more is to be sent to a node whose object is gone or going.
+const DELETED: &str = "this node is being deleted";
+/// The cluster autoscaler's mark of a node it is about to remove.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// Whether a node is about to go (KEP-3458, as kube-proxy's `/healthz`).
+fn leaving(node: &api::Node) -> Option<&'static str> {
+    if node.metadata.is_terminating() {
+        return Some(DELETED);
+    }
+    node.spec
+        .taints
+        .iter()
+        .any(|taint| &*taint.key == TO_BE_DELETED)
+        .then_some("this node has the taint ToBeDeletedByClusterAutoscaler")
+}
+
 fn is_v4(range: &IpNet) -> bool {
     range.addr().is_ipv4()
 }
@@ -108,6 +125,8 @@ pub(crate) struct Nodes {
     own_state: OwnState,
     /// What the Node object says of how this node is reached; none while it is away.
     present: Option<Present>,
+    /// Why load balancers are to send nothing more here, if so.
+    leaving: Option<&'static str>,
     peers: BTreeMap<Box<str>, Member>,
     synced: bool,
 }
@@ -130,6 +149,7 @@ impl Nodes {
             own: None,
             own_state: OwnState::Absent,
             present: None,
+            leaving: None,
             peers: BTreeMap::new(),
             synced: false,
         }
@@ -140,6 +160,7 @@ impl Nodes {
     pub(crate) fn take(&mut self, event: Event<api::Node>) -> bool {
         match event {
             Event::Applied(node) if node.metadata.name == self.own_name => {
+                self.leaving = leaving(&node);
                 let mut member = Member::of(&node);
                 // What this node told is the others' to read.
                 member.data = None;
@@ -170,6 +191,7 @@ impl Nodes {
             }
             Event::Deleted(key) if key.name == self.own_name => {
                 self.present = None;
+                self.leaving = Some(DELETED);
                 std::mem::replace(&mut self.own_state, OwnState::Absent) != OwnState::Absent
             }
             Event::Deleted(key) => self.peers.remove(&key.name).is_some(),
@@ -181,6 +203,11 @@ impl Nodes {
     /// there is none.
     pub(crate) fn present(&self) -> Option<&Present> {
         self.present.as_ref().filter(|_| self.synced)
+    }
+
+    /// Why load balancers are to send nothing more to this node, if so.
+    pub(crate) fn leaving(&self) -> Option<&'static str> {
+        self.leaving
     }
 
     /// What is known of this node's own Node object; `None` before the nodes are.
@@ -242,6 +269,21 @@ mod tests {
         let cluster = nodes.cluster().expect("complete");
         assert_eq!(cluster.own.ranges, ["10.1.0.0/24".parse().unwrap()]);
         assert_eq!(cluster.peers.len(), 1);
+    }
+
+    #[test]
+    fn a_node_that_is_about_to_go_says_so() {
+        let mut nodes = Nodes::new("own");
+        nodes.take(node("own", ranges(&["10.1.0.0/24"]), &[]));
+        assert_eq!(nodes.leaving(), None);
+        let mut spec = ranges(&["10.1.0.0/24"]);
+        spec["taints"] = json!([{"key": TO_BE_DELETED, "effect": "NoSchedule"}]);
+        nodes.take(node("own", spec, &[]));
+        assert!(nodes.leaving().is_some_and(|why| why.contains("taint")));
+        nodes.take(node("own", ranges(&["10.1.0.0/24"]), &[]));
+        assert_eq!(nodes.leaving(), None, "spared");
+        nodes.take(deleted("own"));
+        assert_eq!(nodes.leaving(), Some(DELETED));
     }
 
     #[test]

@@ -1,20 +1,20 @@
-//! What the agent says about itself over HTTP: /healthz, /readyz, /metrics.
+//! What the agent says about itself over HTTP: `/healthz`, `/livez`, `/readyz`
+//! to everybody, `/metrics` to this node.
 
-use std::fmt::Write as _;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
-/// Longest request read, bytes.
-const LONGEST_REQUEST: usize = 8 * 1024;
-/// How long a client may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::http::{self as web, Response};
+use crate::metrics::Metrics;
+
 /// Work that is not in force after this long makes the agent unhealthy.
 const STUCK: Duration = Duration::from_secs(120);
+/// What Prometheus reads.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// How the agent stands.
 #[derive(Debug, Default)]
@@ -23,10 +23,42 @@ pub(crate) struct Status {
     pub(crate) ready: bool,
     /// Since when something wanted is not in force.
     pub(crate) behind_since: Option<Instant>,
+    /// Why this node should get no new traffic from load balancers: it is
+    /// going away. It works all the same.
+    pub(crate) leaving: Option<&'static str>,
     /// What is not as it should be, for people.
     pub(crate) problems: Vec<String>,
-    /// Numbers: name, what it is, value.
-    pub(crate) metrics: Vec<(&'static str, &'static str, u64)>,
+    /// Changes of Services and endpoints on their way into the kernel.
+    pub(crate) changes: Changes,
+}
+
+/// Changes on their way into the kernel, by the time the oldest was queued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    queued: Option<Instant>,
+    at_work: Option<Instant>,
+}
+
+impl Changes {
+    /// A change was queued.
+    pub(crate) fn queue(&mut self, now: Instant) {
+        self.queued.get_or_insert(now);
+    }
+
+    /// What is queued is being taken to the kernel.
+    pub(crate) fn begin(&mut self) {
+        let queued = self.queued.take();
+        self.at_work = self.at_work.or(queued);
+    }
+
+    /// What was begun is in force.
+    pub(crate) fn done(&mut self) {
+        self.at_work = None;
+    }
+
+    fn oldest(self) -> Option<Instant> {
+        self.at_work.or(self.queued)
+    }
 }
 
 /// What `podwire inspect status` is told.
@@ -38,131 +70,96 @@ pub struct Snapshot {
     pub ready: bool,
     /// How long something wanted has not been in force, in seconds; absent when all is.
     pub behind_seconds: Option<u64>,
+    /// Why this node gets no new traffic from load balancers, if so.
+    pub leaving: Option<String>,
     /// What is not as it should be, for people.
     pub problems: Vec<String>,
 }
 
 impl Status {
+    /// Since when something wanted has not been in force, be it known or only queued.
+    fn oldest(&self) -> Option<Instant> {
+        let both = [self.behind_since, self.changes.oldest()];
+        both.into_iter().flatten().min()
+    }
+
+    /// Whether what is wanted reaches the kernel in time.
+    pub(crate) fn is_live(&self, now: Instant) -> bool {
+        self.oldest()
+            .is_none_or(|since| now.saturating_duration_since(since) <= STUCK)
+    }
+
     /// How it stands now.
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self, now: Instant) -> Snapshot {
         Snapshot {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: self.ready,
-            behind_seconds: self.behind_since.map(|since| since.elapsed().as_secs()),
+            behind_seconds: self
+                .oldest()
+                .map(|since| now.saturating_duration_since(since).as_secs()),
+            leaving: self.leaving.map(str::to_owned),
             problems: self.problems.clone(),
         }
     }
 }
 
-/// The status, as it is shared between the loop that knows and the server that tells.
-pub(crate) type Shared = Arc<Mutex<Status>>;
+/// The status, as it is shared between those who know and the servers that tell.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shared(Arc<Mutex<Status>>);
 
-/// Serves until the process ends.
-pub(crate) async fn serve(listener: TcpListener, status: Shared) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let status = status.clone();
-                tokio::spawn(async move {
-                    // A client that goes away harms nobody but itself.
-                    let _ = tokio::time::timeout(PATIENCE, answer(stream, &status)).await;
-                });
-            }
-            // Out of descriptors, most likely: they come back.
-            Err(error) => {
-                tracing::debug!("health: cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
+impl Shared {
+    /// The status, for a moment.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Status> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn answer(mut stream: TcpStream, status: &Shared) -> io::Result<()> {
-    let mut request = Vec::new();
-    while !request.windows(4).any(|window| window == b"\r\n\r\n") {
-        if request.len() >= LONGEST_REQUEST || stream.read_buf(&mut request).await? == 0 {
-            return Ok(());
+/// Serves what load balancers and the kubelet ask, until the process ends.
+pub(crate) async fn serve(listener: TcpListener, status: Shared, metrics: Arc<Metrics>) {
+    web::listen(listener, move |request| {
+        let response = health(request.uri().path(), &status.lock(), Instant::now());
+        metrics.health_asked(request.uri().path(), response.status());
+        std::future::ready(response)
+    })
+    .await;
+}
+
+/// Serves what Prometheus asks, until the process ends.
+pub(crate) async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>) {
+    web::listen(listener, move |request| {
+        std::future::ready(match request.uri().path() {
+            "/metrics" => web::answer(StatusCode::OK, OPEN_METRICS, metrics.text()),
+            _ => web::text(StatusCode::NOT_FOUND, "there is /metrics\n"),
+        })
+    })
+    .await;
+}
+
+fn health(path: &str, status: &Status, now: Instant) -> Response {
+    let live = status.is_live(now);
+    let (fine, word) = match path {
+        "/healthz" => match status.leaving {
+            _ if !live => (false, "stuck"),
+            Some(why) => (false, why),
+            None => (true, "ok"),
+        },
+        "/livez" => (live, if live { "ok" } else { "stuck" }),
+        "/readyz" => (status.ready, if status.ready { "ok" } else { "not ready" }),
+        _ => {
+            let text = "there are /healthz, /livez and /readyz\n";
+            return web::text(StatusCode::NOT_FOUND, text);
         }
-    }
-    let first_line = request
-        .split(|byte| *byte == b'\r')
-        .next()
-        .unwrap_or_default();
-    let (code, body) = {
-        let status = status.lock().unwrap_or_else(PoisonError::into_inner);
-        respond(
-            &String::from_utf8_lossy(first_line),
-            &status,
-            Instant::now(),
-        )
     };
-    let head = format!(
-        "HTTP/1.1 {code}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
-}
-
-fn respond(first_line: &str, status: &Status, now: Instant) -> (&'static str, String) {
-    const FINE: &str = "200 OK";
-    const NOT_SO: &str = "503 Service Unavailable";
-    let mut words = first_line.split(' ');
-    if words.next() != Some("GET") {
-        return ("405 Method Not Allowed", "only GET\n".into());
+    let mut lines = format!("{word}\n");
+    for problem in &status.problems {
+        lines.push_str(problem);
+        lines.push('\n');
     }
-    let path = words.next().unwrap_or_default();
-    let mut lines: String = status
-        .problems
-        .iter()
-        .map(|problem| format!("{problem}\n"))
-        .collect();
-    match path.split('?').next().unwrap_or_default() {
-        "/healthz" | "/livez" => {
-            let stuck = status
-                .behind_since
-                .is_some_and(|since| now.duration_since(since) > STUCK);
-            lines.insert_str(0, if stuck { "stuck\n" } else { "ok\n" });
-            (if stuck { NOT_SO } else { FINE }, lines)
-        }
-        "/readyz" => {
-            lines.insert_str(0, if status.ready { "ok\n" } else { "not ready\n" });
-            (if status.ready { FINE } else { NOT_SO }, lines)
-        }
-        "/metrics" => {
-            let mut text = String::new();
-            let ready = (
-                "podwire_ready",
-                "Whether pods may come.",
-                u64::from(status.ready),
-            );
-            let problems = u64::try_from(status.problems.len()).unwrap_or(u64::MAX);
-            let problems = (
-                "podwire_problems",
-                "Things not as they should be.",
-                problems,
-            );
-            for (name, help, value) in [ready, problems].iter().chain(&status.metrics) {
-                let kind = if name.ends_with("_total") {
-                    "counter"
-                } else {
-                    "gauge"
-                };
-                // Writing to a String cannot fail.
-                let _ = writeln!(
-                    text,
-                    "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
-                );
-            }
-            (FINE, text)
-        }
-        _ => (
-            "404 Not Found",
-            "there are /healthz, /readyz and /metrics\n".into(),
-        ),
-    }
+    let code = match fine {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    web::text(code, lines)
 }
 
 #[cfg(test)]
@@ -171,45 +168,64 @@ mod tests {
 
     use super::*;
 
+    const LEAVING: Option<&str> = Some("node is being deleted");
+
     #[rstest]
-    #[case::healthy("GET /healthz HTTP/1.1", None, false, "200", "ok\n")]
-    #[case::behind_for_a_moment("GET /healthz HTTP/1.1", Some(1), false, "200", "ok\n")]
-    #[case::stuck("GET /healthz HTTP/1.1", Some(121), true, "503", "stuck\n")]
-    #[case::not_ready("GET /readyz HTTP/1.1", None, false, "503", "not ready\n")]
-    #[case::ready("GET /readyz?verbose HTTP/1.1", None, true, "200", "ok\n")]
-    #[case::unknown("GET / HTTP/1.1", None, true, "404", "there are")]
-    #[case::no_get("POST /healthz HTTP/1.1", None, true, "405", "only GET")]
-    #[case::nonsense("\u{fffd}", None, true, "405", "only GET")]
-    fn answers_say_how_it_stands(
-        #[case] request: &str,
-        #[case] behind_seconds: Option<u64>,
-        #[case] ready: bool,
-        #[case] code: &str,
-        #[case] begins: &str,
+    #[case::healthy("/healthz", 0, None, 200)]
+    #[case::behind_for_a_moment("/healthz", 1, None, 200)]
+    #[case::stuck("/healthz", 121, None, 503)]
+    #[case::leaving("/healthz", 0, LEAVING, 503)]
+    #[case::leaving_is_no_reason_to_be_restarted("/livez", 1, LEAVING, 200)]
+    #[case::stuck_is("/livez", 121, None, 503)]
+    #[case::ready("/readyz", 121, LEAVING, 200)]
+    #[case::unknown("/", 0, None, 404)]
+    fn health_is_about_changes_in_time_and_nodes_that_stay(
+        #[case] path: &str,
+        #[case] behind_seconds: u64,
+        #[case] leaving: Option<&'static str>,
+        #[case] code: u16,
     ) {
         let start = Instant::now();
-        let now = start + Duration::from_secs(behind_seconds.unwrap_or(0));
-        let status = Status {
-            ready,
-            behind_since: behind_seconds.map(|_| start),
+        let now = start + Duration::from_secs(behind_seconds);
+        let known = Status {
+            ready: true,
+            behind_since: Some(start),
+            leaving,
             ..Status::default()
         };
-        let (answer, body) = respond(request, &status, now);
-        assert!(answer.starts_with(code), "{answer}");
-        assert!(body.starts_with(begins), "{body}");
+        assert_eq!(health(path, &known, now).status(), code);
+        let mut queued = Status {
+            ready: true,
+            leaving,
+            ..Status::default()
+        };
+        queued.changes.queue(start);
+        assert_eq!(health(path, &queued, now).status(), code, "only queued");
     }
 
     #[test]
-    fn metrics_are_in_the_text_format() {
-        let status = Status {
-            metrics: vec![("podwire_syncs_total", "Syncs.", 7)],
-            ..Status::default()
-        };
-        let (_, text) = respond("GET /metrics HTTP/1.1", &status, Instant::now());
-        assert!(
-            text.contains("# TYPE podwire_ready gauge\npodwire_ready 0\n"),
-            "{text}"
-        );
-        assert!(text.contains("# TYPE podwire_syncs_total counter\npodwire_syncs_total 7\n"));
+    fn a_change_that_arrives_meanwhile_is_not_taken_for_done() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(60);
+        let mut changes = Changes::default();
+        changes.queue(start);
+        changes.begin();
+        changes.queue(later);
+        assert_eq!(changes.oldest(), Some(start));
+        changes.done();
+        assert_eq!(changes.oldest(), Some(later));
+        changes.begin();
+        // It failed; the next try takes it along.
+        changes.queue(later + Duration::from_secs(60));
+        changes.begin();
+        assert_eq!(changes.oldest(), Some(later));
+        changes.done();
+        assert_eq!(changes.oldest(), None);
+    }
+
+    #[test]
+    fn an_agent_is_not_ready_before_it_is() {
+        let status = Status::default();
+        assert_eq!(health("/readyz", &status, Instant::now()).status(), 503);
     }
 }

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 
 /// What is asked.
 pub(crate) type Request = http::Request<Incoming>;
@@ -41,6 +42,7 @@ where
         let _ = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
+            .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service)
             .await;
     });
@@ -76,4 +78,33 @@ pub(crate) fn only_reading(request: &Request) -> Result<(), Response> {
         return Ok(());
     }
     Err(text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"))
+}
+
+/// Serves what a listener accepts, until the process ends or this is dropped.
+/// Only reading requests reach the handler.
+pub(crate) async fn listen<H, F>(listener: TcpListener, handler: H)
+where
+    H: Fn(Request) -> F + Clone + Send + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let handler = handler.clone();
+                connection(stream, move |request| {
+                    let response = only_reading(&request).map(|()| handler(request));
+                    async move {
+                        match response {
+                            Ok(response) => response.await,
+                            Err(refused) => refused,
+                        }
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::debug!("cannot accept a connection: {error}");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
 }

@@ -13,7 +13,10 @@
 //!   first time;
 //! - `ipam_audit`: frees the addresses of pods that vanished without a trace;
 //! - `policy_socket`: tells the CNI plugin when a pod's policies are in force;
-//! - `health`: what it says about itself over HTTP;
+//! - `health`: what it says about itself over HTTP, and `metrics`;
+//! - `healthcheck`: what it answers load balancers about Services;
+//! - `event_writer`: what it tells users about their objects, as Events;
+//! - `runner`: when what has changed is applied;
 //! - [`admin`]: what it tells commands about its state, over a Unix socket.
 //!
 //! Changes are taken up at once and applied together: while one change is being
@@ -24,12 +27,17 @@
 pub mod admin;
 mod cleanup;
 mod cluster;
+mod conntrack_watch;
 mod error;
+mod event_writer;
 mod feed;
 mod health;
+mod healthcheck;
 mod http;
+pub mod inspection;
 mod ipam_audit;
 mod kernel_events;
+mod metrics;
 mod options;
 mod pods;
 mod policy_socket;
@@ -38,6 +46,7 @@ mod proxy;
 mod publish;
 mod routes;
 mod run;
+mod runner;
 mod settings;
 mod snapshot;
 mod translate;
@@ -46,6 +55,6 @@ mod worker;
 pub use cleanup::{Removed, cleanup};
 pub use error::Error;
 pub use health::Snapshot as Status;
-pub use options::{Attach, Options};
+pub use options::{Attach, Options, Period};
 pub use run::{run, run_until};
 pub use snapshot::{Entry as RoutingEntry, Snapshot as RoutingSnapshot};

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use services::iptables::Variant;
@@ -49,6 +50,31 @@ impl std::str::FromStr for NodePortAddress {
                 format!("{range:?} is none of primary, all, and a range such as 192.0.2.0/24")
             }),
         }
+    }
+}
+
+/// A time that is not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period(pub Duration);
+
+impl std::str::FromStr for Period {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (number, scale) = match text.strip_suffix("ms") {
+            Some(number) => (number, 1),
+            None => match (text.strip_suffix('s'), text.strip_suffix('m')) {
+                (Some(number), _) => (number, 1000),
+                (_, Some(number)) => (number, 60_000),
+                _ => ("", 0),
+            },
+        };
+        number
+            .parse::<u32>()
+            .ok()
+            .filter(|number| *number > 0)
+            .map(|number| Period(Duration::from_millis(u64::from(number) * scale)))
+            .ok_or_else(|| format!("{text:?} is no time such as 500ms, 30s or 5m"))
     }
 }
 
@@ -220,9 +246,18 @@ pub struct Options {
     #[arg(long)]
     pub no_cni_conf: bool,
 
-    /// Address to serve /healthz, /readyz and /metrics at.
-    #[arg(long, default_value = "127.0.0.1:10256", value_name = "ADDRESS:PORT")]
+    /// Address to serve /healthz, /livez and /readyz at: load balancers ask, too.
+    #[arg(long, default_value = "0.0.0.0:10256", value_name = "ADDRESS:PORT")]
     pub health_bind: SocketAddr,
+
+    /// Address to serve /metrics at.
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDRESS:PORT")]
+    pub metrics_bind: SocketAddr,
+
+    /// How often to look whether others changed what is ours in the kernel: a
+    /// number with a unit, such as 30s or 5m.
+    #[arg(long, default_value = "5m", value_name = "TIME")]
+    pub audit_period: Period,
 
     /// Directory of the CNI plugin's address reservations. The agent frees those
     /// of pods that vanished, and notes the node's own ranges there.
@@ -391,6 +426,28 @@ mod tests {
     }
 
     #[test]
+    fn periods_have_a_unit_and_are_not_zero() {
+        let read = |text: &str| {
+            text.parse::<Period>()
+                .map(|period| period.0.as_millis())
+                .ok()
+        };
+        let texts = ["30s", "5m", "250ms", "0s", "5", "-1s", "s", "1h", ""];
+        let expected = [
+            Some(30_000),
+            Some(300_000),
+            Some(250),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        ];
+        assert_eq!(texts.map(read), expected);
+    }
+
+    #[test]
     fn the_manifest_starts_the_agent_with_a_command_line_it_understands() {
         let manifest = manifest();
         let set = manifest
@@ -408,7 +465,8 @@ mod tests {
         let options = parse(&arguments).expect("understood");
         let probe = &container["readinessProbe"]["httpGet"];
         assert_eq!(probe["port"], options.health_bind.port());
-        assert_eq!(probe["host"], options.health_bind.ip().to_string());
+        assert_eq!(probe["host"], "127.0.0.1");
+        assert!(options.health_bind.ip().is_unspecified());
         assert!(
             container["env"]
                 .as_array()

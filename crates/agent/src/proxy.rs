@@ -1,6 +1,7 @@
 //! The thread that keeps Services.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,21 @@ use ipnet::IpNet;
 use linux::address;
 use linux::netlink::Socket;
 use routing::service_range::ServiceRanges;
+use services::report::Problem;
 use services::{NodeFacts, NodePortAddresses, Proxy, ProxySettings, ServiceName, Stats};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::admin::Question;
+use crate::event_writer::{About, Recorder, Warning};
+use crate::health;
+use crate::healthcheck::Wanted;
+use crate::inspection::{self, Asked};
+use crate::metrics::Metrics;
 use crate::routes;
 use crate::run::News;
+use crate::runner::{Pace, Runner};
 use crate::translate;
-use crate::worker::{Problems, Retry, gather};
+use crate::worker::{Problems, gather_until};
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -30,6 +39,8 @@ pub(crate) enum Message {
     LocalAddresses,
     /// Time to look whether others changed what is ours.
     Audit,
+    /// Somebody wants to know.
+    Ask(Asked, Question),
 }
 
 /// How things stand after an application.
@@ -41,64 +52,117 @@ pub(crate) struct Report {
     pub(crate) problems: Vec<String>,
     /// Elements added to and deleted from the kernel's maps.
     pub(crate) elements: usize,
-    /// How long the last application took.
-    pub(crate) took: Duration,
+    /// Which health checks are to be answered; as it was where nothing is in force.
+    pub(crate) health_checks: Wanted,
+}
+
+/// What the thread works with.
+pub(crate) struct Context {
+    /// Which proxy, and how.
+    pub(crate) settings: ProxySettings,
+    /// Ranges Service addresses are from, as far as they are known.
+    pub(crate) known_ranges: Vec<IpNet>,
+    /// Who is told where Services are.
+    pub(crate) routes: Sender<routes::Message>,
+    /// Who is told how things stand.
+    pub(crate) reports: UnboundedSender<News>,
+    /// What is told to users.
+    pub(crate) events: Recorder,
+    /// What is told to Prometheus.
+    pub(crate) metrics: Arc<Metrics>,
+    /// What is told to health checks.
+    pub(crate) status: health::Shared,
 }
 
 /// Runs until nobody can send it anything any more.
-pub(crate) fn run(
-    settings: &ProxySettings,
-    known_ranges: Vec<IpNet>,
-    inbox: &Receiver<Message>,
-    routes: &Sender<routes::Message>,
-    reports: &UnboundedSender<News>,
-) {
-    let mut state = State::new(known_ranges);
-    let mut retry = Retry::default();
+pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
+    let mut state = State::new(context.known_ranges.clone());
+    let mut runner = Runner::new(Pace::default());
     let mut problems = Problems::default();
     let mut proxy: Option<Proxy> = None;
     // What arrives while the packet filter cannot be used yet.
     let mut backlog: VecDeque<Message> = VecDeque::new();
-    while let Some(messages) = gather(inbox, &retry) {
-        let due = retry.is_due();
-        backlog.extend(messages);
-        let now = Instant::now();
-        let result = match &mut proxy {
-            Some(proxy) => state.step(proxy, &mut backlog, due),
-            None => match Proxy::start_as(settings, NodeFacts::default()) {
-                Ok(started) => {
-                    for limit in started.limits() {
-                        tracing::info!(proxy = started.mode().name(), "limit: {limit}");
-                    }
-                    state.step(proxy.insert(started), &mut backlog, due)
+    while let Some(messages) = gather_until(inbox, runner.due(Instant::now())) {
+        context.status.lock().changes.begin();
+        for message in messages {
+            match message {
+                Message::Ask(asked, question) => {
+                    inspection::answer(proxy.as_mut(), &asked, question);
                 }
-                Err(error) => Err(error),
-            },
-        };
-        let (in_force, elements, found) = match result {
-            Ok(None) => continue,
-            Ok(Some(stats)) => (true, stats.elements, Vec::new()),
-            Err(error) => (false, 0, vec![error.to_string()]),
-        };
-        if in_force {
-            retry.succeeded();
-        } else {
-            retry.failed();
+                message => backlog.push_back(message),
+            }
         }
+        let mut started = Instant::now();
+        if proxy.is_none() && (runner.due(started).is_none() || runner.is_due(started)) {
+            match Proxy::start_as(&context.settings, NodeFacts::default()) {
+                Ok(new) => {
+                    for limit in new.limits() {
+                        tracing::info!(proxy = new.mode().name(), "limit: {limit}");
+                    }
+                    proxy = Some(new);
+                }
+                Err(error) => {
+                    runner.finished(started, Instant::now(), false);
+                    let report = failure(problems.set(vec![error.to_string()]));
+                    if context.reports.send(News::Services(report)).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+        let Some(proxy) = &mut proxy else { continue };
+        for message in backlog.drain(..) {
+            if state.take(proxy, message) {
+                runner.request();
+            }
+        }
+        started = Instant::now();
+        if !state.is_complete() || !runner.is_due(started) {
+            continue;
+        }
+        let result = state.apply(proxy);
+        let now = Instant::now();
+        runner.finished(started, now, result.is_ok());
+        state.tell_problems(proxy, &context.events);
         if let Some(ranges) = state.changed_ranges()
-            && routes.send(routes::Message::ServiceRanges(ranges)).is_err()
+            && context
+                .routes
+                .send(routes::Message::ServiceRanges(ranges))
+                .is_err()
         {
             return;
         }
-        let report = Report {
-            in_force,
-            problems: problems.set(found).to_vec(),
-            elements,
-            took: now.elapsed(),
+        let report = match result {
+            Ok(stats) => {
+                problems.set(Vec::new());
+                state.count(&stats, now - started, context);
+                Report {
+                    in_force: true,
+                    problems: Vec::new(),
+                    elements: stats.elements,
+                    health_checks: Wanted {
+                        checks: proxy.table().health_checks(),
+                        addresses: proxy.table().node_port_addresses().to_vec(),
+                    },
+                }
+            }
+            Err(error) => {
+                context.metrics.sync_failures.inc();
+                failure(problems.set(vec![error.to_string()]))
+            }
         };
-        if reports.send(News::Services(report)).is_err() {
+        if context.reports.send(News::Services(report)).is_err() {
             return;
         }
+    }
+}
+
+fn failure(problems: &[String]) -> Report {
+    Report {
+        in_force: false,
+        problems: problems.to_vec(),
+        elements: 0,
+        health_checks: Wanted::default(),
     }
 }
 
@@ -110,6 +174,12 @@ struct State {
     facts_known: bool,
     ranges: ServiceRanges,
     ranges_sent: Option<Vec<IpNet>>,
+    /// Whether the next application is to look whether others changed something.
+    audit: bool,
+    /// What users were told of Services.
+    told: BTreeMap<ServiceName, Vec<Problem>>,
+    /// Changes taken up since the last application: of Services, of slices.
+    taken: (i64, i64),
 }
 
 impl State {
@@ -124,28 +194,11 @@ impl State {
         self.services_synced && self.slices_synced && self.facts_known
     }
 
-    /// Takes up what has arrived and applies it. Returns what that did, or
-    /// `None` when it is not time yet.
-    fn step(
-        &mut self,
-        proxy: &mut Proxy,
-        backlog: &mut VecDeque<Message>,
-        due: bool,
-    ) -> Result<Option<Stats>, services::Error> {
-        let mut changed = due;
-        let mut audit = false;
-        for message in backlog.drain(..) {
-            changed |= !matches!(message, Message::Audit);
-            audit |= matches!(message, Message::Audit);
-            self.take(proxy, message);
-        }
-        if !self.is_complete() {
-            return Ok(None);
-        }
-        let stats = match (changed, audit) {
-            (true, _) => proxy.sync()?,
-            (false, true) => proxy.audit()?,
-            (false, false) => return Ok(None),
+    /// Brings the kernel to what is known, and looks after it when that is due.
+    fn apply(&mut self, proxy: &mut Proxy) -> Result<Stats, services::Error> {
+        let stats = match std::mem::take(&mut self.audit) && proxy.table().is_clean() {
+            true => proxy.audit()?,
+            false => proxy.sync()?,
         };
         tracing::debug!(
             frontends = stats.frontends,
@@ -154,10 +207,52 @@ impl State {
             full = stats.full,
             "Services applied"
         );
-        Ok(Some(stats))
+        for repaired in &stats.repaired {
+            tracing::warn!("somebody else changed the rules of Services; put right: {repaired}");
+        }
+        Ok(stats)
     }
 
-    fn take(&mut self, proxy: &mut Proxy, message: Message) {
+    /// Numbers of an application.
+    fn count(&mut self, stats: &Stats, took: Duration, context: &Context) {
+        let metrics = &context.metrics;
+        context.status.lock().changes.done();
+        metrics.synced(took, stats.full);
+        let (services, slices) = std::mem::take(&mut self.taken);
+        metrics.services_pending.dec_by(services);
+        metrics.slices_pending.dec_by(slices);
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        metrics.elements.inc_by(count(stats.elements));
+        metrics.repairs.inc_by(count(stats.repaired.len()));
+    }
+
+    /// Tells users what of their Services is left out, once.
+    fn tell_problems(&mut self, proxy: &mut Proxy, events: &Recorder) {
+        for name in proxy.take_reports() {
+            let problems = proxy.table().problems(&name);
+            let told = self.told.get(&*name).map_or(&[][..], Vec::as_slice);
+            for problem in problems.iter().filter(|problem| !told.contains(problem)) {
+                events.warn(Warning {
+                    about: About::Service(name.namespace.clone(), name.name.clone()),
+                    reason: problem.reason(),
+                    message: problem.to_string(),
+                });
+            }
+            if problems.is_empty() {
+                self.told.remove(&*name);
+            } else {
+                self.told.insert((*name).clone(), problems);
+            }
+        }
+    }
+
+    /// Takes up what has arrived. Returns whether something is to be applied.
+    fn take(&mut self, proxy: &mut Proxy, message: Message) -> bool {
+        match &message {
+            Message::Service(Event::Applied(_) | Event::Deleted(_)) => self.taken.0 += 1,
+            Message::Slice(Event::Applied(_) | Event::Deleted(_)) => self.taken.1 += 1,
+            _ => {}
+        }
         match message {
             Message::Service(Event::Applied(service)) => {
                 for text in &service.spec.cluster_ips {
@@ -192,8 +287,11 @@ impl State {
             Message::LocalAddresses => {
                 proxy.facts_changed(with_local_addresses(proxy.table().facts().clone()));
             }
-            Message::Audit => {}
+            Message::Audit => self.audit = true,
+            // Answered where it arrives.
+            Message::Ask(..) => return false,
         }
+        true
     }
 
     fn changed_ranges(&mut self) -> Option<Vec<IpNet>> {

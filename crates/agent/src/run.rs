@@ -1,9 +1,10 @@
 //! The agent's life: start, the loop, the end.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,16 @@ use routing::Kernel;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 
 use crate::admin::Admin;
 use crate::cluster::{Cluster, Nodes, OwnState};
+use crate::conntrack_watch::{self, Fill};
 use crate::error::Error;
+use crate::event_writer::{self, About, Recorder};
+use crate::healthcheck::{self, Wanted};
+use crate::inspection::Asked;
+use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::pods::Pods;
 use crate::publish::Publisher;
@@ -45,9 +52,9 @@ pub(crate) enum News {
     PublishAgain,
 }
 
-/// How often the kernel is compared with what podwire wrote, in case others
-/// changed it without a notification.
-const AUDIT: Duration = Duration::from_secs(5 * 60);
+/// How often the fill of the connection table is looked at: the kernel tells
+/// nobody.
+const CONNTRACK: Duration = Duration::from_secs(30);
 /// Before a CNI configuration that could not be written is tried again.
 const REWRITE: Duration = Duration::from_secs(5);
 
@@ -150,37 +157,54 @@ async fn agent(
     threads.push(thread("routes", move || {
         routes::run(kernel, way, &routes_inbox, &reports, &snapshots_of_routes);
     })?);
-    let (ranges, to_routes, reports) = (options.service_cidr.clone(), routes.clone(), core.clone());
-    let settings = options.proxy_settings();
+    let status = health::Shared::default();
+    let metrics = Arc::new(Metrics::new());
+    let (events, warnings) = Recorder::new();
+    let context = proxy::Context {
+        settings: options.proxy_settings(),
+        known_ranges: options.service_cidr.clone(),
+        routes: routes.clone(),
+        reports: core.clone(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        status: status.clone(),
+    };
     threads.push(thread("services", move || {
-        proxy::run(&settings, ranges, &proxy_inbox, &to_routes, &reports);
+        proxy::run(&context, &proxy_inbox);
     })?);
 
-    let status = health::Shared::default();
-    match TcpListener::bind(options.health_bind).await {
-        Ok(listener) => {
-            tokio::spawn(health::serve(listener, status.clone()));
-        }
-        // Most likely kube-proxy's: no reason to leave the node without network.
-        Err(error) => tracing::warn!(
-            "cannot serve health and metrics at {}: {error}; choose another address with \
-             --health-bind",
-            options.health_bind
-        ),
+    tokio::spawn(event_writer::write(
+        client.clone(),
+        options.node.clone(),
+        warnings,
+    ));
+    let (health_checks, told) = watch::channel(Wanted::default());
+    tokio::spawn(healthcheck::run(told, status.clone(), events.clone()));
+    if let Some(listener) = listen(options.health_bind, "health", "--health-bind").await {
+        let (status, metrics) = (status.clone(), metrics.clone());
+        tokio::spawn(health::serve(listener, status, metrics));
+    }
+    if let Some(listener) = listen(options.metrics_bind, "metrics", "--metrics-bind").await {
+        tokio::spawn(health::serve_metrics(listener, metrics.clone()));
     }
     let mut admin = Admin::default();
     let told = status.clone();
     admin.add("/v1/status", move |question| {
-        question.answer(
-            &told
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .snapshot(),
-        );
+        question.answer(&told.lock().snapshot(Instant::now()));
     });
     admin.add("/v1/routes", move |question| {
         question.answer(&*snapshots.get());
     });
+    for (path, asked) in [
+        ("/v1/services", Asked::Services),
+        ("/v1/simulation", Asked::Simulation),
+    ] {
+        let proxy = proxy.clone();
+        admin.add(path, move |question| {
+            // A thread that is gone drops the question, which is an answer too.
+            let _ = proxy.send(proxy::Message::Ask(asked, question));
+        });
+    }
     let _admin = admin
         .serve(&options.admin_socket)
         // Nobody can look inside, which is no reason to leave the node without network.
@@ -196,7 +220,7 @@ async fn agent(
     })?);
     let publisher = Publisher::new(client.clone(), &options.node, core.clone());
     let pods_unwatched = Some((client.clone(), core.clone()));
-    feed::start(&client, core, proxy.clone());
+    feed::start(&client, core, proxy.clone(), &status, &metrics);
     let mut core = Core {
         nodes: Nodes::new(&options.node),
         options,
@@ -215,11 +239,28 @@ async fn agent(
         written: None,
         conflist_problem: None,
         conflist_problems: Problems::default(),
-        applications: 0,
-        elements: 0,
+        metrics,
+        events,
+        health_checks,
+        conntrack: conntrack_watch::Warning::default(),
+        conntrack_problem: None,
     };
     core.run(&mut news, stop).await;
     Ok(())
+}
+
+/// Listens for what the agent says about itself. An address that is taken, most
+/// likely by kube-proxy, is no reason to leave the node without network.
+async fn listen(address: SocketAddr, what: &str, option: &str) -> Option<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(
+                "cannot serve {what} at {address}: {error}; choose another address with {option}"
+            );
+            None
+        }
+    }
 }
 
 fn thread(
@@ -258,15 +299,20 @@ struct Core {
     written: Option<ConfigList>,
     conflist_problem: Option<String>,
     conflist_problems: Problems,
-    applications: u64,
-    elements: usize,
+    metrics: Arc<Metrics>,
+    events: Recorder,
+    /// Told which health checks are to be answered.
+    health_checks: watch::Sender<Wanted>,
+    conntrack: conntrack_watch::Warning,
+    conntrack_problem: Option<String>,
 }
 
 impl Core {
     async fn run(&mut self, news: &mut UnboundedReceiver<News>, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
-        let mut audit = tokio::time::interval(AUDIT);
+        let mut audit = tokio::time::interval(self.options.audit_period.0);
         audit.reset();
+        let mut look = tokio::time::interval(CONNTRACK);
         loop {
             let rewrite = self.conflist_problem.is_some();
             tokio::select! {
@@ -289,6 +335,7 @@ impl Core {
                     let _ = self.proxy.send(proxy::Message::Audit);
                     let _ = self.routes.send(routes::Message::Audit);
                 }
+                _ = look.tick() => self.look_at_connections(),
                 () = tokio::time::sleep(REWRITE), if rewrite => {}
             }
             self.settle();
@@ -304,7 +351,7 @@ impl Core {
                 false
             }
             News::Routes(report) => {
-                self.applications += 1;
+                self.metrics.applications.inc();
                 if report.needs_pods
                     && let Some((client, core)) = self.pods_unwatched.take()
                 {
@@ -317,8 +364,13 @@ impl Core {
                 false
             }
             News::Services(report) => {
-                self.applications += 1;
-                self.elements = self.elements.saturating_add(report.elements);
+                self.metrics.applications.inc();
+                if report.in_force {
+                    let wanted = report.health_checks.clone();
+                    self.health_checks.send_if_modified(|known| {
+                        std::mem::replace(known, wanted.clone()) != wanted
+                    });
+                }
                 self.services_report = Some(report);
                 false
             }
@@ -425,43 +477,49 @@ impl Core {
                 .iter()
                 .flat_map(|report| report.problems.iter().cloned()),
         );
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.extend(self.conntrack_problem.clone());
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let metrics = &self.metrics;
+        metrics.ready.set(i64::from(self.written.is_some()));
+        metrics.problems.set(number(problems.len()));
+        let peers = self.sent.as_ref().map_or(0, |cluster| cluster.peers.len());
+        metrics.peers.set(number(peers));
+        metrics
+            .routes
+            .set(number(routes.as_ref().map_or(0, |r| r.routes)));
+        let mut status = self.status.lock();
         status.ready = self.written.is_some();
         status.behind_since = match (self.sent.is_some() && !in_force, status.behind_since) {
             (false, _) => None,
             (true, since) => Some(since.unwrap_or_else(Instant::now)),
         };
+        status.leaving = self.nodes.leaving();
         status.problems = problems;
-        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-        status.metrics = vec![
-            (
-                "podwire_peers",
-                "Other nodes of the cluster.",
-                number(self.sent.as_ref().map_or(0, |cluster| cluster.peers.len())),
-            ),
-            (
-                "podwire_routes",
-                "Routes wanted.",
-                number(routes.as_ref().map_or(0, |r| r.routes)),
-            ),
-            (
-                "podwire_service_elements_total",
-                "Elements added to and deleted from the kernel's Service maps.",
-                number(self.elements),
-            ),
-            (
-                "podwire_service_apply_microseconds",
-                "How long the last application of Services took.",
-                services
-                    .as_ref()
-                    .map_or(0, |s| u64::try_from(s.took.as_micros()).unwrap_or(u64::MAX)),
-            ),
-            (
-                "podwire_applications_total",
-                "Bursts of changes applied.",
-                self.applications,
-            ),
-        ];
+    }
+
+    /// Warns in time of a connection table that fills up.
+    fn look_at_connections(&mut self) {
+        let fill = match Fill::read() {
+            Ok(Some(fill)) => fill,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!("the connection table cannot be looked at: {error}");
+                return;
+            }
+        };
+        self.metrics.connections.0.set(fill.count);
+        self.metrics.connections.1.set(fill.limit);
+        if let Some(message) = self.conntrack.take(fill) {
+            self.conntrack_problem = Some(message.clone());
+            self.events.warn(event_writer::Warning {
+                about: About::Node,
+                reason: "ConntrackTableFilling",
+                message,
+            });
+        }
+        if !self.conntrack.is_active() && self.conntrack_problem.take().is_some() {
+            tracing::info!("the connection table has room again");
+        }
     }
 
     fn write(&mut self, list: ConfigList) {

@@ -38,7 +38,13 @@ impl Retry {
 /// Waits until there is a message or a retry is due, and takes all messages
 /// there are, so that a burst becomes one piece of work. `None`: no more will come.
 pub(crate) fn gather<M>(inbox: &Receiver<M>, retry: &Retry) -> Option<Vec<M>> {
-    let first = match retry.due {
+    gather_until(inbox, retry.due)
+}
+
+/// Waits until there is a message or it is time, and takes all messages there
+/// are. `None`: no more will come.
+pub(crate) fn gather_until<M>(inbox: &Receiver<M>, due: Option<Instant>) -> Option<Vec<M>> {
+    let first = match due {
         None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
     };

@@ -144,11 +144,14 @@ impl Host {
     }
 
     fn get(&self, path: &str) -> (u16, String) {
+        self.get_at("127.0.0.1:10256", path)
+    }
+
+    fn get_at(&self, address: &str, path: &str) -> (u16, String) {
         self.namespace
             .run(|| {
                 use std::io::{Read as _, Write as _};
-                let mut stream =
-                    std::net::TcpStream::connect("127.0.0.1:10256").expect("it listens");
+                let mut stream = std::net::TcpStream::connect(address).expect("it listens");
                 write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").expect("writable");
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).expect("readable");
@@ -410,7 +413,11 @@ fn nothing_is_promised_before_the_node_has_its_range() {
         (200, _) => Ok(()),
         (_, answer) => Err(answer),
     });
-    assert!(host.get("/metrics").1.contains("podwire_peers 1\n"));
+    assert!(
+        host.get_at("127.0.0.1:10249", "/metrics")
+            .1
+            .contains("podwire_peers 1\n")
+    );
     drop(agent);
 }
 

@@ -30,6 +30,17 @@ pub struct NodeSpec {
     /// reader's to report.
     #[serde(rename = "podCIDRs", deserialize_with = "null_default")]
     pub pod_cidrs: Vec<Box<str>>,
+    /// What keeps pods away.
+    #[serde(deserialize_with = "null_default")]
+    pub taints: Vec<Taint>,
+}
+
+/// What keeps pods away from a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// Its name.
+    pub key: Box<str>,
 }
 
 /// What the kubelet reported.

@@ -420,6 +420,16 @@ fn read_address(bytes: &[u8], family: Family) -> Option<IpAddr> {
     }
 }
 
+/// The frontend an element of one of our sets is about; `None` for those about
+/// something else.
+pub(crate) fn frontend_of(set: &str, element: &Element) -> Option<FrontendKey> {
+    let family = Family::ALL.into_iter().find(|family| {
+        let names = SetNames::of(*family);
+        [names.services, names.backends, names.turns, names.sources].contains(&set)
+    })?;
+    Some(read_key(&element.key, family)?.0)
+}
+
 pub(crate) fn read_key(bytes: &[u8], family: Family) -> Option<(FrontendKey, &[u8])> {
     let (address, rest) = bytes.split_at_checked(address_length(family))?;
     let (protocol, rest) = rest.split_at_checked(4)?;

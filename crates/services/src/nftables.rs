@@ -3,7 +3,10 @@
 
 use std::collections::HashMap;
 
-use linux::nftables::{self, Batch, Count, Family as TableFamily, Nftables};
+use linux::nftables::{
+    self, Batch, Chain, Count, Family as TableFamily, LiveRule, Nftables, Rule, render_chain,
+    render_set,
+};
 
 use crate::Error;
 use crate::adopt::{self, Observed};
@@ -216,6 +219,52 @@ impl DataPlane for NftablesDataPlane {
         traffic.sort_unstable_by_key(|one| (one.frontend, one.backend));
         Ok(traffic)
     }
+}
+
+/// The rules of this proxy as the kernel of the calling thread's network
+/// namespace has them, in the syntax of the `nft` program; of the elements
+/// those `wanted` of their frontend, or of none.
+///
+/// # Errors
+/// If the kernel cannot be read.
+pub fn listing(wanted: &dyn Fn(Option<&FrontendKey>) -> bool) -> Result<String, Error> {
+    let mut nft = Nftables::open()?;
+    let inet = TableFamily::Inet;
+    let sets = compile::sets();
+    let mut text = format!("table inet {TABLE} {{\n");
+    let live = nft.sets(inet, TABLE)?;
+    for set in sets
+        .iter()
+        .filter(|set| live.iter().any(|l| l.name == set.name))
+    {
+        let mut elements = nft.elements(inet, TABLE, &set.name)?;
+        elements.retain(|element| wanted(adopt::frontend_of(&set.name, element).as_ref()));
+        text.push_str(&render_set(set, &elements));
+        text.push('\n');
+    }
+    let mut rules = nft.rules(inet, TABLE)?;
+    for chain in nft.chains(inet, TABLE)? {
+        let (own, others) = rules.into_iter().partition(|r| r.chain == chain.name);
+        let own: Vec<LiveRule> = own;
+        rules = others;
+        let unreadable = own.iter().filter(|rule| rule.expressions.is_none()).count();
+        let chain = Chain {
+            name: chain.name,
+            base: chain.base,
+            rules: own
+                .into_iter()
+                .filter_map(|rule| rule.expressions)
+                .map(Rule::new)
+                .collect(),
+        };
+        text.push_str(&render_chain(&chain, &sets));
+        text.push('\n');
+        if unreadable > 0 {
+            text.push_str(&format!("# {unreadable} rule(s) of others are left out\n"));
+        }
+    }
+    text.push_str("}\n");
+    Ok(text)
 }
 
 /// Removes what this proxy made in the calling thread's network namespace: its

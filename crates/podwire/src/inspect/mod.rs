@@ -4,6 +4,7 @@
 //! answer as a table or as JSON ([`show`]).
 
 mod routes;
+mod services;
 mod status;
 
 use std::io::IsTerminal as _;
@@ -30,6 +31,10 @@ pub(crate) struct Options {
 enum Command {
     /// What carries packets between nodes: devices, routes, neighbours, forwarding entries
     Routes(routes::Options),
+    /// Services: where they answer, where their traffic goes, and why not elsewhere
+    Services(services::List),
+    /// One Service, or what becomes of a packet
+    Service(services::One),
     /// Whether everything is in force, and what is not as it should be
     Status(status::Options),
 }
@@ -49,11 +54,13 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         return code;
     }
     let place = &options.place;
-    let result = match &options.command {
-        Command::Routes(options) => routes::run(place, options),
-        Command::Status(options) => status::run(place, options),
+    let result: Result<ExitCode, Box<dyn std::error::Error>> = match &options.command {
+        Command::Services(options) => services::list(place, options).map_err(Into::into),
+        Command::Service(options) => services::one(place, options).map_err(Into::into),
+        Command::Routes(options) => routes::run(place, options).map_err(Into::into),
+        Command::Status(options) => status::run(place, options).map_err(Into::into),
     };
-    result.unwrap_or_else(|error| output::fail(&error, 1))
+    result.unwrap_or_else(|error| output::fail(&*error, 1))
 }
 
 /// Asks the agent for a snapshot.

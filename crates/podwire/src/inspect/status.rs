@@ -37,6 +37,9 @@ fn words(status: &Status) -> String {
             "something wanted has not been in force for {seconds} s\n"
         ));
     }
+    if let Some(why) = &status.leaving {
+        text.push_str(&format!("no new traffic from load balancers: {why}\n"));
+    }
     for problem in &status.problems {
         text.push_str(&format!("- {problem}\n"));
     }

@@ -7,7 +7,7 @@ pub mod difference;
 pub mod program;
 pub mod save;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use linux::nftables::{self, Nftables};
 
@@ -211,4 +211,31 @@ fn may_be_there(variant: Variant) -> Result<bool, Error> {
             Ok(false)
         }
     }
+}
+
+/// The rules of this proxy as the kernel of the calling thread's network
+/// namespace has them, as `iptables-save` prints them with counters; those that
+/// name a Service in their comment if one is given. Nothing if the variant is
+/// not installed.
+///
+/// # Errors
+/// If the programs fail.
+pub fn listing(variant: Variant, path: &OsStr, service: Option<&str>) -> Result<String, Error> {
+    let programs = match Programs::find(variant, path) {
+        Ok(programs) => programs,
+        Err(program::Error::Missing(_)) => return Ok(String::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut text = String::new();
+    for family in Family::ALL {
+        for line in programs.save(family, true)?.lines() {
+            let ours = line.contains(compile::PREFIX);
+            // Comments begin with the Service's name.
+            if ours && service.is_none_or(|name| line.contains(name)) {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    Ok(text)
 }
