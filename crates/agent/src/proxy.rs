@@ -82,8 +82,14 @@ pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
     let mut proxy: Option<Proxy> = None;
     // What arrives while the packet filter cannot be used yet.
     let mut backlog: VecDeque<Message> = VecDeque::new();
-    while let Some(messages) = gather_until(inbox, runner.due(Instant::now())) {
-        context.status.lock().changes.begin();
+    loop {
+        let due = state.due(&runner, proxy.is_some(), Instant::now());
+        let Some(messages) = gather_until(inbox, due) else {
+            return;
+        };
+        if !messages.is_empty() {
+            context.status.lock().changes.begin();
+        }
         for message in messages {
             match message {
                 Message::Ask(asked, question) => {
@@ -192,6 +198,15 @@ impl State {
 
     fn is_complete(&self) -> bool {
         self.services_synced && self.slices_synced && self.facts_known
+    }
+
+    /// When there is something to do without a message. Before everything is
+    /// known only starting the proxy is tried again.
+    fn due(&self, runner: &Runner, started: bool, now: Instant) -> Option<Instant> {
+        if started && !self.is_complete() {
+            return None;
+        }
+        runner.due(now)
     }
 
     /// Brings the kernel to what is known, and looks after it when that is due.
@@ -323,5 +338,34 @@ fn with_local_addresses(facts: NodeFacts) -> NodeFacts {
             tracing::warn!("node ports answer where they did before: {error}");
             facts
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_due_before_everything_is_known() {
+        let mut runner = Runner::new(Pace::default());
+        let mut state = State::new(Vec::new());
+        let now = Instant::now();
+        runner.request();
+        assert_eq!(state.due(&runner, true, now), None);
+        (
+            state.services_synced,
+            state.slices_synced,
+            state.facts_known,
+        ) = (true, true, true);
+        assert_eq!(state.due(&runner, true, now), Some(now));
+    }
+
+    #[test]
+    fn a_proxy_that_could_not_start_is_tried_again() {
+        let mut runner = Runner::new(Pace::default());
+        let now = Instant::now();
+        runner.finished(now, now, false);
+        let state = State::new(Vec::new());
+        assert!(state.due(&runner, false, now).is_some_and(|due| due > now));
     }
 }
