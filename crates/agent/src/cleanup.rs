@@ -37,8 +37,10 @@ pub struct Removed {
 /// # Errors
 /// When something cannot be listed or removed; what was removed so far stays removed.
 pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
-    let mut removed = Removed::default();
-    removed.conflist = cni::install::remove_config_list(cni_conf_dir)?;
+    let mut removed = Removed {
+        conflist: cni::install::remove_config_list(cni_conf_dir)?,
+        ..Removed::default()
+    };
     let mut socket = Socket::open_route()?;
     removed.routes = routing::apply::remove_all(&mut socket)?;
     routing::apply::remove_table()?;

@@ -72,12 +72,10 @@ pub(crate) fn answer(
     response
 }
 
-/// Refuses what is no reading request: nothing is changed over HTTP.
-pub(crate) fn only_reading(request: &Request) -> Result<(), Response> {
-    if [Method::GET, Method::HEAD].contains(request.method()) {
-        return Ok(());
-    }
-    Err(text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"))
+/// The refusal of what is no reading request: nothing is changed over HTTP.
+pub(crate) fn refusal(request: &Request) -> Option<Response> {
+    let reading = [Method::GET, Method::HEAD].contains(request.method());
+    (!reading).then(|| text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"))
 }
 
 /// Serves what a listener accepts, until the process ends or this is dropped.
@@ -92,11 +90,11 @@ where
             Ok((stream, _)) => {
                 let handler = handler.clone();
                 connection(stream, move |request| {
-                    let response = only_reading(&request).map(|()| handler(request));
+                    let handler = handler.clone();
                     async move {
-                        match response {
-                            Ok(response) => response.await,
-                            Err(refused) => refused,
+                        match refusal(&request) {
+                            Some(refused) => refused,
+                            None => handler(request).await,
                         }
                     }
                 });

@@ -113,14 +113,12 @@ impl Admin {
                         web::connection(stream, move |request| {
                             let admin = admin.clone();
                             async move {
-                                match web::only_reading(&request) {
-                                    Ok(()) => {
-                                        let uri = request.uri();
-                                        let query = uri.query().unwrap_or_default();
-                                        admin.respond(uri.path(), query).await
-                                    }
-                                    Err(refused) => refused,
+                                if let Some(refused) = web::refusal(&request) {
+                                    return refused;
                                 }
+                                let uri = request.uri();
+                                let query = uri.query().unwrap_or_default();
+                                admin.respond(uri.path(), query).await
                             }
                         });
                     }

@@ -71,7 +71,7 @@ fn a_change_among_five_thousand_nodes_costs_what_changed() {
         let entries = snapshot(&world)?.entries;
         let remote = format!("172.16.{}.{}", (PEERS + 7) / 250, 1 + (PEERS + 7) % 250);
         let there = entries.iter().any(|entry| entry.entry.ends_with(&remote));
-        there.then_some(()).ok_or_else(|| remote)
+        there.then_some(()).ok_or(remote)
     });
     let took = start.elapsed();
     let after = snapshot(&world).expect("it answers");
