@@ -14,6 +14,7 @@
 //! - `ipam_audit`: frees the addresses of pods that vanished without a trace;
 //! - `policy_socket`: tells the CNI plugin when a pod's policies are in force;
 //! - `health`: what it says about itself over HTTP, and `metrics`;
+//! - `silence`: which peers do not answer where a back end relies on multicast;
 //! - `healthcheck`: what it answers load balancers about Services;
 //! - `event_writer`: what it tells users about their objects, as Events;
 //! - `runner`: when what has changed is applied;
@@ -48,6 +49,7 @@ mod routes;
 mod run;
 mod runner;
 mod settings;
+mod silence;
 mod snapshot;
 mod translate;
 mod worker;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use linux::events::Event;
@@ -17,8 +18,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::cluster::Cluster;
 use crate::options::Attach;
 use crate::run::News;
+use crate::silence::{self, Questions};
 use crate::snapshot::{Snapshot, Snapshots};
-use crate::worker::{Problems, Retry, gather};
+use crate::worker::{Problems, Retry, gather_until};
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -87,27 +89,38 @@ pub(crate) fn run(
     let mut keeper = Keeper::new(kernel, way);
     let mut retry = Retry::default();
     let mut problems = Problems::default();
-    while let Some(messages) = gather(inbox, &retry) {
+    let mut last = Report::default();
+    loop {
+        let next = [retry.due(), keeper.questions.due()];
+        let Some(messages) = gather_until(inbox, next.into_iter().flatten().min()) else {
+            return;
+        };
         let mut due = retry.is_due();
         for message in messages {
             due |= keeper.take(message);
         }
-        let Some(cluster) = keeper.cluster.clone().filter(|_| due) else {
-            continue;
-        };
-        let report = match keeper.apply(&cluster, snapshots) {
-            Ok(report) => report,
-            Err(error) => Report {
-                problems: vec![error.to_string()],
-                ..Report::default()
-            },
-        };
-        problems.set(report.problems.clone());
-        if report.in_force {
-            retry.succeeded();
-        } else {
-            retry.failed();
+        let cluster = keeper.cluster.clone().filter(|_| due);
+        if let Some(cluster) = &cluster {
+            last = match keeper.apply(cluster, snapshots) {
+                Ok(report) => report,
+                Err(error) => Report {
+                    problems: vec![error.to_string()],
+                    ..Report::default()
+                },
+            };
+            if last.in_force {
+                retry.succeeded();
+            } else {
+                retry.failed();
+            }
         }
+        let heard = keeper.listen();
+        if cluster.is_none() && !heard {
+            continue;
+        }
+        let mut report = last.clone();
+        report.problems.extend(keeper.questions.problem());
+        problems.set(report.problems.clone());
         if reports.send(News::Routes(report)).is_err() {
             return;
         }
@@ -132,6 +145,10 @@ struct Keeper {
     audit: bool,
     /// What was found changed and restored, and how often.
     restored: BTreeMap<String, u64>,
+    /// Peers that are asked whether they are there.
+    questions: Questions,
+    /// Whether what is to be reported of them has changed.
+    heard: bool,
 }
 
 impl Keeper {
@@ -148,7 +165,19 @@ impl Keeper {
             applied: None,
             audit: false,
             restored: BTreeMap::new(),
+            questions: Questions::default(),
+            heard: false,
         }
+    }
+
+    /// Asks the peers it is time to ask. Returns whether what is to be reported
+    /// of them has changed.
+    fn listen(&mut self) -> bool {
+        match self.questions.ask(&mut self.kernel, Instant::now()) {
+            Ok(news) => self.heard |= news,
+            Err(error) => tracing::warn!("cannot ask whether peers are there: {error}"),
+        }
+        std::mem::take(&mut self.heard)
     }
 
     /// Returns whether there is something to do.
@@ -168,6 +197,9 @@ impl Keeper {
                 changed
             }
             Message::Kernel(events) => {
+                for event in &events {
+                    self.heard |= self.questions.notice(event);
+                }
                 // Each must be noticed: no short circuit.
                 let concerning = events
                     .iter()
@@ -181,6 +213,7 @@ impl Keeper {
             }
             Message::Audit => {
                 self.audit = true;
+                self.questions.ask_anew(Instant::now());
                 true
             }
             Message::Rotate => match routing::keys::rotate(&self.way.wireguard_key) {
@@ -355,6 +388,11 @@ impl Keeper {
             complete: self.service_ranges.is_some(),
             problems,
         };
+        self.questions.set(
+            silence::Ethernet::of(&plan, &underlay),
+            &silence::addresses(&plan, &peers),
+            Instant::now(),
+        );
         let snapshot = Snapshot::new(
             &self.ways,
             &plan,

@@ -29,20 +29,19 @@ impl Retry {
         self.due = Some(Instant::now() + pause);
     }
 
+    /// When to try again; `None` when there is nothing to.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
     /// Whether the pause is over.
     pub(crate) fn is_due(&self) -> bool {
         self.due.is_some_and(|due| due <= Instant::now())
     }
 }
 
-/// Waits until there is a message or a retry is due, and takes all messages
-/// there are, so that a burst becomes one piece of work. `None`: no more will come.
-pub(crate) fn gather<M>(inbox: &Receiver<M>, retry: &Retry) -> Option<Vec<M>> {
-    gather_until(inbox, retry.due)
-}
-
 /// Waits until there is a message or it is time, and takes all messages there
-/// are. `None`: no more will come.
+/// are, so that a burst becomes one piece of work. `None`: no more will come.
 pub(crate) fn gather_until<M>(inbox: &Receiver<M>, due: Option<Instant>) -> Option<Vec<M>> {
     let first = match due {
         None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -94,9 +93,9 @@ mod tests {
         for i in 0..5 {
             sender.send(i).unwrap();
         }
-        assert_eq!(gather(&inbox, &Retry::default()), Some(vec![0, 1, 2, 3, 4]));
+        assert_eq!(gather_until(&inbox, None), Some(vec![0, 1, 2, 3, 4]));
         drop(sender);
-        assert_eq!(gather(&inbox, &Retry::default()), None);
+        assert_eq!(gather_until(&inbox, None), None);
     }
 
     #[test]
@@ -106,7 +105,7 @@ mod tests {
             failures: 1,
             due: Some(Instant::now()),
         };
-        assert_eq!(gather(&inbox, &retry), Some(Vec::new()));
+        assert_eq!(gather_until(&inbox, retry.due()), Some(Vec::new()));
         assert!(retry.is_due());
     }
 

@@ -59,6 +59,19 @@ pub fn set_proxy(link: u32, address: IpAddr) -> Request {
     )
 }
 
+/// Lets the kernel ask by ARP or NDP who has `address` on a link, as if there
+/// were a packet for it. It asks everybody when it does not know yet, and tells
+/// of the answer by a notification ([`crate::events`]).
+pub fn ask(link: u32, address: IpAddr) -> Request {
+    let mut message = message(link, address);
+    message.header.flags = NeighbourFlags::Use;
+    Request::route(
+        format!("ask for the neighbour {address} on link {link}"),
+        &RouteNetlinkMessage::NewNeighbour(message),
+        NLM_F_CREATE | NLM_F_REPLACE,
+    )
+}
+
 /// Deletes an entry.
 pub fn delete(link: u32, address: IpAddr) -> Request {
     Request::route(

@@ -59,6 +59,12 @@ pub enum Reason {
         /// The address.
         address: IpAddr,
     },
+    /// The node's address is not on the subnet that the packets to this node's
+    /// multicast group stay on.
+    BeyondGroup {
+        /// The address.
+        address: IpAddr,
+    },
     /// The node's address is one of this node's own.
     OwnAddress {
         /// The address.
@@ -148,6 +154,12 @@ impl fmt::Display for Reason {
                 "its address {address} is on no subnet of this node, and routes via the node itself \
                  work within one subnet only; add a tunnel for other subnets (cross-subnet), give \
                  the underlay's routers routes to the pod ranges, or put the nodes on one subnet"
+            ),
+            Reason::BeyondGroup { address } => write!(
+                f,
+                "its address {address} is not on the subnet of this node's, and packets to the \
+                 multicast group end at the subnet's router; put the nodes on one subnet or use \
+                 the back end vxlan, which needs no multicast"
             ),
             Reason::OwnAddress { address } => write!(
                 f,

@@ -254,3 +254,42 @@ fn a_peer_is_followed_when_its_address_or_range_changes_or_it_comes_back_by_the_
     );
     assert_eq!(answer, Ok(Answer::Echo));
 }
+
+/// What `nft` makes of a script in a namespace.
+fn nft(namespace: &linux::namespace::NetworkNamespace, script: &str) {
+    let output = namespace
+        .run(|| std::process::Command::new("nft").arg(script).output())
+        .expect("entered")
+        .expect("nft is there");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn an_underlay_without_multicast_is_reported_until_it_carries_the_group() {
+    let world = two("vxlan-multicast");
+    let silent = |line: &str| {
+        ["239.112.0.1", "eth0", "pw-mcast-br", "node2 (10.200.2.0)"]
+            .iter()
+            .all(|part| line.contains(part))
+    };
+    assert!(!world.nodes[0].health().lines().any(silent));
+    nft(
+        &world.router,
+        "add table bridge blocked
+         add chain bridge blocked f { type filter hook forward priority 0; }
+         add rule bridge blocked f ip daddr 239.112.0.1 drop",
+    );
+    // What was known is asked anew when the peer is: as one that comes back.
+    world.api.delete::<Node>("", "node2");
+    world.register(1);
+    wait("the report", || {
+        let health = world.nodes[0].health();
+        health.lines().any(silent).then_some(()).ok_or(health)
+    });
+    nft(&world.router, "delete table bridge blocked");
+    wait("the end of the report", || {
+        let health = world.nodes[0].health();
+        (!health.lines().any(silent)).then_some(()).ok_or(health)
+    });
+    talk(&world);
+}

@@ -106,11 +106,9 @@ fn check(way: Way) {
                     },
                 );
                 let health = world.nodes[0].health();
-                // A group's packets end at the router, of which nobody tells.
-                let named = way.backend == "vxlan-multicast"
-                    || health
-                        .lines()
-                        .any(|line| line.contains("node3") && line.contains("subnet"));
+                let named = health
+                    .lines()
+                    .any(|line| line.contains("node3") && line.contains("subnet"));
                 note("with the reason", named.then_some(()).ok_or(health));
                 continue;
             }

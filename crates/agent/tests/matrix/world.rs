@@ -30,8 +30,8 @@ const API_PORT: u16 = 6443;
 
 /// A cluster.
 pub(crate) struct World {
-    /// Held, so that it lives as long as the nodes behind it.
-    _router: NetworkNamespace,
+    /// What the nodes are connected to: a bridge a subnet.
+    pub(crate) router: NetworkNamespace,
     pub(crate) nodes: Vec<Host>,
     pub(crate) pods: Vec<Pod>,
     pub(crate) api: FakeApi,
@@ -167,7 +167,7 @@ impl World {
             .map(|(number, subnet)| Host::new(&router, number, subnet))
             .into();
         let world = World {
-            _router: router,
+            router,
             nodes,
             pods: Vec::new(),
             api,

@@ -131,7 +131,15 @@ impl Backend for VxlanMulticast {
         range: IpNet,
         _state: &mut State,
     ) -> Result<(), Reason> {
-        here.path(self, peer, Family::of_range(&range))?;
+        let path = here.path(self, peer, Family::of_range(&range))?;
+        // Routers take one from the hop limit.
+        if self.ttl <= 1
+            && here.underlay.subnet_of(path.local) != here.underlay.subnet_of(path.remote)
+        {
+            return Err(Reason::BeyondGroup {
+                address: path.remote,
+            });
+        }
         let within = |cluster: &IpNet| cluster.contains(&range);
         if !self.cluster.iter().any(within) {
             return Err(Reason::NoClusterRange);
