@@ -32,6 +32,7 @@ mod conntrack_watch;
 mod error;
 mod event_writer;
 mod feed;
+mod forwarding;
 mod health;
 mod healthcheck;
 mod http;
@@ -56,6 +57,9 @@ mod worker;
 
 pub use cleanup::{Removed, cleanup};
 pub use error::Error;
+pub use forwarding::{
+    Entry as ForwardingEntry, Origin as ForwardingOrigin, Table as ForwardingTable,
+};
 pub use health::Snapshot as Status;
 pub use options::{Attach, Options, Period};
 pub use run::{run, run_until};

@@ -15,7 +15,9 @@ use routing::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::admin::{Question, Refusal};
 use crate::cluster::Cluster;
+use crate::forwarding;
 use crate::options::Attach;
 use crate::run::News;
 use crate::silence::{self, Questions};
@@ -37,6 +39,8 @@ pub(crate) enum Message {
     Audit,
     /// It is time for a new WireGuard key.
     Rotate,
+    /// Somebody asks for the forwarding tables.
+    Forwarding(Question),
 }
 
 /// Addresses of pods, by node.
@@ -215,6 +219,14 @@ impl Keeper {
                 self.audit = true;
                 self.questions.ask_anew(Instant::now());
                 true
+            }
+            Message::Forwarding(question) => {
+                let cluster = self.cluster.as_deref();
+                match forwarding::read(self.kernel.socket(), cluster) {
+                    Ok(entries) => question.answer(&entries),
+                    Err(error) => question.refuse(Refusal::Failed(error.to_string())),
+                }
+                false
             }
             Message::Rotate => match routing::keys::rotate(&self.way.wireguard_key) {
                 Ok(_) => {

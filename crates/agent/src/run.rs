@@ -195,6 +195,11 @@ async fn agent(
     admin.add("/v1/routes", move |question| {
         question.answer(&*snapshots.get());
     });
+    let to_routes = routes.clone();
+    admin.add("/v1/fdb", move |question| {
+        // A thread that is gone drops the question, which is an answer too.
+        let _ = to_routes.send(routes::Message::Forwarding(question));
+    });
     for (path, asked) in [
         ("/v1/services", Asked::Services),
         ("/v1/simulation", Asked::Simulation),

@@ -1,6 +1,7 @@
 //! What happens while the cluster runs: nodes change their back end, somebody
 //! meddles, a peer comes back as another.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,7 +9,9 @@ use std::time::Duration;
 use api::Node;
 use linux::sysctl::{Family, Setting};
 use linux::{fdb, link, route};
-use podwire_agent::RoutingSnapshot;
+use podwire_agent::{
+    ForwardingEntry, ForwardingOrigin as Origin, ForwardingTable as Table, RoutingSnapshot,
+};
 use serde_json::json;
 
 use crate::packet::{Answer, ping};
@@ -171,6 +174,50 @@ fn what_is_removed_by_hand_comes_back_and_is_named_once() {
             _ => Err(format!("{restored:?}")),
         }
     });
+}
+
+#[test]
+fn forwarding_tables_say_what_was_learned_and_what_was_programmed_for_which_node() {
+    let about = |world: &World, table, origin| -> BTreeSet<(String, String, Option<Box<str>>)> {
+        let path = world.nodes[0].socket();
+        let entries: Vec<ForwardingEntry> =
+            podwire_agent::admin::get(&path, "/v1/fdb", &[]).expect("it answers");
+        let entries = entries.into_iter();
+        entries
+            .filter(|entry| entry.table == table && entry.origin == origin)
+            .map(|entry| (entry.device, entry.to, entry.node))
+            .collect()
+    };
+    let expect = |world: &World, table, origin, rows: &[(&str, &str, Option<&str>)]| {
+        let rows: BTreeSet<_> = rows
+            .iter()
+            .map(|(device, to, node)| (device.to_string(), to.to_string(), node.map(Into::into)))
+            .collect();
+        // What is learned may be a frame behind in one of the tables.
+        wait(&format!("{rows:?}"), || {
+            let found = about(world, table, origin);
+            if found == rows {
+                Ok(())
+            } else {
+                Err(format!("{found:?}"))
+            }
+        });
+    };
+    let world = two("vxlan");
+    let programmed = [
+        ("pw-vxlan", "192.168.64.12", Some("node2")),
+        ("pw-vxlan6", "fd00:64::12", Some("node2")),
+    ];
+    expect(&world, Table::Tunnel, Origin::Programmed, &programmed);
+    expect(&world, Table::Tunnel, Origin::Learned, &[]);
+    let world = two("vxlan-multicast");
+    let behind_port = [("pw-mcast-br", "pw-mcast", Some("node2"))];
+    let other_end = [("pw-mcast", "192.168.64.12", Some("node2"))];
+    let group = [("pw-mcast", "239.112.0.1", None)];
+    expect(&world, Table::Bridge, Origin::Learned, &behind_port);
+    expect(&world, Table::Tunnel, Origin::Learned, &other_end);
+    expect(&world, Table::Tunnel, Origin::Device, &group);
+    expect(&world, Table::Tunnel, Origin::Programmed, &[]);
 }
 
 #[test]
