@@ -225,6 +225,20 @@ pub fn examine(root: &Path) -> Result<Findings, Error> {
     Ok(findings)
 }
 
+/// How many reservations of a network leak.
+pub(crate) fn leaks(store: &Store) -> Result<usize, Error> {
+    let mut socket = Socket::open_route()?;
+    // The reservations first, see [`examine`].
+    let reservations = store.list()?;
+    let cables = cables(&mut socket)?;
+    let mut leaks = 0;
+    for reservation in reservations {
+        let state = state(&mut socket, store, &cables, &reservation)?;
+        leaks += usize::from(state.is_some_and(State::is_leak));
+    }
+    Ok(leaks)
+}
+
 /// What was freed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reclaimed {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{Arguments, Command, Extra};
 use crate::attach::{self, Order, Remains, Shared};
+use crate::audit;
 use crate::configuration::{AttachMode, Configuration, Network, version_of};
 use crate::error::Error;
 use crate::hostports::{self, Mapping};
@@ -320,9 +321,7 @@ fn attach(socket: &mut Socket, inside: &mut Socket, order: &Order<'_>) -> Result
 /// are waited for when there are no others.
 fn reserve(store: &Store, claim: &Claim, configuration: &Configuration) -> Result<Lease, Error> {
     match store.reserve(claim, &configuration.ranges) {
-        Err(ipam::Error::Full { .. } | ipam::Error::Taken { .. })
-            if !store.releasing()?.is_empty() =>
-        {
+        Err(ipam::Error::Full { .. } | ipam::Error::Taken { .. }) if store.is_releasing()? => {
             reaper::reap(&configuration.network.state)?;
             Ok(store.reserve(claim, &configuration.ranges)?)
         }
@@ -369,7 +368,7 @@ fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
     )?;
     // Also when there was nothing of this pod: a DEL that was killed is repeated,
     // and what it had set aside is nobody else's to think of.
-    if left || !store.releasing()?.is_empty() {
+    if left || store.is_releasing()? {
         reaper::start(&network.state)?;
     }
     Ok(())
@@ -514,9 +513,17 @@ fn collect_ports(configuration: &Configuration) -> Result<(), Error> {
 /// Whether an ADD could be served now.
 fn status(configuration: &Configuration) -> Result<(), Error> {
     let unavailable = |error: &dyn std::fmt::Display| Error::NotAvailable(error.to_string());
-    store(&configuration.network)?
-        .has_room(&configuration.ranges)
-        .map_err(|error| unavailable(&error))?;
+    let store = store(&configuration.network)?;
+    if let Err(error) = store.has_room(&configuration.ranges) {
+        // Counted only now that it matters: it asks for every interface.
+        return Err(match audit::leaks(&store) {
+            Ok(leaks @ 1..) => unavailable(&format!(
+                "{error}; {leaks} of them leak: the runtime's GC or podwire's agent frees them, \
+                 podwire ipam check names them"
+            )),
+            _ => unavailable(&error),
+        });
+    }
     attach::serveable(configuration)?;
     Socket::open_route().map_err(|error| unavailable(&error))?;
     configuration.policy.as_ref().map_or(Ok(()), Gate::probe)

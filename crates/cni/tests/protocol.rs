@@ -344,6 +344,19 @@ fn a_full_pool_says_who_holds_it_and_status_that_it_is_full() {
     );
     let outcome = node.plugin(&configuration, &[("CNI_COMMAND", "STATUS")]);
     assert_eq!(outcome.code(), 50);
+    let message = outcome.stdout["msg"].as_str().unwrap();
+    assert!(!message.contains("leak"), "{message}");
+    // Its runtime forgot the pod.
+    let cable = node
+        .links()
+        .into_iter()
+        .find(|name| name.starts_with("pw") && name != "pwbr0");
+    let mut socket = node.namespace.route_socket().unwrap();
+    linux::link::delete_by_name(&mut socket, &cable.unwrap()).unwrap();
+    let outcome = node.plugin(&configuration, &[("CNI_COMMAND", "STATUS")]);
+    assert_eq!(outcome.code(), 50);
+    let message = outcome.stdout["msg"].as_str().unwrap();
+    assert!(message.contains("1 of them leak"), "{message}");
     node.call("DEL", &configuration, &pod).ok();
     node.plugin(&configuration, &[("CNI_COMMAND", "STATUS")])
         .ok();

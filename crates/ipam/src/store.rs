@@ -507,6 +507,11 @@ impl Store {
         Ok(found)
     }
 
+    /// Whether something was retired and not freed yet, without reading what.
+    pub fn is_releasing(&self) -> Result<bool, Error> {
+        Ok(!names(&self.directory.join(RELEASING))?.is_empty())
+    }
+
     /// Gives the addresses of retired reservations back. Fine when another was
     /// faster.
     pub fn free(&self, releasing: &[Releasing]) -> Result<(), Error> {
@@ -681,9 +686,9 @@ impl Store {
 
     /// Addresses with a file.
     fn held(&self) -> Result<HashSet<IpAddr>, Error> {
-        Ok(entries(&self.directory)?
-            .into_iter()
-            .filter_map(|(_, name)| name.strip_suffix(SUFFIX)?.parse().ok())
+        Ok(names(&self.directory)?
+            .iter()
+            .filter_map(|name| name.strip_suffix(SUFFIX)?.parse().ok())
             .collect())
     }
 
@@ -897,6 +902,12 @@ fn unlink(path: &Path) -> Result<(), Error> {
 
 /// Paths and names in a folder; none when it does not exist.
 fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>, Error> {
+    let found = names(folder)?.into_iter();
+    Ok(found.map(|name| (folder.join(&name), name)).collect())
+}
+
+/// Names in a folder; none when it does not exist.
+fn names(folder: &Path) -> Result<Vec<String>, Error> {
     let failed = |source| Error::Io {
         action: "list",
         path: folder.to_owned(),
@@ -911,7 +922,7 @@ fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>, Error> {
     for entry in listing {
         let entry = entry.map_err(failed)?;
         if let Ok(name) = entry.file_name().into_string() {
-            found.push((entry.path(), name));
+            found.push(name);
         }
     }
     Ok(found)

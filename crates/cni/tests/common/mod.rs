@@ -291,7 +291,7 @@ pub fn assert_pings(from: &NetworkNamespace, to: IpAddr) {
     let output = from
         .run(|| {
             Command::new("ping")
-                .args(["-n", "-c", "1", "-W", "2", &to.to_string()])
+                .args(["-n", "-c", "1", "-W", "20", &to.to_string()])
                 .output()
                 .unwrap()
         })
