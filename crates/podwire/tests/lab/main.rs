@@ -15,5 +15,6 @@ mod pods;
 mod publish;
 mod routing;
 mod services;
+mod services_change;
 mod support;
 mod survival;

@@ -10,7 +10,7 @@ use crate::support::{Lab, PODWIRE, client, eventually, server, service, success,
 const CLUSTER_IP: &str = "10.96.0.20";
 
 /// Kills a part of a node with SIGKILL; its number before.
-fn kill_on_node(lab: &Lab, node: &str, part: &str) -> String {
+pub(crate) fn kill_on_node(lab: &Lab, node: &str, part: &str) -> String {
     let killed = lab.node(
         node,
         &[
@@ -29,7 +29,8 @@ const FIND: &str = "pid=; for p in /proc/[0-9]*; do \
     set -- \"$1\" $(tr '\\0' ' ' <$p/cmdline 2>/dev/null); \
     [ \"$3\" = \"$1\" ] && pid=${p#/proc/}; done; [ -n \"$pid\" ] || exit 9;";
 
-fn runs_again(lab: &Lab, node: &str, part: &str, before: &str) {
+/// Waits until a part of a node runs that is not the one of before.
+pub(crate) fn runs_again(lab: &Lab, node: &str, part: &str, before: &str) {
     eventually(
         &format!("{part} runs again"),
         Duration::from_secs(20),
