@@ -12,6 +12,8 @@ pub(crate) enum Subject {
     Lab,
     /// Attaching and detaching pods, beside the reference plugins and bare netlink calls
     Cni,
+    /// Pods of two nodes over each back end, beside plain routing and tunnels set up by hand
+    Routing,
 }
 
 /// Builds the programs and runs the benchmark as root.
@@ -21,6 +23,7 @@ pub(crate) fn run(subject: Subject) -> anyhow::Result<()> {
     let (package, bench) = match subject {
         Subject::Lab => ("podwire-lab", "lab"),
         Subject::Cni => ("podwire-cni", "cni"),
+        Subject::Routing => ("podwire-routing", "routing"),
     };
     let mut command = shell::command("cargo", &["bench", "--package", package, "--bench", bench]);
     command.env("PODWIRE_BIN", shell::root().join("target/release/podwire"));

@@ -1,0 +1,150 @@
+//! TCP from one network namespace to another, by threads of this process.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use linux::namespace::NetworkNamespace;
+
+/// Streams of the parallel measurement.
+const STREAMS: usize = 8;
+/// How long streams run before it counts.
+const WARM: Duration = Duration::from_millis(150);
+/// How long one measurement counts.
+const WINDOW: Duration = Duration::from_millis(600);
+
+/// Bits a second and requests a second, the best seen of each: a machine is
+/// only ever slowed down.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Best {
+    pub(crate) one_stream: f64,
+    pub(crate) eight_streams: f64,
+    pub(crate) requests: f64,
+}
+
+impl Best {
+    pub(crate) fn improve(&mut self, other: Best) {
+        self.one_stream = self.one_stream.max(other.one_stream);
+        self.eight_streams = self.eight_streams.max(other.eight_streams);
+        self.requests = self.requests.max(other.requests);
+    }
+}
+
+/// One round of everything.
+pub(crate) fn measure(
+    from: &NetworkNamespace,
+    to: &NetworkNamespace,
+    address: IpAddr,
+) -> anyhow::Result<Best> {
+    Ok(Best {
+        one_stream: streams(from, to, address, 1)?,
+        eight_streams: streams(from, to, address, STREAMS)?,
+        requests: requests(from, to, address)?,
+    })
+}
+
+/// Connections, the near and the far end of each.
+fn connect(
+    from: &NetworkNamespace,
+    to: &NetworkNamespace,
+    address: IpAddr,
+    count: usize,
+) -> anyhow::Result<Vec<(TcpStream, TcpStream)>> {
+    // A socket stays in the namespace it was made in.
+    let listener = to.run(|| TcpListener::bind((address, 0)))??;
+    let port = listener.local_addr()?.port();
+    let target = SocketAddr::new(address, port);
+    (0..count)
+        .map(|_| {
+            let near = from
+                .run(|| TcpStream::connect_timeout(&target, Duration::from_secs(20)))?
+                .with_context(|| format!("connecting to {target}"))?;
+            let (far, _) = listener.accept()?;
+            for end in [&near, &far] {
+                end.set_nodelay(true)?;
+                end.set_read_timeout(Some(Duration::from_secs(20)))?;
+                end.set_write_timeout(Some(Duration::from_secs(20)))?;
+            }
+            Ok((near, far))
+        })
+        .collect()
+}
+
+/// Bits a second that arrive over so many connections.
+fn streams(
+    from: &NetworkNamespace,
+    to: &NetworkNamespace,
+    address: IpAddr,
+    count: usize,
+) -> anyhow::Result<f64> {
+    let connections = connect(from, to, address, count)?;
+    let (arrived, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let rate = std::thread::scope(|scope| {
+        let threads = connections.into_iter().map(|(mut near, mut far)| {
+            let (arrived, stop) = (&arrived, &stop);
+            let sink = scope.spawn(move || -> std::io::Result<()> {
+                let mut buffer = vec![0; 1 << 18];
+                loop {
+                    match far.read(&mut buffer)? {
+                        0 => return Ok(()),
+                        length => arrived.fetch_add(length as u64, Ordering::Relaxed),
+                    };
+                }
+            });
+            let source = scope.spawn(move || -> std::io::Result<()> {
+                let buffer = vec![0; 1 << 17];
+                while !stop.load(Ordering::Relaxed) {
+                    near.write_all(&buffer)?;
+                }
+                Ok(())
+            });
+            [sink, source]
+        });
+        let threads: Vec<_> = threads.flatten().collect();
+        std::thread::sleep(WARM);
+        let (start, before) = (Instant::now(), arrived.load(Ordering::Relaxed));
+        std::thread::sleep(WINDOW);
+        let bytes = arrived.load(Ordering::Relaxed) - before;
+        let rate = bytes as f64 * 8.0 / start.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        for thread in threads {
+            thread.join().map_err(|_| ErrorKind::Other)??;
+        }
+        Ok::<f64, std::io::Error>(rate)
+    });
+    Ok(rate?)
+}
+
+/// Requests of one byte answered with one byte, one at a time, a second.
+fn requests(
+    from: &NetworkNamespace,
+    to: &NetworkNamespace,
+    address: IpAddr,
+) -> anyhow::Result<f64> {
+    let mut connections = connect(from, to, address, 1)?;
+    let (mut near, mut far) = connections.pop().context("one connection")?;
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(move || -> std::io::Result<()> {
+            let mut byte = [0];
+            while far.read(&mut byte)? > 0 {
+                far.write_all(&byte)?;
+            }
+            Ok(())
+        });
+        let (start, mut count) = (Instant::now(), 0_u32);
+        let mut byte = [0];
+        while start.elapsed() < WINDOW {
+            near.write_all(&byte)?;
+            near.read_exact(&mut byte)?;
+            count += 1;
+        }
+        let rate = f64::from(count) / start.elapsed().as_secs_f64();
+        drop(near);
+        answering
+            .join()
+            .map_err(|_| std::io::Error::from(ErrorKind::Other))??;
+        Ok(rate)
+    })
+}
