@@ -21,6 +21,8 @@ pub struct Removed {
     pub routes: Vec<IpNet>,
     /// Whether there was an nftables table.
     pub table: bool,
+    /// Whether there was one of DNS.
+    pub dns: bool,
     /// Proxies other than nftables that had something there.
     pub proxies: Vec<ProxyMode>,
     /// Names of interfaces.
@@ -28,8 +30,8 @@ pub struct Removed {
 }
 
 /// Removes what podwire made: the CNI configuration (first, so that no new pod
-/// comes), routes of protocol 112, the nftables tables `inet podwire` and
-/// `inet podwire_routing`, what
+/// comes), routes of protocol 112, the nftables tables `inet podwire`,
+/// `inet podwire_routing` and `inet podwire_dns`, what
 /// proxies of other modes made, interfaces whose names begin with `pw`. Pods lose their network.
 ///
 /// What is not there is no error, so it can be repeated.
@@ -45,6 +47,7 @@ pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
     removed.routes = routing::apply::remove_all(&mut socket)?;
     routing::apply::remove_table()?;
     removed.table = remove_table()?;
+    removed.dns = crate::dns::remove_table()?;
     removed.proxies = services::settings::remove_all()?;
     for link in link::list(&mut socket)? {
         if !link.name.starts_with(OWN_INTERFACES) {

@@ -8,6 +8,7 @@
 //! - `routes`: a thread that keeps what carries packets between nodes, and
 //!   kernel settings; `publish` tells the others how this node is reached;
 //! - `proxy`: a thread that keeps Services;
+//! - `dns`: names of Services and pods, answered on the node;
 //! - `run`: the loop, which writes the CNI configuration, whose presence says
 //!   that the node is ready for pods, when everything else is in force for the
 //!   first time;
@@ -29,6 +30,7 @@ pub mod admin;
 mod cleanup;
 mod cluster;
 mod conntrack_watch;
+mod dns;
 mod error;
 mod event_writer;
 mod feed;
@@ -56,6 +58,10 @@ mod translate;
 mod worker;
 
 pub use cleanup::{Removed, cleanup};
+pub use dns::{
+    Answer as DnsAnswer, DnsOptions, Mode as DnsMode, Note as DnsNote, Pods as DnsPods,
+    Record as DnsRecord, Records as DnsRecords,
+};
 pub use error::Error;
 pub use forwarding::{
     Entry as ForwardingEntry, Origin as ForwardingOrigin, Table as ForwardingTable,

@@ -1,6 +1,7 @@
 //! Numbers for Prometheus. Those that mean the same as one of kube-proxy's have
 //! its name; the others begin with `podwire_`.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +26,7 @@ struct Code {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    dns: Option<Arc<dns::Shared>>,
     sync: Histogram,
     full_sync: Histogram,
     partial_sync: Histogram,
@@ -59,11 +61,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Metrics {
+    /// With those of the node's DNS, if it has one.
+    pub(crate) fn new(dns: Option<Arc<dns::Shared>>) -> Metrics {
         // 1 ms to 16 s, as kube-proxy's.
         let durations = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
         let metrics = Metrics {
             registry: Registry::default(),
+            dns,
             sync: durations(),
             full_sync: durations(),
             partial_sync: durations(),
@@ -91,6 +95,9 @@ impl Metrics {
     fn registered(mut self) -> Metrics {
         let of_rules = |name: &str| format!("kubeproxy_sync_proxy_rules_{name}");
         let registry = &mut self.registry;
+        if let Some(dns) = &self.dns {
+            dns.metrics().register(registry);
+        }
         registry.register(
             of_rules("duration_seconds"),
             "How long applications of Services took",
@@ -226,6 +233,9 @@ impl Metrics {
     /// All of them in the OpenMetrics text format.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
+        if let Some(dns) = &self.dns {
+            dns.measure();
+        }
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
@@ -246,7 +256,7 @@ mod tests {
 
     #[test]
     fn metrics_have_kube_proxys_names_where_they_mean_the_same() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(None);
         metrics.service_changed();
         metrics.slice_changed();
         metrics.synced(Duration::from_millis(3), false);

@@ -233,6 +233,13 @@ pub struct Options {
     #[arg(long)]
     pub cut_connections: bool,
 
+    #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment would become the help of the command"
+    )]
+    pub dns: crate::dns::DnsOptions,
+
     /// Directory of the CNI configuration.
     #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
     pub cni_conf_dir: PathBuf,

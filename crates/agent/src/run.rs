@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use crate::admin::Admin;
 use crate::cluster::{Cluster, Nodes, OwnState};
 use crate::conntrack_watch::{self, Fill};
+use crate::dns::{self, Dns};
 use crate::error::Error;
 use crate::event_writer::{self, About, Recorder};
 use crate::healthcheck::{self, Wanted};
@@ -48,6 +49,8 @@ pub(crate) enum News {
     Services(proxy::Report),
     /// An annotation of this node was written, or why not.
     Published(Result<(), String>),
+    /// Something about DNS changed.
+    Dns,
     /// It is time to try once more to write it.
     PublishAgain,
 }
@@ -158,7 +161,8 @@ async fn agent(
         routes::run(kernel, way, &routes_inbox, &reports, &snapshots_of_routes);
     })?);
     let status = health::Shared::default();
-    let metrics = Arc::new(Metrics::new());
+    let dns = dns::prepare(&options, &core);
+    let metrics = Arc::new(Metrics::new(dns.as_ref().map(|dns| dns.shared.clone())));
     let (events, warnings) = Recorder::new();
     let context = proxy::Context {
         settings: options.proxy_settings(),
@@ -210,6 +214,9 @@ async fn agent(
             let _ = proxy.send(proxy::Message::Ask(asked, question));
         });
     }
+    if let Some(dns) = &dns {
+        dns::start(dns, &options.dns, &mut admin);
+    }
     let _admin = admin
         .serve(&options.admin_socket)
         // Nobody can look inside, which is no reason to leave the node without network.
@@ -225,7 +232,17 @@ async fn agent(
     })?);
     let publisher = Publisher::new(client.clone(), &options.node, core.clone());
     let pods_unwatched = Some((client.clone(), core.clone()));
-    feed::start(&client, core, proxy.clone(), &status, &metrics);
+    feed::start(
+        &client,
+        core,
+        proxy.clone(),
+        &feed::Watchers {
+            node: &options.node,
+            dns: dns.clone(),
+            status: &status,
+            metrics: &metrics,
+        },
+    );
     let mut core = Core {
         nodes: Nodes::new(&options.node),
         options,
@@ -234,6 +251,7 @@ async fn agent(
         sent: None,
         own_state: None,
         publisher,
+        dns,
         pods: Pods::default(),
         pods_unwatched,
         routes_report: None,
@@ -290,6 +308,7 @@ struct Core {
     sent: Option<Arc<Cluster>>,
     own_state: Option<OwnState>,
     publisher: Publisher,
+    dns: Option<Arc<Dns>>,
     pods: Pods,
     /// What it takes to watch pods, until that is needed.
     pods_unwatched: Option<(Client, UnboundedSender<News>)>,
@@ -383,6 +402,7 @@ impl Core {
                 self.publisher.done(outcome);
                 false
             }
+            News::Dns => false,
             News::PublishAgain => {
                 self.publisher.again();
                 false
@@ -443,7 +463,8 @@ impl Core {
         let routes = self.routes_report.clone();
         let services = self.services_report.clone();
         let in_force = routes.as_ref().is_some_and(|r| r.in_force && r.complete)
-            && services.as_ref().is_some_and(|s| s.in_force);
+            && services.as_ref().is_some_and(|s| s.in_force)
+            && self.dns.as_ref().is_none_or(|dns| dns.shared.is_ready());
         if let Some(routes) = &routes
             && in_force
         {
@@ -483,6 +504,7 @@ impl Core {
                 .flat_map(|report| report.problems.iter().cloned()),
         );
         problems.extend(self.conntrack_problem.clone());
+        problems.extend(self.dns.iter().flat_map(|dns| dns.problems()));
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let metrics = &self.metrics;
         metrics.ready.set(i64::from(self.written.is_some()));

@@ -47,6 +47,8 @@ pub struct Endpoint {
     /// State.
     #[serde(deserialize_with = "null_default")]
     pub conditions: Conditions,
+    /// Host name of the pod, where its `subdomain` is the Service's name.
+    pub hostname: Option<Box<str>>,
     /// The node it runs on.
     pub node_name: Option<Box<str>>,
     /// The zone it runs in.

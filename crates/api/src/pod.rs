@@ -27,6 +27,8 @@ pub struct Pod {
 pub struct PodSpec {
     /// The node it is bound to; empty when not yet.
     pub node_name: Box<str>,
+    /// How its resolver is set up (`ClusterFirst` and others); empty: not told.
+    pub dns_policy: Box<str>,
     /// It shares the node's network.
     pub host_network: bool,
     /// Containers.

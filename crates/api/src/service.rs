@@ -31,6 +31,9 @@ pub struct ServiceSpec {
     /// As text, here and below, so that one that cannot be read can be named.
     #[serde(rename = "clusterIPs", deserialize_with = "null_default")]
     pub cluster_ips: Vec<Box<str>>,
+    /// The name a Service of type `ExternalName` stands for; else empty.
+    #[serde(deserialize_with = "null_default")]
+    pub external_name: Box<str>,
     /// Further addresses the Service answers on, where the operator allows it.
     #[serde(rename = "externalIPs", deserialize_with = "null_default")]
     pub external_ips: Vec<Box<str>>,

@@ -44,6 +44,26 @@ impl Family {
     }
 }
 
+/// Who answers the cluster's DNS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Dns {
+    /// Every node, at the address of the Service kube-system/kube-dns.
+    #[default]
+    Replace,
+    /// Nobody, or what you deploy.
+    Off,
+}
+
+impl fmt::Display for Dns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replace => "replace",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// How pods are attached to their node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -196,6 +216,8 @@ pub struct Wanted {
     pub proxy: Proxy,
     /// `--publish`.
     pub publish: Vec<String>,
+    /// `--dns`.
+    pub dns: Dns,
     /// `--internet`.
     pub internet: bool,
     /// `--cni-conf` and `--cni-bin`.
@@ -234,6 +256,8 @@ pub struct Config {
     pub outside: Vec<IpNet>,
     /// Services on loopback.
     pub publish: Vec<Publish>,
+    /// Who answers the cluster's DNS.
+    pub dns: Dns,
     /// Whether pods reach the machine's uplink.
     pub internet: bool,
     /// Another project's CNI plugins.
@@ -320,6 +344,7 @@ impl Config {
             service,
             outside,
             publish,
+            dns: wanted.dns,
             internet: wanted.internet,
             cni: wanted.cni.clone(),
         };

@@ -11,10 +11,13 @@ use apiserver::Server;
 use apiserver::log_source::FileLogs;
 use controllers::ClusterCidr;
 use ipnet::IpNet;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use linux::process::take_inherited;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, is_label};
+use crate::cluster::{api_resource, message};
+use crate::config::{Config, Dns, is_label};
 use crate::paths::Paths;
 use crate::publish::Publisher;
 use crate::supervisor::LabFile;
@@ -54,6 +57,9 @@ pub enum Error {
     /// The API server could not be opened or served.
     #[error("API server: {0}")]
     Server(#[from] apiserver::Error),
+    /// The Service of the cluster's DNS could not be made.
+    #[error("making the Service kube-system/kube-dns: {0}")]
+    Dns(String),
     /// The controllers ended.
     #[error("controllers: {0}")]
     Controllers(#[from] controllers::Error),
@@ -133,6 +139,9 @@ async fn serve(
     drop(ready);
 
     let client = kube::Client::new(server.router(), "default");
+    if config.dns != Dns::Off {
+        make_dns_service(&client, config).await?;
+    }
     let cluster = controllers::Config {
         cluster_cidrs: cluster_cidrs(config),
         ..controllers::Config::default()
@@ -149,6 +158,37 @@ async fn serve(
         _ = terminate.recv() => server.shutdown(),
     }
     Ok(())
+}
+
+/// The Service whose address pods ask. Without endpoints: each node answers
+/// itself.
+async fn make_dns_service(client: &kube::Client, config: &Config) -> Result<(), Error> {
+    let resource = api_resource("", "v1", "Service", "services");
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), "kube-system", &resource);
+    let addresses = config.cluster_dns();
+    let families = addresses.iter().map(|address| match address.is_ipv4() {
+        true => "IPv4",
+        false => "IPv6",
+    });
+    let port = |name: &str, protocol: &str| json!({"name": name, "port": 53, "protocol": protocol});
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "kube-dns", "labels": {"k8s-app": "kube-dns"}},
+        "spec": {
+            "clusterIP": addresses.first(),
+            "clusterIPs": addresses,
+            "ipFamilies": families.collect::<Vec<_>>(),
+            "ipFamilyPolicy": if addresses.len() > 1 { "RequireDualStack" } else { "SingleStack" },
+            "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
+        },
+    });
+    // What runs again after a fall finds its own.
+    let parameters = PatchParams::apply("podwire-lab").force();
+    api.patch("kube-dns", &parameters, &Patch::Apply(&service))
+        .await
+        .map(drop)
+        .map_err(|error| Error::Dns(message(&error)))
 }
 
 fn cluster_cidrs(config: &Config) -> Vec<ClusterCidr> {

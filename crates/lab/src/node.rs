@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::config::{Attach, Backend, ForeignCni, Proxy};
+use crate::config::{Attach, Backend, Dns, ForeignCni, Proxy};
 use crate::init::{Reaper, Service, describe};
 use crate::paths::Paths;
 
@@ -54,6 +54,7 @@ pub(crate) struct Spec {
     pub(crate) cluster: Vec<IpNet>,
     pub(crate) service: Vec<IpNet>,
     pub(crate) dns: Vec<IpAddr>,
+    pub(crate) agent_dns: Dns,
     pub(crate) attach: Attach,
     pub(crate) backend: Backend,
     pub(crate) cross_subnet: bool,
@@ -473,6 +474,14 @@ fn agent_arguments(spec: &Spec) -> Vec<String> {
             .iter()
             .map(|range| format!("--service-cidr={range}")),
     );
+    arguments.push(format!("--dns={}", spec.agent_dns));
+    if spec.agent_dns != Dns::Off {
+        arguments.extend(
+            spec.dns
+                .iter()
+                .map(|address| format!("--cluster-dns={address}")),
+        );
+    }
     if spec.cni.is_some() {
         arguments.push("--no-cni-conf".into());
     }
@@ -522,6 +531,7 @@ mod tests {
             ],
             service: vec!["10.96.0.0/12".parse().unwrap()],
             dns: vec!["10.96.0.10".parse().unwrap()],
+            agent_dns: Dns::Replace,
             attach: Attach::Routed,
             backend: Backend::VxlanGpe,
             cross_subnet: true,
@@ -547,6 +557,8 @@ mod tests {
                 "--cluster-cidr=10.200.0.0/16",
                 "--cluster-cidr=fd00:200::/48",
                 "--service-cidr=10.96.0.0/12",
+                "--dns=replace",
+                "--cluster-dns=10.96.0.10",
             ]
         );
         assert_eq!(

@@ -456,6 +456,7 @@ impl Supervisor {
             cluster: config.cluster.clone(),
             service: config.service.clone(),
             dns: config.cluster_dns(),
+            agent_dns: config.dns,
             attach: config.attach,
             backend,
             cross_subnet: config.cross_subnet,

@@ -18,7 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{self, Cluster, Follow, api_resource, text};
-use crate::config::{Attach, Backend, Config, Family, ForeignCni, Invalid, Proxy, Publish, Wanted};
+use crate::config::{
+    Attach, Backend, Config, Dns, Family, ForeignCni, Invalid, Proxy, Publish, Wanted,
+};
 use crate::lock::{self, Lock, State};
 use crate::manifests::{self, Object};
 use crate::paths::Paths;
@@ -79,6 +81,9 @@ pub(crate) struct Options {
     /// (8080:web:80 publishes port 80 of default/web as 8080); may be repeated
     #[arg(long, value_name = "PORT:[NAMESPACE/]SERVICE:PORT")]
     publish: Vec<String>,
+    /// Who answers the cluster's DNS [default: replace]
+    #[arg(long, value_enum)]
+    dns: Option<Dns>,
     /// Let pods reach what this machine reaches by its uplink, by NAT; never
     /// private addresses, this machine or other labs
     #[arg(long)]
@@ -237,6 +242,7 @@ fn check(name: &str, options: &Options) -> Result<(Config, Vec<Object>), Error> 
         cross_subnet: options.cross_subnet,
         proxy: options.proxy.unwrap_or_default(),
         publish: options.publish.clone(),
+        dns: options.dns.unwrap_or_default(),
         internet: options.internet,
         cni,
         nodes: options.nodes.unwrap_or(2),
@@ -324,6 +330,9 @@ fn same(name: &str, options: &Options, paths: &Paths) -> Result<(), Error> {
         .collect();
     if publishes.iter().any(|one| !running.publish.contains(one)) {
         differences.push("another --publish".to_owned());
+    }
+    if options.dns.is_some_and(|dns| dns != running.dns) {
+        differences.push(format!("--dns {}", running.dns));
     }
     if options.internet && !running.internet {
         differences.push("no --internet".to_owned());

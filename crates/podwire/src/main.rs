@@ -1,6 +1,7 @@
 //! The podwire binary: the command line, and dispatch to the parts.
 
 mod config;
+mod dns;
 mod doctor;
 mod inspect;
 mod install;
@@ -34,7 +35,7 @@ enum Command {
     /// A cluster on this machine: nodes are network namespaces
     Lab(lab::Options),
     /// The node daemon: routes and Services from the cluster's API
-    Agent(agent::Options),
+    Agent(Box<agent::Options>),
     /// The kubelet in miniature, on a lab's node
     #[command(hide = true)]
     Kubelet(kubelet::Options),
@@ -58,6 +59,8 @@ enum Command {
     LabNode(lab::node::Options),
     /// What the agent of a node knows and did, and why
     Inspect(inspect::Options),
+    /// Questions to the node's DNS
+    Dns(dns::Options),
     /// Find what of this node would keep pods from talking; exit code 1 when something does
     Doctor(doctor::Options),
     /// Install the CNI plugin on this node
@@ -104,6 +107,7 @@ fn applet(own_name: &OsStr, arguments: impl Iterator<Item = OsString>) -> Option
 fn run(command: Command) -> ExitCode {
     match command {
         Command::Toolbox(options) => toolbox::report("podwire toolbox", toolbox::run(options)),
+        Command::Dns(options) => dns::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Install(options) => install::install(&options),
         Command::Uninstall(options) => install::uninstall(&options),
@@ -123,7 +127,7 @@ fn run(command: Command) -> ExitCode {
         }
         Command::Pause => daemon(kubelet::pause::run()),
         Command::ContainerMonitor { directory } => daemon(kubelet::monitor::run(&directory)),
-        Command::Agent(options) => logged(|| agent::run(options)),
+        Command::Agent(options) => logged(|| agent::run(*options)),
         Command::Kubelet(options) => logged(|| kubelet::run(options)),
         Command::ControlPlane(options) => logged(|| lab::control_plane::run(&options)),
         Command::LabSupervisor(options) => logged(|| lab::supervisor::run(&options)),

@@ -142,11 +142,16 @@ impl Shared {
         &self.config
     }
 
-    /// The metrics.
+    /// The metrics, all but how full the cache is as of the last
+    /// [`measure`](Self::measure).
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
-        self.forwarder.measure();
         &self.metrics
+    }
+
+    /// Puts into the metrics how full the cache is.
+    pub fn measure(&self) {
+        self.forwarder.measure();
     }
 
     /// The last questions that were slow or failed.

@@ -3,6 +3,7 @@
 //! A subcommand asks the agent over its admin socket ([`ask`]), and prints the
 //! answer as a table or as JSON ([`show`]).
 
+pub(crate) mod dns;
 mod fdb;
 mod routes;
 mod services;
@@ -30,6 +31,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Names the node's DNS answers, and the questions that were slow or failed
+    Dns(dns::Options),
     /// Forwarding tables of tunnels and of their bridge, learned and programmed
     Fdb(fdb::Options),
     /// What carries packets between nodes: devices, routes, neighbours, forwarding entries
@@ -60,6 +63,7 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     let result: Result<ExitCode, Box<dyn std::error::Error>> = match &options.command {
         Command::Services(options) => services::list(place, options).map_err(Into::into),
         Command::Service(options) => services::one(place, options).map_err(Into::into),
+        Command::Dns(options) => dns::run(place, options).map_err(Into::into),
         Command::Fdb(options) => fdb::run(place, options).map_err(Into::into),
         Command::Routes(options) => routes::run(place, options).map_err(Into::into),
         Command::Status(options) => status::run(place, options).map_err(Into::into),

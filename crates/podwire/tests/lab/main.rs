@@ -2,6 +2,7 @@
 //! programs, sends real traffic through it, and takes it down. Root is needed;
 //! without it the tests fail.
 
+mod dns;
 mod endpoints;
 mod foreign_cni;
 mod hostports;

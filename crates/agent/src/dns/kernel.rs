@@ -1,0 +1,203 @@
+//! What the kernel needs so that the node answers at addresses no interface
+//! has: a local route to each, and a table that keeps DNS at them out of
+//! conntrack. Packets conntrack does not follow pass no NAT chain, so no
+//! Service proxy gets hold of them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use linux::link;
+use linux::netlink::Socket;
+use linux::nftables::{
+    self, Base, Batch, Chain, ChainKind, Comparison, Expression, Family, Header, Hook, Meta,
+    Nftables, Register, Rule, Verdict, priority,
+};
+use linux::route::{self, Filter, Kind, Route, Scope, TABLE_LOCAL};
+
+/// Name of the table.
+pub(crate) const TABLE: &str = "podwire_dns";
+
+/// Why it could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A route.
+    #[error("making the addresses of DNS local: {0}")]
+    Route(#[from] linux::netlink::Error),
+    /// The table.
+    #[error("keeping DNS out of conntrack: {0}")]
+    Table(#[from] nftables::Error),
+}
+
+/// Makes the kernel hold what these addresses need, and nothing for others. What
+/// is there already is left alone.
+///
+/// # Errors
+/// When the kernel cannot be asked or refuses.
+pub(crate) fn ensure(addresses: &[IpAddr]) -> Result<(), Error> {
+    ensure_routes(addresses)?;
+    ensure_table(addresses)?;
+    Ok(())
+}
+
+fn ensure_routes(addresses: &[IpAddr]) -> Result<(), linux::netlink::Error> {
+    let mut socket = Socket::open_route()?;
+    let held = route::list(
+        &mut socket,
+        Filter {
+            table: Some(TABLE_LOCAL),
+            ..Filter::own()
+        },
+    )?;
+    for route in &held {
+        if !addresses.contains(&route.destination.addr()) {
+            match socket.execute(&route::delete(route)) {
+                Err(error) if error.not_found() => {}
+                outcome => outcome?,
+            }
+        }
+    }
+    let Some(loopback) = link::get(&mut socket, "lo")? else {
+        return Ok(());
+    };
+    for address in addresses {
+        if held
+            .iter()
+            .any(|route| route.destination.addr() == *address)
+        {
+            continue;
+        }
+        let mut route = Route::to(IpNet::from(*address))
+            .dev(loopback.index)
+            .table(TABLE_LOCAL)
+            .kind(Kind::Local);
+        if address.is_ipv4() {
+            route.scope = Scope::Host;
+        }
+        socket.execute(&route::replace(&route))?;
+    }
+    Ok(())
+}
+
+fn ensure_table(addresses: &[IpAddr]) -> Result<(), nftables::Error> {
+    let mut nft = Nftables::open()?;
+    let wanted = chains(addresses);
+    let mut batch = Batch::new(Family::Inet, TABLE, None);
+    if nft.tables(Family::Inet)?.iter().any(|name| name == TABLE) {
+        let live = nft.chains(Family::Inet, TABLE)?;
+        let rules = nft.rules(Family::Inet, TABLE)?;
+        let same = live.len() == wanted.len()
+            && wanted.iter().all(|chain| {
+                live.iter()
+                    .any(|held| held.name == chain.name && held.base == chain.base)
+                    && rules
+                        .iter()
+                        .filter(|rule| rule.chain == chain.name)
+                        .map(|rule| rule.expressions.as_ref())
+                        .eq(chain.rules.iter().map(|rule| Some(&rule.expressions)))
+            });
+        if same {
+            return Ok(());
+        }
+        batch.delete_table();
+    }
+    batch.add_table();
+    for chain in &wanted {
+        batch.add_chain_with_rules(chain);
+    }
+    nft.commit(batch)
+}
+
+/// Removes the table. The routes go with podwire's others.
+///
+/// # Errors
+/// When the kernel cannot be asked or refuses.
+pub(crate) fn remove_table() -> Result<bool, nftables::Error> {
+    let mut nft = Nftables::open()?;
+    if !nft.tables(Family::Inet)?.iter().any(|name| name == TABLE) {
+        return Ok(false);
+    }
+    let mut batch = Batch::new(Family::Inet, TABLE, None);
+    batch.delete_table();
+    nft.commit(batch)?;
+    Ok(true)
+}
+
+/// The chains: questions and answers pass both hooks when they come from the
+/// node itself. What is not on port 53 meets two rules.
+fn chains(addresses: &[IpAddr]) -> Vec<Chain> {
+    let by_port = |offset, chain: &str| {
+        Rule::new(vec![
+            Expression::Payload {
+                header: Header::Transport,
+                offset,
+                length: 2,
+                into: Register(0),
+            },
+            equal(&::dns::resolv_conf::PORT.to_be_bytes()),
+            Expression::Verdict(Verdict::Jump(chain.to_owned())),
+        ])
+    };
+    let untracked = |name: &str, is_source: bool| Chain {
+        name: name.to_owned(),
+        base: None,
+        rules: addresses
+            .iter()
+            .map(|address| Rule::new(no_track(*address, is_source)))
+            .collect(),
+    };
+    let base = |name: &str, hook| Chain {
+        name: name.to_owned(),
+        base: Some(Base {
+            kind: ChainKind::Filter,
+            hook,
+            priority: priority::RAW,
+            drop: false,
+        }),
+        rules: vec![by_port(2, "questions"), by_port(0, "answers")],
+    };
+    vec![
+        untracked("questions", false),
+        untracked("answers", true),
+        base("prerouting", Hook::Prerouting),
+        base("output", Hook::Output),
+    ]
+}
+
+fn no_track(address: IpAddr, is_source: bool) -> Vec<Expression> {
+    // Offsets of the addresses in both headers (RFC 791, RFC 8200).
+    let (family, bytes, offset) = match address {
+        IpAddr::V4(address) => (
+            2,
+            address.octets().to_vec(),
+            if is_source { 12 } else { 16 },
+        ),
+        IpAddr::V6(address) => (
+            10,
+            address.octets().to_vec(),
+            if is_source { 8 } else { 24 },
+        ),
+    };
+    vec![
+        Expression::Meta {
+            key: Meta::NetworkFamily,
+            into: Register(0),
+        },
+        equal(&[family]),
+        Expression::Payload {
+            header: Header::Network,
+            offset,
+            length: if address.is_ipv4() { 4 } else { 16 },
+            into: Register(0),
+        },
+        equal(&bytes),
+        Expression::NoTrack,
+    ]
+}
+
+fn equal(value: &[u8]) -> Expression {
+    Expression::Compare {
+        comparison: Comparison::Equal,
+        from: Register(0),
+        value: value.to_vec(),
+    }
+}
