@@ -75,7 +75,8 @@ mod tests {
     fn every_entry_is_shown_with_whose_it_is_and_what_is_refused_with_the_reason() {
         let snapshot: RoutingSnapshot = serde_json::from_value(serde_json::json!({
             "backends": ["vxlan"], "mtu": 1450, "requests": 7,
-            "counts": {"devices": 1, "routes": 1, "neighbours": 0, "forwarding": 0, "proxies": 0},
+            "counts": {"devices": 1, "routes": 1, "neighbours": 0, "forwarding": 0, "proxies": 0,
+                "tunnel_peers": 0},
             "entries": [
                 {"kind": "device", "entry": "pw-vxlan mtu 1450"},
                 {"kind": "route", "entry": "10.200.2.0/24 via 10.200.2.0 on pw-vxlan",
