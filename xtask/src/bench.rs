@@ -14,6 +14,8 @@ pub(crate) enum Subject {
     Cni,
     /// Pods of two nodes over each back end, beside plain routing and tunnels set up by hand
     Routing,
+    /// Names answered, beside unbound; needs the packages dnsperf and unbound
+    Dns,
 }
 
 /// Builds the programs and runs the benchmark as root.
@@ -24,6 +26,7 @@ pub(crate) fn run(subject: Subject) -> anyhow::Result<()> {
         Subject::Lab => ("podwire-lab", "lab"),
         Subject::Cni => ("podwire-cni", "cni"),
         Subject::Routing => ("podwire-routing", "routing"),
+        Subject::Dns => ("podwire-dns", "dns"),
     };
     let mut command = shell::command("cargo", &["bench", "--package", package, "--bench", bench]);
     command.env("PODWIRE_BIN", shell::root().join("target/release/podwire"));
