@@ -16,6 +16,7 @@
 //! - `policy_socket`: tells the CNI plugin when a pod's policies are in force;
 //! - `health`: what it says about itself over HTTP, and `metrics`;
 //! - `silence`: which peers do not answer where a back end relies on multicast;
+//! - `culprits`: who removes routes of ours;
 //! - `healthcheck`: what it answers load balancers about Services;
 //! - `event_writer`: what it tells users about their objects, as Events;
 //! - `runner`: when what has changed is applied;
@@ -30,6 +31,7 @@ pub mod admin;
 mod cleanup;
 mod cluster;
 mod conntrack_watch;
+mod culprits;
 mod dns;
 mod error;
 mod event_writer;

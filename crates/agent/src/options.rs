@@ -63,18 +63,18 @@ impl std::str::FromStr for Period {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (number, scale) = match text.strip_suffix("ms") {
             Some(number) => (number, 1),
-            None => match (text.strip_suffix('s'), text.strip_suffix('m')) {
-                (Some(number), _) => (number, 1000),
-                (_, Some(number)) => (number, 60_000),
-                _ => ("", 0),
-            },
+            None => ['s', 'm', 'h']
+                .iter()
+                .zip([1000, 60_000, 3_600_000])
+                .find_map(|(unit, scale)| Some((text.strip_suffix(*unit)?, scale)))
+                .unwrap_or(("", 0)),
         };
         number
             .parse::<u32>()
             .ok()
             .filter(|number| *number > 0)
             .map(|number| Period(Duration::from_millis(u64::from(number) * scale)))
-            .ok_or_else(|| format!("{text:?} is no time such as 500ms, 30s or 5m"))
+            .ok_or_else(|| format!("{text:?} is no time such as 500ms, 30s, 5m or 24h"))
     }
 }
 
@@ -219,9 +219,10 @@ pub struct Options {
     )]
     pub wireguard_key: PathBuf,
 
-    /// Take a new WireGuard key after so many hours.
-    #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub wireguard_rotate: Option<u64>,
+    /// Take a new WireGuard key each time after so long: a number with a unit,
+    /// such as 24h. Packets on their way during the change are lost.
+    #[arg(long, value_name = "TIME")]
+    pub wireguard_rotate: Option<Period>,
 
     /// Let the kernel sum up what goes into the tunnel of vxlan itself: some
     /// network cards do it wrong, which shows as connections that stall.
@@ -448,7 +449,7 @@ mod tests {
             None,
             None,
             None,
-            None,
+            Some(3_600_000),
             None,
         ];
         assert_eq!(texts.map(read), expected);

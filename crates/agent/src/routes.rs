@@ -9,14 +9,17 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use linux::events::Event;
+use linux::route;
 use routing::backend::{Families, Wireguard};
+use routing::model::default_metric;
 use routing::{
-    Backend, Family, Kernel, NodeData, Settings, State, Underlay, choose, service_range,
+    Backend, Family, Kernel, NodeData, RouteKey, Settings, State, Underlay, choose, service_range,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::admin::{Question, Refusal};
 use crate::cluster::Cluster;
+use crate::culprits::Culprits;
 use crate::forwarding;
 use crate::options::Attach;
 use crate::run::News;
@@ -149,6 +152,8 @@ struct Keeper {
     audit: bool,
     /// What was found changed and restored, and how often.
     restored: BTreeMap<String, u64>,
+    /// Who removed routes.
+    culprits: Culprits,
     /// Peers that are asked whether they are there.
     questions: Questions,
     /// Whether what is to be reported of them has changed.
@@ -169,6 +174,7 @@ impl Keeper {
             applied: None,
             audit: false,
             restored: BTreeMap::new(),
+            culprits: Culprits::default(),
             questions: Questions::default(),
             heard: false,
         }
@@ -202,6 +208,7 @@ impl Keeper {
             }
             Message::Kernel(events) => {
                 for event in &events {
+                    self.blame(event);
                     self.heard |= self.questions.notice(event);
                 }
                 // Each must be noticed: no short circuit.
@@ -239,6 +246,26 @@ impl Keeper {
                     false
                 }
             },
+        }
+    }
+
+    /// Notes who removed a route that is to be there.
+    fn blame(&mut self, event: &Event) {
+        let Event::RouteGone(route, port) = event else {
+            return;
+        };
+        let wanted = self.applied.as_ref().is_some_and(|applied| {
+            let metric = route.metric;
+            applied.routes.contains_key(&RouteKey {
+                destination: route.destination,
+                metric: metric.unwrap_or_else(|| default_metric(&route.destination)),
+            })
+        });
+        let of_ours =
+            route.protocol == linux::PODWIRE_ROUTE_PROTOCOL && route.table == route::TABLE_MAIN;
+        // Without a number it went with its interface.
+        if wanted && of_ours && *port != 0 && *port != self.kernel.socket().port() {
+            self.culprits.removed(*port, &route.destination);
         }
     }
 
@@ -411,6 +438,7 @@ impl Keeper {
             report.mtu,
             self.kernel.requests_sent(),
             &self.restored,
+            self.culprits.found(),
         );
         snapshots.set(snapshot);
         self.applied = Some(plan.state);

@@ -142,8 +142,8 @@ async fn agent(
         wireguard_port: options.wireguard_port,
         attach: options.attach,
     };
-    if let Some(hours) = options.wireguard_rotate {
-        let (routes, period) = (routes.clone(), Duration::from_secs(hours * 60 * 60));
+    if let Some(period) = options.wireguard_rotate {
+        let (routes, period) = (routes.clone(), period.0);
         tokio::spawn(async move {
             let mut due = tokio::time::interval(period);
             due.reset();

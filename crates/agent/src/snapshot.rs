@@ -44,6 +44,9 @@ pub struct Snapshot {
     pub refused: Vec<String>,
     /// What somebody else changed and was restored, and how often.
     pub restored: BTreeMap<String, u64>,
+    /// Who removed routes that were restored, and how many times.
+    #[serde(default)]
+    pub culprits: BTreeMap<String, u64>,
 }
 
 /// A device, a route, a neighbour or a forwarding entry.
@@ -69,6 +72,7 @@ impl Snapshot {
         mtu: Option<u32>,
         requests: u64,
         restored: &BTreeMap<String, u64>,
+        culprits: &BTreeMap<String, u64>,
     ) -> Snapshot {
         Snapshot {
             backends: backends.into(),
@@ -78,6 +82,7 @@ impl Snapshot {
             requests,
             refused: plan.refusals.iter().map(ToString::to_string).collect(),
             restored: restored.clone(),
+            culprits: culprits.clone(),
         }
     }
 }

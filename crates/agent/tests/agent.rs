@@ -466,7 +466,7 @@ fn a_restart_changes_nothing_and_the_data_plane_stays_meanwhile() {
     while let Some(events) = monitor.receive().expect("readable") {
         for event in events {
             match event {
-                Event::Route(route) | Event::RouteGone(route) => {
+                Event::Route(route) | Event::RouteGone(route, _) => {
                     touched.insert(route.destination.to_string());
                 }
                 Event::Lost => panic!("events were lost"),

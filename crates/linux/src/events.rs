@@ -48,8 +48,9 @@ pub enum Event {
     AddressGone(Address),
     /// A route came or was replaced.
     Route(Route),
-    /// A route went.
-    RouteGone(Route),
+    /// A route went, and the number of the netlink socket that asked for it: the
+    /// process's id for its first socket, zero when the kernel does not say.
+    RouteGone(Route, u32),
     /// A neighbour entry came or changed.
     Neighbour(Neighbour),
     /// A neighbour entry went.
@@ -133,10 +134,9 @@ impl EventSocket {
                 };
                 address::parse(payload).map(|address| address.map(wrap))
             } else if let Some(there) = route::notification(kind) {
-                let wrap = if there {
-                    Event::Route
-                } else {
-                    Event::RouteGone
+                let wrap = |route| match there {
+                    true => Event::Route(route),
+                    false => Event::RouteGone(route, message.port),
                 };
                 route::parse(payload).map(|route| route.map(wrap))
             } else if let Some(there) = neighbour::notification(kind) {

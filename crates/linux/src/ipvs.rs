@@ -762,6 +762,7 @@ mod tests {
             message_type: 0x1f,
             flags: 0,
             sequence: 1,
+            port: 0,
             payload,
         }
     }

@@ -465,6 +465,7 @@ mod tests {
             message_type: 30,
             flags: 0,
             sequence: 1,
+            port: 0,
             payload,
         }
     }

@@ -521,6 +521,7 @@ fn changes_are_notified_in_order() {
         .unwrap();
     link::delete_by_name(&mut socket, "near").unwrap();
 
+    let port = socket.port();
     // Notifications are queued before the acknowledgement: all are here now.
     let mut seen = Vec::new();
     while let Some(more) = events.receive().unwrap() {
@@ -541,7 +542,7 @@ fn changes_are_notified_in_order() {
         position(
             &|e| matches!(e, Event::Neighbour(n) if n.permanent && n.address == addr("192.0.2.7")),
         ),
-        position(&|e| matches!(e, Event::RouteGone(r) if *r == route4)),
+        position(&|e| matches!(e, Event::RouteGone(r, by) if *r == route4 && *by == port)),
         position(&|e| matches!(e, Event::LinkGone(l) if l.name == "near")),
     ];
     assert!(order.is_sorted(), "{order:?}: {seen:#?}");

@@ -624,7 +624,7 @@ impl Kernel {
             Event::Address(address) => self.is_address_news(address, true),
             Event::AddressGone(address) => self.is_address_news(address, false),
             Event::Route(route) => self.is_route_news(route, true),
-            Event::RouteGone(route) => self.is_route_news(route, false),
+            Event::RouteGone(route, _) => self.is_route_news(route, false),
             Event::Neighbour(neighbour) => self.is_neighbour_news(neighbour, true),
             Event::NeighbourGone(neighbour) => self.is_neighbour_news(neighbour, false),
             Event::Forwarding(entry) => self.is_forwarding_news(entry, true),

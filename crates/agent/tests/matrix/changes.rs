@@ -2,6 +2,7 @@
 //! meddles, a peer comes back as another.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use podwire_agent::{
 };
 use serde_json::json;
 
+use crate::capture::{Capture, Seen};
 use crate::packet::{Answer, ping};
 use crate::traffic;
 use crate::world::{World, wait};
@@ -338,5 +340,102 @@ fn an_underlay_without_multicast_is_reported_until_it_carries_the_group() {
         let health = world.nodes[0].health();
         (!health.lines().any(silent)).then_some(()).ok_or(health)
     });
+    talk(&world);
+}
+
+/// What a switch between two nodes sees of a pod that fetches from another.
+pub(crate) fn on_the_wire(backend: &str) -> Seen {
+    let world = two(backend);
+    let pods = world.pods.iter().flat_map(|pod| pod.addresses.clone());
+    let capture = Capture::start(&world.router, pods.collect());
+    for target in &world.pods[1].addresses {
+        traffic::get(&world.pods[0].namespace, *target, 100_000).expect("an answer");
+    }
+    capture.stop()
+}
+
+#[test]
+fn the_capture_sees_what_is_not_encrypted() {
+    let seen = on_the_wire("host-gw");
+    assert!(seen.of_pods > 0 && seen.clear > 0, "{seen:?}");
+    assert_eq!(seen.wireguard, 0, "{seen:?}");
+}
+
+/// Nodes take new keys again and again, and pods go on talking.
+pub(crate) fn rotate() {
+    let mut world = two("wireguard");
+    let key = |world: &World| {
+        let node = world.api.get::<Node>("", "node1").expect("it is there");
+        let text = node["metadata"]["annotations"]["podwire.dev/routing"].clone();
+        let data: serde_json::Value =
+            serde_json::from_str(text.as_str().expect("its agent wrote it")).expect("JSON");
+        data["wireguard"].clone()
+    };
+    let first = key(&world);
+    world.start(0, |options| {
+        options.backend = "wireguard".to_owned();
+        options.wireguard_rotate = Some(podwire_agent::Period(Duration::from_secs(5)));
+    });
+    wait("a new key", || {
+        let now = key(&world);
+        if now == first {
+            Err(now.to_string())
+        } else {
+            Ok(())
+        }
+    });
+    let second = key(&world);
+    assert!(!second.is_null());
+    talk(&world);
+    wait("another key", || {
+        let now = key(&world);
+        if now == second {
+            Err(now.to_string())
+        } else {
+            Ok(())
+        }
+    });
+    talk(&world);
+}
+
+#[test]
+fn who_removes_routes_again_and_again_is_named_once() {
+    let world = two("vxlan");
+    // `ip` by another name, which lives as long as it is given commands.
+    let directory = tempfile::tempdir().expect("a directory");
+    let program = directory.path().join("meddler");
+    std::fs::copy("/usr/sbin/ip", &program).expect("ip is there");
+    let mut meddler = world.nodes[0]
+        .namespace
+        .run(|| {
+            std::process::Command::new(&program)
+                .args(["-force", "-batch", "-"])
+                .stdin(std::process::Stdio::piped())
+                .spawn()
+        })
+        .expect("entered")
+        .expect("started");
+    let mut commands = meddler.stdin.take().expect("piped");
+    let destination = "10.200.2.0/24".parse().expect("a range");
+    let mut socket = world.nodes[0].namespace.route_socket().expect("netlink");
+    for times in 1..=3 {
+        writeln!(commands, "route del {destination}").expect("it reads");
+        wait("the culprit", || {
+            let found = snapshot(&world, 0).culprits;
+            let expected = [("process meddler".to_owned(), times)];
+            if found.iter().map(|(n, t)| (n.clone(), *t)).eq(expected) {
+                Ok(())
+            } else {
+                Err(format!("{found:?}"))
+            }
+        });
+        wait("the route", || {
+            let routes = route::list(&mut socket, route::Filter::own()).expect("readable");
+            let there = routes.iter().any(|route| route.destination == destination);
+            there.then_some(()).ok_or_else(|| format!("{routes:?}"))
+        });
+    }
+    drop(commands);
+    meddler.wait().expect("it ends with its commands");
     talk(&world);
 }

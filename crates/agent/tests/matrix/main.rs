@@ -4,6 +4,7 @@
 //! A test is one world: real agents in namespaces, pods attached by the plugin.
 //! It goes on after a failure and names all that failed in the end.
 
+mod capture;
 mod changes;
 mod packet;
 mod scale;
@@ -242,5 +243,19 @@ mod guest {
         #[values(Attach::Bridge, Attach::Routed)] attach: Attach,
     ) {
         run(test, attach);
+    }
+
+    #[test]
+    #[ignore = "run by ipip_and_wireguard"]
+    fn with_wireguard_nothing_of_a_pod_leaves_in_clear() {
+        let seen = changes::on_the_wire("wireguard");
+        assert!(seen.wireguard > 0, "{seen:?}");
+        assert_eq!((seen.of_pods, seen.clear), (0, 0), "{seen:?}");
+    }
+
+    #[test]
+    #[ignore = "run by ipip_and_wireguard"]
+    fn new_wireguard_keys_are_followed_by_the_peers() {
+        changes::rotate();
     }
 }

@@ -29,6 +29,9 @@ pub struct Message<'a> {
     pub flags: u16,
     /// `nlmsg_seq`: that of the request it answers, zero for notifications.
     pub sequence: u32,
+    /// `nlmsg_pid`: of a notification, the number of the socket that asked for
+    /// the change; zero where the kernel does not say.
+    pub port: u32,
     /// What follows the header.
     pub payload: &'a [u8],
 }
@@ -123,6 +126,7 @@ impl<'a> Iterator for Messages<'a> {
             message_type: half(4),
             flags: half(6),
             sequence: word(8),
+            port: word(12),
             payload,
         })
     }

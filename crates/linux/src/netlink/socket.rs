@@ -108,6 +108,16 @@ impl Socket {
         &mut self.inner
     }
 
+    /// The number of this socket, which notifications give as that of who asked
+    /// for a change. Zero when it cannot be found out.
+    pub fn port(&self) -> u32 {
+        let mut address = SocketAddr::new(0, 0);
+        match self.inner.get_address(&mut address) {
+            Ok(()) => address.port_number(),
+            Err(_) => 0,
+        }
+    }
+
     /// A sequence number not used on this socket for the last four thousand
     /// million messages, never zero (which marks notifications).
     pub fn next_sequence(&mut self) -> u32 {

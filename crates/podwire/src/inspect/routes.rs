@@ -64,6 +64,9 @@ fn words(snapshot: &RoutingSnapshot) -> String {
             "- changed by somebody else {times} times and restored: {line}\n"
         ));
     }
+    for (name, times) in &snapshot.culprits {
+        text.push_str(&format!("- {name} removed routes {times} times\n"));
+    }
     text
 }
 
@@ -82,6 +85,7 @@ mod tests {
                 {"kind": "route", "entry": "10.200.2.0/24 via 10.200.2.0 on pw-vxlan",
                     "node": "node-2", "backend": "vxlan"}],
             "restored": {"route to 10.200.2.0/24": 2},
+            "culprits": {"process networkd": 2},
             "refused": ["no route to 10.200.3.0/24 of node node-3: because"],
         }))
         .unwrap();
@@ -92,6 +96,7 @@ mod tests {
             "pw-vxlan mtu 1450",
             "node-2",
             "changed by somebody else 2 times and restored: route to 10.200.2.0/24",
+            "process networkd removed routes 2 times",
             "- no route to 10.200.3.0/24 of node node-3: because",
         ] {
             assert!(text.contains(part), "{part} in {text}");
