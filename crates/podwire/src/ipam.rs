@@ -10,6 +10,7 @@ use cni::audit::{self, Entry, Findings};
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::output;
+use crate::place::LabNode;
 
 /// Exit code of `check` when something leaks.
 const LEAKS: u8 = 1;
@@ -19,6 +20,8 @@ const TROUBLE: u8 = 2;
 /// Addresses reserved for the pods of this node
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    #[command(flatten)]
+    node: LabNode,
     /// Directory of the reservations (`ipam.dataDir` of the CNI configuration)
     #[arg(long, global = true, value_name = "DIR", default_value = ::ipam::store::DEFAULT_ROOT)]
     state_dir: PathBuf,
@@ -48,6 +51,9 @@ enum Command {
 
 /// Looks, prints, and answers with the exit code.
 pub(crate) fn run(options: &Options) -> ExitCode {
+    if let Some(code) = options.node.elsewhere() {
+        return code;
+    }
     let findings = match audit::examine(&options.state_dir) {
         Ok(findings) => findings,
         Err(error) => return output::fail(&error, TROUBLE),

@@ -14,6 +14,20 @@ pub(crate) struct Place {
     /// The agent's admin socket
     #[arg(long, global = true, value_name = "PATH", default_value = agent::admin::SOCKET)]
     pub(crate) socket: PathBuf,
+    #[command(flatten)]
+    node: LabNode,
+}
+
+impl Place {
+    /// See [`LabNode::elsewhere`].
+    pub(crate) fn elsewhere(&self) -> Option<ExitCode> {
+        self.node.elsewhere()
+    }
+}
+
+/// A lab's node instead of this machine
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LabNode {
     /// Look on a node of this lab instead of on this machine
     #[arg(long, global = true, value_name = "LAB", requires = "node")]
     lab: Option<String>,
@@ -22,7 +36,7 @@ pub(crate) struct Place {
     node: Option<String>,
 }
 
-impl Place {
+impl LabNode {
     /// When a lab's node is meant, runs this very command line there and
     /// returns its exit code.
     pub(crate) fn elsewhere(&self) -> Option<ExitCode> {
