@@ -12,7 +12,7 @@ use api::fake::FakeApi;
 use api::{EndpointSlice, Node, Service};
 use linux::events::{Event, EventSocket, Group};
 use linux::namespace::NetworkNamespace;
-use podwire_agent::{Attach, Options, cleanup, run_until};
+use podwire_agent::{Attach, Options, Period, cleanup, run_until};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -621,6 +621,35 @@ fn what_others_do_to_the_kernel_is_followed_or_put_right() {
         }
     });
     assert!(host.routes().contains("10.200.11.5"));
+}
+
+#[test]
+fn damage_to_the_rules_of_services_is_put_right_within_the_audit_period() {
+    let host = Host::new();
+    host.put_own();
+    host.api.put::<Service>(service("web", "10.96.0.20"));
+    host.api
+        .put::<EndpointSlice>(slice("web", &["10.200.11.5"]));
+    let _agent = host.start_with(Options {
+        audit_period: Period(Duration::from_millis(200)),
+        ..host.options()
+    });
+    host.wait_for_conflist(&conflist(1400, &OWN));
+    for damage in [
+        "flush ruleset",
+        "flush table inet podwire",
+        "delete table inet podwire",
+    ] {
+        run(&host.namespace, "nft", damage);
+        wait(&format!("the rules after {damage}"), || {
+            let rules = run(&host.namespace, "nft", "list ruleset");
+            let whole = ["10.96.0.20", "10.200.11.5", "dnat"];
+            match whole.iter().all(|part| rules.contains(part)) {
+                true => Ok(()),
+                false => Err(rules),
+            }
+        });
+    }
 }
 
 #[test]
