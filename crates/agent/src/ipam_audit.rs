@@ -1,5 +1,6 @@
 //! Frees the addresses of pods that vanished without the runtime's DEL: after
-//! a crash of the runtime, a killed plugin, a sandbox removed by hand. A thread
+//! a crash of the runtime, a killed plugin, a sandbox removed by hand. Opens the
+//! mapped ports of pods again when somebody flushed all nftables tables. A thread
 //! of its own, since the work is a few files and netlink requests, at start and
 //! every few minutes.
 
@@ -24,15 +25,16 @@ pub(crate) fn run(directory: &Path, stop: &Receiver<()>) {
                 for reservation in &reclaimed.reservations {
                     tracing::info!("freed the addresses of a pod that is gone: {reservation}");
                 }
+                for reservation in &reclaimed.reopened {
+                    tracing::info!("opened the mapped ports of {reservation} again");
+                }
                 for file in &reclaimed.files {
                     tracing::info!("removed {}, which belonged to no pod", file.display());
                 }
                 reclaimed
                     .failures
                     .into_iter()
-                    .map(|failure| {
-                        format!("cannot free the addresses of a pod that is gone: {failure}")
-                    })
+                    .map(|failure| format!("cannot put a pod's reservation in order: {failure}"))
                     .collect()
             }
             Err(error) => vec![format!(

@@ -244,15 +244,18 @@ pub(crate) fn leaks(store: &Store) -> Result<usize, Error> {
 pub struct Reclaimed {
     /// Reservations of vanished sandboxes.
     pub reservations: Vec<Reservation>,
+    /// Those of pods whose mapped ports were closed, and are open again.
+    pub reopened: Vec<Reservation>,
     /// Files of nobody.
     pub files: Vec<PathBuf>,
-    /// Reservations that could not be freed, and why.
+    /// Reservations that could not be freed or opened again, and why.
     pub failures: Vec<String>,
 }
 
 /// Frees what vanished sandboxes hold in the stores below `root`, removes what
-/// is left of them on the node, and deletes what DELs left to a background
-/// process that died. Reservations of macvlan pods are left to
+/// is left of them on the node, deletes what DELs left to a background
+/// process that died, and opens mapped ports again that somebody closed, as
+/// services do that flush all nftables tables when they start. Reservations of macvlan pods are left to
 /// the runtime's GC: only who sees the runtime's files can judge them.
 ///
 /// # Errors
@@ -266,8 +269,15 @@ pub fn reclaim(root: &Path) -> Result<Reclaimed, Error> {
         let cables = cables(&mut socket)?;
         for reservation in reservations {
             let attachment = &reservation.attachment;
-            if !has_cable(&reservation) || cables.contains_key(&attach::host_interface(attachment))
-            {
+            if !has_cable(&reservation) {
+                continue;
+            }
+            if cables.contains_key(&attach::host_interface(attachment)) {
+                match plugin::reopen(root, &store, &reservation) {
+                    Ok(false) => {}
+                    Ok(true) => reclaimed.reopened.push(reservation),
+                    Err(error) => reclaimed.failures.push(format!("{reservation}: {error}")),
+                }
                 continue;
             }
             // From here on no ADD can put it to use.
@@ -384,7 +394,11 @@ fn ways_without_reservation(
         .map(|link| (link.index, link.name))
         .collect();
     let mut strays = Vec::new();
-    for route in route::list(socket, route::Filter::own())? {
+    let filter = route::Filter {
+        table: Some(route::TABLE_MAIN),
+        ..route::Filter::own()
+    };
+    for route in route::list(socket, filter)? {
         let Some(interface) = route.link.and_then(|index| links.get(&index)) else {
             continue;
         };

@@ -7,12 +7,11 @@
 //! are looked at.
 //!
 //! The source stays as it is but for a pod that reaches itself, to which the
-//! answer would not come back. A process of the node reaches a mapping at
-//! 127.0.0.1 and ::1 if its socket is bound to one of the node's other addresses.
-//! With a loopback address as source it cannot: the kernel takes no packet for
-//! such an address from a link, unless `route_localnet` lets it, which would open
-//! to pods what the node's processes serve on loopback, and never for ::1.
+//! answer would not come back, and for the node's loopback addresses, which the
+//! pod sees as one of the node's others. Answers to those come by the pod's link
+//! and are let in there, and only there, by [`loopback`].
 
+pub(crate) mod loopback;
 mod table;
 
 use std::collections::{HashMap, HashSet};
@@ -151,8 +150,9 @@ impl fmt::Display for Mapping {
 /// Elements of one set.
 type Elements = HashMap<&'static str, Vec<Element>>;
 
-/// What a pod's mappings come to.
-fn elements(mappings: &[Mapping], pod: &[IpAddr]) -> Elements {
+/// What a pod's mappings come to. `unanswered6` says that its answers do not come
+/// back to ::1.
+fn elements(mappings: &[Mapping], pod: &[IpAddr], unanswered6: bool) -> Elements {
     let mut elements = Elements::new();
     for address in pod {
         let names = table::names(*address);
@@ -180,6 +180,10 @@ fn elements(mappings: &[Mapping], pod: &[IpAddr]) -> Elements {
         if elements.len() != before {
             let pair = Element::key(table::pair_key(*address));
             elements.entry(names.hairpin).or_default().push(pair);
+            if unanswered6 && address.is_ipv6() {
+                let key = Element::key(table::bytes(*address));
+                elements.entry(table::UNANSWERED6).or_default().push(key);
+            }
         }
     }
     elements
@@ -187,13 +191,18 @@ fn elements(mappings: &[Mapping], pod: &[IpAddr]) -> Elements {
 
 /// Opens the mappings of a pod with these addresses. `root` is where
 /// reservations say which pods there are. A pod that has them already keeps
-/// them.
+/// them. `unanswered6` says that its answers do not come back to ::1.
 ///
 /// # Errors
 ///
 /// [`Error::HostPort`] when a port is another pod's; when the kernel refuses.
-pub(crate) fn publish(root: &Path, mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> {
-    let wanted = elements(mappings, pod);
+pub(crate) fn publish(
+    root: &Path,
+    mappings: &[Mapping],
+    pod: &[IpAddr],
+    unanswered6: bool,
+) -> Result<(), Error> {
+    let wanted = elements(mappings, pod, unanswered6);
     if wanted.is_empty() {
         return Ok(());
     }
@@ -293,7 +302,7 @@ fn change(
 
 /// Closes the mappings of a pod; those that lead elsewhere by now stay.
 pub(crate) fn withdraw(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> {
-    let mut ours = elements(mappings, pod);
+    let mut ours = elements(mappings, pod, true);
     if ours.is_empty() {
         return Ok(());
     }
@@ -343,7 +352,7 @@ pub(crate) fn collect(
 
 /// Whether all mappings of a pod are open.
 pub(crate) fn verify(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> {
-    let wanted = elements(mappings, pod);
+    let wanted = elements(mappings, pod, false);
     if wanted.is_empty() {
         return Ok(());
     }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::arguments::{Arguments, Command, Extra};
 use crate::attach::{self, Order, Remains, Shared};
 use crate::audit;
-use crate::configuration::{AttachMode, Configuration, Network, version_of};
+use crate::configuration::{AttachMode, Configuration, DEFAULT_BRIDGE, Network, version_of};
 use crate::error::Error;
 use crate::hostports::{self, Mapping};
 use crate::log::{self, Level, Log};
@@ -309,11 +309,18 @@ fn attach(socket: &mut Socket, inside: &mut Socket, order: &Order<'_>) -> Result
     let result = attach::attach(socket, inside, order)?;
     let configuration = order.configuration;
     let addresses: Vec<_> = order.addresses.iter().map(|a| a.address.addr()).collect();
-    hostports::publish(
-        &configuration.network.state,
-        &configuration.port_mappings,
-        &addresses,
-    )?;
+    let mappings = &configuration.port_mappings;
+    if !mappings.is_empty() {
+        let unanswered6 = hostports::loopback::is_unanswered6(configuration.attach);
+        let root = &configuration.network.state;
+        hostports::publish(root, mappings, &addresses, unanswered6)?;
+        let interface = attach::node_interface(
+            configuration.attach,
+            &configuration.network.bridge,
+            order.attachment,
+        );
+        hostports::loopback::admit(socket, &interface, mappings, &addresses)?;
+    }
     Ok(result)
 }
 
@@ -374,6 +381,15 @@ fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
+/// The ports of the node that lead to a pod.
+fn mappings(reservation: &Reservation) -> Result<Vec<Mapping>, Error> {
+    match reservation.notes.get(NOTE_PORTS) {
+        None => Ok(Vec::new()),
+        Some(ports) => serde_json::from_str(ports)
+            .map_err(|error| Error::Io(format!("cannot read the reservation's ports: {error}"))),
+    }
+}
+
 /// Takes an attachment out of use; whether that left something to the reaper.
 fn remove(
     network: &Network,
@@ -382,12 +398,8 @@ fn remove(
     reservation: Option<&Reservation>,
     namespace: Option<&NetworkNamespace>,
 ) -> Result<bool, Error> {
-    if let Some(reservation) = reservation
-        && let Some(ports) = reservation.notes.get(NOTE_PORTS)
-    {
-        let mappings: Vec<Mapping> = serde_json::from_str(ports)
-            .map_err(|error| Error::Io(format!("cannot read the reservation's ports: {error}")))?;
-        hostports::withdraw(&mappings, &reservation.addresses)?;
+    if let Some(reservation) = reservation {
+        hostports::withdraw(&mappings(reservation)?, &reservation.addresses)?;
     }
     let cable = match reservation {
         Some(reservation) => Shared::of(store, reservation)?,
@@ -426,6 +438,41 @@ pub(crate) fn free(store: &Store, reservation: &Reservation) -> Result<(), Error
     .map(drop)
 }
 
+/// Opens the ports of an attached pod again where the node has lost them; whether
+/// it had.
+pub(crate) fn reopen(root: &Path, store: &Store, reservation: &Reservation) -> Result<bool, Error> {
+    let mappings = mappings(reservation)?;
+    if mappings.is_empty() {
+        return Ok(false);
+    }
+    let (attachment, pod) = (&reservation.attachment, &reservation.addresses);
+    let attach = match reservation.notes.get(NOTE_ATTACH) {
+        Some(mode) if mode == AttachMode::Bridge.as_str() => AttachMode::Bridge,
+        _ => AttachMode::Routed,
+    };
+    let bridge = reservation.notes.get(NOTE_BRIDGE);
+    let bridge = bridge.map_or(DEFAULT_BRIDGE, String::as_str);
+    let interface = attach::node_interface(attach, bridge, attachment);
+    let mut socket = Socket::open_route()?;
+    let lost = match hostports::verify(&mappings, pod)
+        .and_then(|()| hostports::loopback::verify(&mut socket, &interface, &mappings, pod))
+    {
+        Ok(()) => false,
+        Err(Error::Mismatch(_)) => true,
+        Err(error) => return Err(error),
+    };
+    if lost {
+        let unanswered6 = hostports::loopback::is_unanswered6(attach);
+        hostports::publish(root, &mappings, pod, unanswered6)?;
+        hostports::loopback::admit(&mut socket, &interface, &mappings, pod)?;
+        if store.find(attachment)?.as_ref() != Some(reservation) {
+            // Detached meanwhile.
+            hostports::withdraw(&mappings, pod)?;
+        }
+    }
+    Ok(lost)
+}
+
 /// Compares what there is with what ADD answered.
 fn check(configuration: &Configuration, arguments: &Arguments) -> Result<(), Error> {
     let expected = previous(configuration)?.ok_or_else(|| {
@@ -459,8 +506,16 @@ fn check(configuration: &Configuration, arguments: &Arguments) -> Result<(), Err
         sandbox: arguments.required_namespace()?,
         addresses: &[],
     };
-    attach::verify_node(&mut Socket::open_route()?, &order, &reservation.addresses)?;
-    hostports::verify(&configuration.port_mappings, &reservation.addresses)
+    let mut socket = Socket::open_route()?;
+    attach::verify_node(&mut socket, &order, &reservation.addresses)?;
+    let mappings = &configuration.port_mappings;
+    hostports::verify(mappings, &reservation.addresses)?;
+    let interface = attach::node_interface(
+        configuration.attach,
+        &configuration.network.bridge,
+        attachment,
+    );
+    hostports::loopback::verify(&mut socket, &interface, mappings, &reservation.addresses)
 }
 
 /// Removes what belongs to none of the attachments the runtime names.

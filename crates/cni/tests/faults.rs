@@ -140,7 +140,7 @@ const CHANGES: [&str; 8] = [
 ];
 
 /// System calls that change nothing but the process itself.
-const HARMLESS: [&str; 47] = [
+const HARMLESS: [&str; 48] = [
     "access",
     "arch_prctl",
     "bind",
@@ -168,6 +168,7 @@ const HARMLESS: [&str; 47] = [
     "munmap",
     "newfstatat",
     "poll",
+    "ppoll",
     "pread64",
     "prlimit64",
     "read",

@@ -41,10 +41,15 @@ pub(crate) fn ensure(addresses: &[IpAddr]) -> Result<(), Error> {
 
 fn ensure_routes(addresses: &[IpAddr]) -> Result<(), linux::netlink::Error> {
     let mut socket = Socket::open_route()?;
+    let Some(loopback) = link::get(&mut socket, "lo")? else {
+        return Ok(());
+    };
+    // Of loopback: local routes of pods' links are the CNI plugin's.
     let held = route::list(
         &mut socket,
         Filter {
             table: Some(TABLE_LOCAL),
+            link: Some(loopback.index),
             ..Filter::own()
         },
     )?;
@@ -56,9 +61,6 @@ fn ensure_routes(addresses: &[IpAddr]) -> Result<(), linux::netlink::Error> {
             }
         }
     }
-    let Some(loopback) = link::get(&mut socket, "lo")? else {
-        return Ok(());
-    };
     for address in addresses {
         if held
             .iter()

@@ -58,6 +58,15 @@ pub fn host_interface(attachment: &Attachment) -> String {
     format!("pw{}", &attachment.key()[..11])
 }
 
+/// The node's interface by which the packets of a `bridge` or `routed` pod come to
+/// its IP.
+pub(crate) fn node_interface(attach: AttachMode, bridge: &str, attachment: &Attachment) -> String {
+    match attach {
+        AttachMode::Bridge => bridge.to_owned(),
+        _ => host_interface(attachment),
+    }
+}
+
 /// Hardware address of one end of a pod's cable. A chosen address, unlike a
 /// random one, is left alone by link managers, and is known before the
 /// interface exists.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use linux::nftables::{
     Base, Batch, Chain, ChainKind, Comparison, Conntrack, DataType, Element, Expression, Family,
-    FibAddress, Found, Header, Hook, Meta, NAT_FULLY_RANDOM, NatFamily, RTN_LOCAL, Register, Rule,
-    Set, Value, Verdict, ct_status, priority, push_field,
+    FibAddress, Found, Header, Hook, Meta, NAT_FULLY_RANDOM, NatFamily, RTN_LOCAL, Register,
+    Reject, Rule, Set, Value, Verdict, ct_status, priority, push_field,
 };
 
 /// The table's name.
@@ -24,6 +24,9 @@ pub(super) struct Names {
     pub(super) hairpin: &'static str,
 }
 
+/// Pods whose answers do not come back to ::1, see [`super::loopback`].
+pub(super) const UNANSWERED6: &str = "unanswered6";
+
 const NAMES4: Names = Names {
     any: "ports4",
     single: "address-ports4",
@@ -36,13 +39,14 @@ const NAMES6: Names = Names {
 };
 
 /// All sets.
-pub(super) const SETS: [&str; 6] = [
+pub(super) const SETS: [&str; 7] = [
     NAMES4.any,
     NAMES4.single,
     NAMES4.hairpin,
     NAMES6.any,
     NAMES6.single,
     NAMES6.hairpin,
+    UNANSWERED6,
 ];
 
 /// The sets of an address's family.
@@ -53,7 +57,7 @@ pub(super) const fn names(address: IpAddr) -> &'static Names {
     }
 }
 
-fn bytes(address: IpAddr) -> Vec<u8> {
+pub(super) fn bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
@@ -95,7 +99,7 @@ pub(super) fn target_address(value: &Value) -> Option<IpAddr> {
 pub(super) fn pod_of(element: &Element) -> Option<IpAddr> {
     match &element.value {
         Some(value) => target_address(value),
-        None => address(element.key.get(..element.key.len() / 2)?),
+        None => address(&element.key).or_else(|| address(&element.key[..element.key.len() / 2])),
     }
 }
 
@@ -133,6 +137,7 @@ fn sets() -> Vec<Set> {
                 Set::of_values(names.hairpin, &[address, address]),
             ]
         })
+        .chain([Set::of_values(UNANSWERED6, &[Ipv6Address])])
         .collect()
 }
 
@@ -161,12 +166,29 @@ fn chains() -> Vec<Chain> {
             base: None,
             rules: lookup_rules(),
         },
+        Chain {
+            name: "guard".to_owned(),
+            base: Some(Base {
+                kind: ChainKind::Filter,
+                hook: Hook::Prerouting,
+                // Before answers to loopback addresses are translated back.
+                priority: priority::RAW,
+                drop: false,
+            }),
+            rules: guard_rules(),
+        },
         translate("prerouting", Hook::Prerouting, vec![enter()]),
-        translate(
-            "output",
-            Hook::Output,
-            from_loopback().into_iter().chain([enter()]).collect(),
-        ),
+        translate("output", Hook::Output, vec![enter()]),
+        Chain {
+            name: "refuse".to_owned(),
+            base: Some(Base {
+                kind: ChainKind::Filter,
+                hook: Hook::Output,
+                priority: priority::FILTER,
+                drop: false,
+            }),
+            rules: vec![refuse_rule()],
+        },
         Chain {
             name: "postrouting".to_owned(),
             base: Some(Base {
@@ -301,23 +323,64 @@ fn lookup_rules() -> Vec<Rule> {
     rules
 }
 
-/// Answers could not come back to a loopback address: better refused than lost.
-fn from_loopback() -> [Rule; 2] {
-    let [v4, v6] = &FAMILIES;
-    let mut rule4 = v4.only().to_vec();
-    rule4.extend([
-        v4.address(0, 0),
+/// The kernel's own interface for packets to itself, as registers hold its name.
+fn loopback_name() -> Vec<u8> {
+    let mut name = b"lo".to_vec();
+    name.resize(16, 0);
+    name
+}
+
+/// Whether the source (0) or destination (1) is in 127.0.0.0/8.
+fn loopback4(which: usize) -> [Expression; 3] {
+    [
+        FAMILIES[0].address(which, 0),
         masked(0, vec![255, 0, 0, 0]),
         equal(0, vec![127, 0, 0, 0]),
-        Expression::Verdict(Verdict::Return),
-    ]);
-    let mut rule6 = v6.only().to_vec();
-    rule6.extend([
+    ]
+}
+
+/// What comes to or from 127.0.0.0/8 by any interface but loopback is dropped, as
+/// the kernel itself does where `route_localnet` is off (RFC 1122, 3.2.1.3;
+/// CVE-2020-8558). Of ::1 it does so everywhere (`ip6_rcv_core`).
+fn guard_rules() -> Vec<Rule> {
+    [0, 1]
+        .into_iter()
+        .map(|which| {
+            let mut rule = FAMILIES[0].only().to_vec();
+            rule.extend([
+                Expression::Meta {
+                    key: Meta::InInterfaceName,
+                    into: Register(0),
+                },
+                Expression::Compare {
+                    comparison: Comparison::NotEqual,
+                    from: Register(0),
+                    value: loopback_name(),
+                },
+            ]);
+            rule.extend(loopback4(which));
+            rule.push(Expression::Verdict(Verdict::Drop));
+            Rule::new(rule)
+        })
+        .collect()
+}
+
+/// Better refused than lost.
+fn refuse_rule() -> Rule {
+    let [_, v6] = &FAMILIES;
+    let mut rule = v6.only().to_vec();
+    rule.extend([
         v6.address(0, 0),
         equal(0, Ipv6Addr::LOCALHOST.octets().to_vec()),
-        Expression::Verdict(Verdict::Return),
+        v6.address(1, 0),
+        Expression::Lookup {
+            set: UNANSWERED6.to_owned(),
+            from: Register(0),
+            found: Found::Membership,
+        },
+        Expression::Reject(Reject::PortUnreachable),
     ]);
-    [Rule::new(rule4), Rule::new(rule6)]
+    Rule::new(rule)
 }
 
 fn source_rules() -> Vec<Rule> {
@@ -342,6 +405,30 @@ fn source_rules() -> Vec<Rule> {
                 set: registers.names.hairpin.to_owned(),
                 from: Register(0),
                 found: Found::Membership,
+            },
+            masquerade.clone(),
+        ]);
+        rules.push(Rule::new(rule));
+    }
+    // A loopback address leaves the node by no link.
+    for (registers, from_loopback) in FAMILIES.iter().zip([
+        loopback4(0).to_vec(),
+        vec![
+            FAMILIES[1].address(0, 0),
+            equal(0, Ipv6Addr::LOCALHOST.octets().to_vec()),
+        ],
+    ]) {
+        let mut rule = registers.only().to_vec();
+        rule.extend(from_loopback);
+        rule.extend([
+            Expression::Meta {
+                key: Meta::OutInterfaceName,
+                into: Register(0),
+            },
+            Expression::Compare {
+                comparison: Comparison::NotEqual,
+                from: Register(0),
+                value: loopback_name(),
             },
             masquerade.clone(),
         ]);
