@@ -135,9 +135,10 @@ impl Proxy {
         self.table.remove_service(name);
     }
 
-    /// A slice was made or changed.
-    pub fn endpoint_slice_changed(&mut self, slice: &EndpointSlice) {
-        self.table.set_slice(slice);
+    /// A slice was made or changed. Returns whether anything of it that matters
+    /// here is other than before.
+    pub fn endpoint_slice_changed(&mut self, slice: &EndpointSlice) -> bool {
+        self.table.set_slice(slice)
     }
 
     /// A slice is gone.

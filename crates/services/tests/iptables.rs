@@ -65,7 +65,7 @@ fn table() -> Table {
     let cell = std::cell::RefCell::new(&mut table);
     tell(
         |service| cell.borrow_mut().set_service(service),
-        |slice| cell.borrow_mut().set_slice(slice),
+        |slice| _ = cell.borrow_mut().set_slice(slice),
     );
     table
 }
@@ -136,7 +136,7 @@ fn proxy(world: &World, variant: Variant) -> Proxy {
     let cell = std::cell::RefCell::new(&mut proxy);
     tell(
         |service| cell.borrow_mut().service_changed(service),
-        |slice| cell.borrow_mut().endpoint_slice_changed(slice),
+        |slice| _ = cell.borrow_mut().endpoint_slice_changed(slice),
     );
     proxy
 }

@@ -161,7 +161,7 @@ fn tell(table: &mut Table, event: &Event) {
     match event {
         Event::Service(service) => table.set_service(service.clone()),
         Event::ServiceGone(name) => table.remove_service(name),
-        Event::Slice(slice) => table.set_slice(slice),
+        Event::Slice(slice) => _ = table.set_slice(slice),
         Event::SliceGone(name) => table.remove_slice("default", name),
     }
 }

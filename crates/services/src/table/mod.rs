@@ -1,0 +1,471 @@
+//! The service table: Services and endpoint slices in, frontends with their
+//! backends out. Pure; one event recomputes the Services it touches and notes
+//! which frontends changed.
+
+mod changes;
+mod compute;
+mod explanation;
+mod frontend;
+mod reading;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+pub use changes::Changes;
+use compute::{Computed, compute};
+pub use explanation::{ExplainedEndpoint, ExplainedPort, Explanation};
+pub use frontend::{Frontend, FrontendKind, HealthCheck};
+use reading::{Names, Slice, Wanted, read_service, read_slice};
+
+use crate::model::{
+    EndpointSlice, FrontendKey, NodeFacts, NodePortAddresses, Service, ServiceName,
+};
+
+/// What is known under a Service's name: the Service may come before or after
+/// its slices.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Box<Wanted>>,
+    /// Sorted by name. A list, since most Services have one or two.
+    slices: Vec<Slice>,
+    computed: Computed,
+    /// Whether something of it was left out when last computed.
+    troubled: bool,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Table {
+    facts: NodeFacts,
+    /// Addresses at which node ports answer.
+    node_port_addresses: Vec<IpAddr>,
+    names: Names,
+    /// Boxed, here and below: up to half the places of a hash table are empty.
+    entries: HashMap<Arc<ServiceName>, Box<Entry>>,
+    /// Which Service a slice belongs to: (namespace, slice) → name.
+    slices: HashMap<(Arc<str>, Arc<str>), Arc<ServiceName>>,
+    /// Of the Services that claim a frontend, the first by name holds it,
+    /// whatever the order of events was.
+    frontends: HashMap<FrontendKey, Box<Frontend>>,
+    /// What the others that claim it want of it, by their names.
+    waiting: HashMap<FrontendKey, BTreeMap<Arc<ServiceName>, Frontend>>,
+    /// How many Services hold an address.
+    cluster_ips: HashMap<IpAddr, u32>,
+    /// How many Services have an address for traffic from outside.
+    external_ips: HashMap<IpAddr, u32>,
+    /// How many Services have a local endpoint at an address.
+    local_endpoints: HashMap<IpAddr, u32>,
+    health_checks: Arc<BTreeMap<ServiceName, HealthCheck>>,
+    changes: Changes,
+    /// Services whose problems may have changed.
+    reports: BTreeSet<Arc<ServiceName>>,
+}
+
+impl Table {
+    /// An empty table of a node.
+    #[must_use]
+    pub fn new(facts: NodeFacts) -> Self {
+        let mut table = Self {
+            facts,
+            node_port_addresses: Vec::new(),
+            names: Names::default(),
+            entries: HashMap::new(),
+            slices: HashMap::new(),
+            frontends: HashMap::new(),
+            waiting: HashMap::new(),
+            cluster_ips: HashMap::new(),
+            external_ips: HashMap::new(),
+            local_endpoints: HashMap::new(),
+            health_checks: Arc::default(),
+            changes: Changes::default(),
+            reports: BTreeSet::new(),
+        };
+        table.node_port_addresses = table.wanted_node_port_addresses();
+        table
+    }
+
+    /// The node's facts.
+    #[must_use]
+    pub fn facts(&self) -> &NodeFacts {
+        &self.facts
+    }
+
+    /// Addresses at which node ports answer, sorted.
+    #[must_use]
+    pub fn node_port_addresses(&self) -> &[IpAddr] {
+        &self.node_port_addresses
+    }
+
+    /// The frontend that holds a key.
+    #[must_use]
+    pub fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        self.frontends.get(key).map(|frontend| &**frontend)
+    }
+
+    /// All frontends, in no order.
+    pub fn frontends(&self) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
+        self.frontends
+            .iter()
+            .map(|(key, frontend)| (key, &**frontend))
+    }
+
+    /// The frontends a Service holds, sorted by key.
+    #[must_use]
+    pub fn frontends_of(&self, name: &ServiceName) -> Vec<(FrontendKey, &Frontend)> {
+        let claims = self
+            .entries
+            .get(name)
+            .map_or(&[][..], |entry| &entry.computed.claims);
+        claims
+            .iter()
+            .filter_map(|key| Some((*key, self.frontend(key)?)))
+            .filter(|(_, frontend)| *frontend.service == *name)
+            .collect()
+    }
+
+    /// All cluster addresses, in no order.
+    pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.cluster_ips.keys().copied()
+    }
+
+    /// Whether a Service holds a cluster address.
+    #[must_use]
+    pub fn has_cluster_ip(&self, address: IpAddr) -> bool {
+        self.cluster_ips.contains_key(&address)
+    }
+
+    /// Addresses of all endpoints on this node, in no order.
+    pub fn local_endpoints(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.local_endpoints.keys().copied()
+    }
+
+    /// Whether an endpoint of this node has an address.
+    #[must_use]
+    pub fn has_local_endpoint(&self, address: IpAddr) -> bool {
+        self.local_endpoints.contains_key(&address)
+    }
+
+    /// Services with a health-check node port. Another pointer than last time
+    /// means that something changed.
+    #[must_use]
+    pub fn health_checks(&self) -> Arc<BTreeMap<ServiceName, HealthCheck>> {
+        Arc::clone(&self.health_checks)
+    }
+
+    /// Names of all Services that were told, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.service.is_some())
+            .map(|(name, _)| &**name)
+    }
+
+    /// Whether nothing changed since [`Self::take_changes`].
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// What changed since the last call.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Puts back changes that could not be applied.
+    pub fn return_changes(&mut self, changes: Changes) {
+        self.changes.merge(changes);
+    }
+
+    /// Services whose [`Self::problems`] may be others than at the last call.
+    pub fn take_reports(&mut self) -> BTreeSet<Arc<ServiceName>> {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// A Service was made or changed.
+    pub fn set_service(&mut self, service: Service) {
+        let read = read_service(&mut self.names, &service);
+        let name = Arc::new(service.name);
+        let entry = self.entries.entry(Arc::clone(&name)).or_default();
+        if entry.service.as_deref() == Some(&read) {
+            return;
+        }
+        entry.service = Some(Box::new(read));
+        self.recompute(&name);
+    }
+
+    /// A Service is gone.
+    pub fn remove_service(&mut self, name: &ServiceName) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.service = None;
+            self.recompute(name);
+        }
+    }
+
+    /// A slice was made or changed. Returns whether it is other than before.
+    pub fn set_slice(&mut self, slice: &EndpointSlice) -> bool {
+        let name = ServiceName::new(&*slice.namespace, &*slice.service);
+        let name = match self.entries.get_key_value(&name) {
+            Some((known, _)) => Arc::clone(known),
+            None => Arc::new(name),
+        };
+        let key = (self.names.get(&slice.namespace), slice.name.as_str().into());
+        let (own, before) = match self.slices.entry(key) {
+            hash_map::Entry::Occupied(mut known) => {
+                let own = Arc::clone(&known.key().1);
+                (own, Some(known.insert(Arc::clone(&name))))
+            }
+            hash_map::Entry::Vacant(new) => {
+                let own = Arc::clone(&new.key().1);
+                new.insert(Arc::clone(&name));
+                (own, None)
+            }
+        };
+        if let Some(before) = before.filter(|before| *before != name) {
+            self.drop_slice(&before, &slice.name);
+        }
+        let read = read_slice(&mut self.names, slice, own);
+        let entry = self.entries.entry(Arc::clone(&name)).or_default();
+        match entry
+            .slices
+            .binary_search_by(|known| (*known.name).cmp(&slice.name))
+        {
+            Ok(place) if entry.slices[place] == read => return false,
+            Ok(place) => entry.slices[place] = read,
+            Err(place) => {
+                entry.slices.reserve_exact(1);
+                entry.slices.insert(place, read);
+            }
+        }
+        self.recompute(&name);
+        true
+    }
+
+    /// A slice is gone.
+    pub fn remove_slice(&mut self, namespace: &str, name: &str) {
+        let key = (self.names.get(namespace), name.into());
+        if let Some(service) = self.slices.remove(&key) {
+            self.drop_slice(&service, name);
+        }
+    }
+
+    fn drop_slice(&mut self, service: &ServiceName, slice: &str) {
+        if let Some(entry) = self.entries.get_mut(service)
+            && let Ok(place) = entry
+                .slices
+                .binary_search_by(|known| (*known.name).cmp(slice))
+        {
+            entry.slices.remove(place);
+            self.recompute(service);
+        }
+    }
+
+    /// The node's facts changed.
+    pub fn set_facts(&mut self, facts: NodeFacts) {
+        if facts == self.facts {
+            return;
+        }
+        self.changes.facts = true;
+        let all = facts.node != self.facts.node || facts.zone != self.facts.zone;
+        let external = facts.external_ip_cidrs != self.facts.external_ip_cidrs;
+        self.facts = facts;
+        let addresses = self.wanted_node_port_addresses();
+        let node_ports = addresses != self.node_port_addresses;
+        self.node_port_addresses = addresses;
+        self.recompute_those(|service| {
+            all || (external && !service.external_ips.is_empty())
+                || (node_ports && has_node_port(service))
+        });
+    }
+
+    fn recompute_those(&mut self, concerned: impl Fn(&Wanted) -> bool) {
+        let names: Vec<Arc<ServiceName>> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.service.as_deref().is_some_and(&concerned))
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
+        for name in names {
+            self.recompute(&name);
+        }
+    }
+
+    /// Where node ports are to answer, as facts and Services are now.
+    fn wanted_node_port_addresses(&self) -> Vec<IpAddr> {
+        let facts = &self.facts;
+        let known = facts.addresses.iter().chain(&facts.local_addresses);
+        // A Service's address that the node happens to have is none of its own.
+        let known =
+            known.filter(|address| facts.addresses.contains(address) || !self.is_service(address));
+        let mut addresses: Vec<IpAddr> = match &facts.node_port_addresses {
+            NodePortAddresses::Primary => facts.addresses.clone(),
+            NodePortAddresses::All => known.copied().collect(),
+            NodePortAddresses::Ranges(ranges) => known
+                .filter(|address| ranges.iter().any(|range| range.contains(*address)))
+                .copied()
+                .collect(),
+        };
+        addresses.retain(|address| !address.is_loopback() && !is_link_local(address));
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Whether an address belongs to a Service.
+    fn is_service(&self, address: &IpAddr) -> bool {
+        self.cluster_ips.contains_key(address) || self.external_ips.contains_key(address)
+    }
+
+    /// Works out a Service anew and notes what differs.
+    fn recompute(&mut self, name: &ServiceName) {
+        let Some((name, mut entry)) = self.entries.remove_entry(name) else {
+            return;
+        };
+        let (frontends, computed) = compute(&entry, &name, &self.facts, &self.node_port_addresses);
+        let old = std::mem::replace(&mut entry.computed, computed);
+        let new = &entry.computed;
+
+        let mut external = HashSet::new();
+        for (counts, changed, old, new) in [
+            (
+                &mut self.cluster_ips,
+                &mut self.changes.cluster_ips,
+                &old.cluster_ips,
+                &new.cluster_ips,
+            ),
+            (
+                &mut self.external_ips,
+                &mut external,
+                &old.external_ips,
+                &new.external_ips,
+            ),
+            (
+                &mut self.local_endpoints,
+                &mut self.changes.local_endpoints,
+                &old.local,
+                &new.local,
+            ),
+        ] {
+            recount(counts, changed, old, new);
+        }
+        if old.health_check != new.health_check {
+            let checks = Arc::make_mut(&mut self.health_checks);
+            match new.health_check {
+                Some(check) => checks.insert((*name).clone(), check),
+                None => checks.remove(&*name),
+            };
+        }
+        for key in &old.claims {
+            if new.claims.binary_search(key).is_err() {
+                self.unclaim(key, &name);
+            }
+        }
+        for (key, frontend) in frontends {
+            self.claim(key, frontend);
+        }
+        let addresses_moved =
+            old.cluster_ips != new.cluster_ips || old.external_ips != new.external_ips;
+        let was_troubled = entry.troubled;
+        let known = entry.service.is_some() || !entry.slices.is_empty();
+        entry.troubled = known && !self.problems_of(&name, &entry).is_empty();
+        if was_troubled || entry.troubled {
+            self.reports.insert(Arc::clone(&name));
+        }
+        if known {
+            self.entries.insert(name, entry);
+        }
+        if addresses_moved && self.facts.node_port_addresses != NodePortAddresses::Primary {
+            let addresses = self.wanted_node_port_addresses();
+            if addresses != self.node_port_addresses {
+                self.node_port_addresses = addresses;
+                self.recompute_those(has_node_port);
+            }
+        }
+    }
+
+    /// A Service wants a frontend. The first by name gets it.
+    fn claim(&mut self, key: FrontendKey, frontend: Frontend) {
+        let Some(holder) = self.frontends.get_mut(&key) else {
+            self.frontends.insert(key, Box::new(frontend));
+            self.changes.frontends.insert(key);
+            return;
+        };
+        if holder.service == frontend.service {
+            if **holder != frontend {
+                **holder = frontend;
+                self.changes.frontends.insert(key);
+            }
+            return;
+        }
+        let loser = if frontend.service < holder.service {
+            self.changes.frontends.insert(key);
+            std::mem::replace(&mut **holder, frontend)
+        } else {
+            frontend
+        };
+        let waiting = self.waiting.entry(key).or_default();
+        // One that waited and comes first now waits no more.
+        waiting.remove(&holder.service);
+        self.reports.insert(Arc::clone(&loser.service));
+        waiting.insert(Arc::clone(&loser.service), loser);
+    }
+
+    /// A Service wants a frontend no more: who waits longest by name gets it.
+    fn unclaim(&mut self, key: &FrontendKey, name: &Arc<ServiceName>) {
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            waiting.remove(name);
+            if self.frontends.get(key).is_some_and(|f| f.service == *name)
+                && let Some((_, next)) = waiting.pop_first()
+            {
+                self.reports.extend(waiting.keys().cloned());
+                self.reports.insert(Arc::clone(&next.service));
+                self.frontends.insert(*key, Box::new(next));
+                self.changes.frontends.insert(*key);
+            }
+            if waiting.is_empty() {
+                self.waiting.remove(key);
+            }
+        }
+        if self.frontends.get(key).is_some_and(|f| f.service == *name) {
+            self.frontends.remove(key);
+            self.changes.frontends.insert(*key);
+        }
+    }
+}
+
+fn has_node_port(service: &Wanted) -> bool {
+    service.ports.iter().any(|port| port.node_port.is_some())
+}
+
+const fn is_link_local(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// Moves counts from an old list of addresses to a new one; notes those that
+/// appear and vanish.
+fn recount(
+    counts: &mut HashMap<IpAddr, u32>,
+    changed: &mut HashSet<IpAddr>,
+    old: &[IpAddr],
+    new: &[IpAddr],
+) {
+    for address in new {
+        let count = counts.entry(*address).or_insert(0);
+        *count += 1;
+        if *count == 1 {
+            changed.insert(*address);
+        }
+    }
+    for address in old {
+        if let Some(count) = counts.get_mut(address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(address);
+                changed.insert(*address);
+            }
+        }
+    }
+}

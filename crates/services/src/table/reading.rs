@@ -1,0 +1,303 @@
+//! Objects as the table keeps them: addresses and numbers read, names shared,
+//! what cannot be read noted.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::endpoints::{Hint, State};
+use crate::model::{
+    EndpointSlice, Family, NodeFacts, Protocol, Service, TrafficPolicy, parse_address, parse_port,
+    parse_range,
+};
+use crate::report::{AddressField, Problem};
+
+/// A slice, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) name: Arc<str>,
+    pub(super) family: Family,
+    pub(super) ports: Box<[(Arc<str>, Protocol, u16)]>,
+    pub(super) endpoints: Box<[Known]>,
+    pub(super) problems: Box<[Problem]>,
+}
+
+/// An endpoint of a slice, read. What it comes to depends on the node's facts,
+/// which may become known after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) address: IpAddr,
+    pub(super) ready: bool,
+    pub(super) serving: bool,
+    pub(super) terminating: bool,
+    pub(super) node: Option<Arc<str>>,
+    /// Most endpoints have none.
+    pub(super) hints: Option<Box<Hints>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hints {
+    pub(super) zones: Box<[Arc<str>]>,
+    pub(super) nodes: Box<[Arc<str>]>,
+}
+
+impl Known {
+    pub(super) fn state(&self, facts: &NodeFacts) -> State {
+        let (zone_hint, node_hint) = match &self.hints {
+            None => (Hint::Absent, Hint::Absent),
+            Some(hints) => (
+                hint(&hints.zones, facts.zone.as_deref()),
+                hint(&hints.nodes, Some(&facts.node)),
+            ),
+        };
+        State {
+            ready: self.ready,
+            serving: self.serving,
+            terminating: self.terminating,
+            local: self.node.as_deref() == Some(facts.node.as_str()),
+            zone_hint,
+            node_hint,
+        }
+    }
+}
+
+pub(super) fn hint(hints: &[Arc<str>], here: Option<&str>) -> Hint {
+    if hints.is_empty() {
+        Hint::Absent
+    } else if here.is_some_and(|here| hints.iter().any(|hint| **hint == *here)) {
+        Hint::Here
+    } else {
+        Hint::Elsewhere
+    }
+}
+
+/// A Service, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) cluster_ips: Box<[IpAddr]>,
+    pub(super) load_balancer_ips: Box<[IpAddr]>,
+    pub(super) external_ips: Box<[IpAddr]>,
+    /// For each family; `None` is everybody.
+    pub(super) sources: [Option<Arc<[IpNet]>>; 2],
+    pub(super) ports: Box<[Port]>,
+    pub(super) internal_policy: TrafficPolicy,
+    pub(super) external_policy: TrafficPolicy,
+    pub(super) affinity: Option<u32>,
+    pub(super) health_check_node_port: Option<u16>,
+    pub(super) foreign: bool,
+    pub(super) problems: Box<[Problem]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Port {
+    pub(super) name: Arc<str>,
+    pub(super) protocol: Protocol,
+    pub(super) port: Option<u16>,
+    pub(super) node_port: Option<u16>,
+}
+
+impl Wanted {
+    /// Why nothing of it is to be programmed.
+    pub(super) fn not_programmed(&self) -> Option<&'static str> {
+        if self.foreign {
+            Some("a label gives it to another proxy, or says that it is headless")
+        } else if self.cluster_ips.is_empty() {
+            Some("it has no cluster address")
+        } else {
+            None
+        }
+    }
+}
+
+/// The longest affinity Kubernetes allows, in seconds.
+const LONGEST_AFFINITY: u32 = 86_400;
+
+/// Keeps one copy of each name of a node, zone or port: there are few of them
+/// and many endpoints.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    pub(super) all: HashSet<Arc<str>>,
+    /// At this size unused ones are thrown out.
+    pub(super) limit: usize,
+}
+
+impl Names {
+    pub(super) fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.all.get(name) {
+            return Arc::clone(known);
+        }
+        if self.all.len() >= self.limit {
+            self.all.retain(|name| Arc::strong_count(name) > 1);
+            self.limit = (self.all.len() * 2).max(1024);
+        }
+        let name: Arc<str> = name.into();
+        self.all.insert(Arc::clone(&name));
+        name
+    }
+
+    pub(super) fn list(&mut self, names: &[String]) -> Box<[Arc<str>]> {
+        names.iter().map(|name| self.get(name)).collect()
+    }
+}
+
+/// Reads a Service.
+pub(super) fn read_service(names: &mut Names, service: &Service) -> Wanted {
+    let mut problems = Vec::new();
+    let mut addresses = |field: AddressField, texts: &[String]| -> Box<[IpAddr]> {
+        let mut addresses = Vec::with_capacity(texts.len());
+        for text in texts {
+            match parse_address(text) {
+                Some(address) => addresses.push(address),
+                // Says that there is none.
+                None if text.is_empty() || text == "None" => {}
+                None => problems.push(Problem::Address {
+                    field,
+                    text: text.clone(),
+                }),
+            }
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.into()
+    };
+    let cluster_ips = addresses(AddressField::ClusterIp, &service.cluster_ips);
+    let load_balancer_ips = addresses(AddressField::LoadBalancer, &service.load_balancer_ips);
+    let external_ips = addresses(AddressField::ExternalIp, &service.external_ips);
+    let sources = read_sources(&service.source_ranges, &mut problems);
+    let mut number = |field: &'static str, name: &str, number: i32| {
+        let port = parse_port(number);
+        if port.is_none() {
+            problems.push(Problem::Port {
+                field,
+                name: name.to_owned(),
+                number,
+            });
+        }
+        port
+    };
+    let ports = service
+        .ports
+        .iter()
+        .map(|port| Port {
+            name: names.get(&port.name),
+            protocol: port.protocol,
+            port: number("spec.ports.port", &port.name, port.port),
+            node_port: port
+                .node_port
+                .filter(|number| *number != 0)
+                .and_then(|node_port| number("spec.ports.nodePort", &port.name, node_port)),
+        })
+        .collect();
+    let health_check_node_port = service
+        .health_check_node_port
+        .filter(|number| *number != 0)
+        .and_then(|port| number("spec.healthCheckNodePort", "", port));
+    Wanted {
+        cluster_ips,
+        load_balancer_ips,
+        external_ips,
+        sources,
+        ports,
+        internal_policy: service.internal_policy,
+        external_policy: service.external_policy,
+        affinity: service
+            .affinity
+            .map(|seconds| seconds.clamp(1, LONGEST_AFFINITY)),
+        health_check_node_port,
+        foreign: service.foreign,
+        problems: problems.into(),
+    }
+}
+
+/// Reads a slice; `name` is its own.
+pub(super) fn read_slice(names: &mut Names, slice: &EndpointSlice, name: Arc<str>) -> Slice {
+    let mut problems = Vec::new();
+    let ports = slice
+        .ports
+        .iter()
+        .filter_map(|port| {
+            let Some(number) = parse_port(port.port?) else {
+                problems.push(Problem::SlicePort {
+                    slice: slice.name.clone(),
+                    name: port.name.clone(),
+                    number: port.port?,
+                });
+                return None;
+            };
+            Some((names.get(&port.name), port.protocol, number))
+        })
+        .collect();
+    let mut unreadable = slice
+        .endpoints
+        .iter()
+        .filter(|endpoint| slice_address(slice, &endpoint.address).is_none());
+    if let Some(first) = unreadable.next() {
+        problems.push(Problem::EndpointAddresses {
+            slice: slice.name.clone(),
+            example: first.address.clone(),
+            count: 1 + unreadable.count(),
+        });
+    }
+    let endpoints = slice
+        .endpoints
+        .iter()
+        .filter_map(|endpoint| {
+            let ready = endpoint.ready.unwrap_or(true);
+            let hinted = !endpoint.zone_hints.is_empty() || !endpoint.node_hints.is_empty();
+            Some(Known {
+                address: slice_address(slice, &endpoint.address)?,
+                ready,
+                serving: endpoint.serving.unwrap_or(ready),
+                terminating: endpoint.terminating.unwrap_or(false),
+                node: endpoint.node.as_deref().map(|node| names.get(node)),
+                hints: hinted.then(|| {
+                    Box::new(Hints {
+                        zones: names.list(&endpoint.zone_hints),
+                        nodes: names.list(&endpoint.node_hints),
+                    })
+                }),
+            })
+        })
+        .collect();
+    Slice {
+        name,
+        family: slice.family,
+        ports,
+        endpoints,
+        problems: problems.into(),
+    }
+}
+
+fn slice_address(slice: &EndpointSlice, text: &str) -> Option<IpAddr> {
+    parse_address(text).filter(|address| Family::of(*address) == slice.family)
+}
+
+/// Who may use load-balancer addresses of each family. An entry of the other
+/// family is as if it were not there; one that cannot be read admits nobody, but
+/// a filter remains a filter.
+fn read_sources(texts: &[String], problems: &mut Vec<Problem>) -> [Option<Arc<[IpNet]>>; 2] {
+    let mut ranges = Vec::new();
+    let mut unreadable = false;
+    for text in texts.iter().filter(|text| !text.trim().is_empty()) {
+        match parse_range(text) {
+            Some(range) => ranges.push(range),
+            None => {
+                unreadable = true;
+                problems.push(Problem::SourceRange { text: text.clone() });
+            }
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    Family::ALL.map(|family| {
+        let own: Vec<IpNet> = ranges
+            .iter()
+            .filter(|range| Family::of(range.addr()) == family)
+            .copied()
+            .collect();
+        let everybody = own.iter().any(|range| range.prefix_len() == 0);
+        (!everybody && (unreadable || !own.is_empty())).then(|| own.into())
+    })
+}
