@@ -48,6 +48,7 @@ mod options;
 mod pods;
 mod policy_socket;
 mod privileges;
+mod programming;
 mod proxy;
 mod publish;
 mod routes;

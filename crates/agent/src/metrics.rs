@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     sync: Histogram,
     full_sync: Histogram,
     partial_sync: Histogram,
+    programming: Histogram,
     last_sync: Seconds,
     last_queued: Seconds,
     /// Changes of Services, on their way into the kernel.
@@ -71,6 +72,7 @@ impl Metrics {
             sync: durations(),
             full_sync: durations(),
             partial_sync: durations(),
+            programming: Histogram::new(programming_durations()),
             last_sync: Seconds::default(),
             last_queued: Seconds::default(),
             services_pending: Gauge::default(),
@@ -112,6 +114,11 @@ impl Metrics {
             "kubeproxy_sync_partial_proxy_rules_duration_seconds",
             "How long applications of Services took that looked at what had changed",
             self.partial_sync.clone(),
+        );
+        registry.register(
+            "kubeproxy_network_programming_duration_seconds",
+            "How long changes of endpoints took from their trigger until they were in force",
+            self.programming.clone(),
         );
         registry.register(
             of_rules("last_timestamp_seconds"),
@@ -219,6 +226,11 @@ impl Metrics {
         self.last_sync.set(now());
     }
 
+    /// A change of endpoints is in force so many seconds after its trigger.
+    pub(crate) fn programmed(&self, seconds: f64) {
+        self.programming.observe(seconds);
+    }
+
     /// A health check was answered.
     pub(crate) fn health_asked(&self, path: &str, status: StatusCode) {
         let family = match path {
@@ -242,6 +254,15 @@ impl Metrics {
     }
 }
 
+/// Upper ends in seconds, as kube-proxy's: 0.25, 0.5, every second to 59, every
+/// five to 115, every thirty to 300.
+fn programming_durations() -> impl Iterator<Item = f64> {
+    let whole = (1..60)
+        .chain((60..120).step_by(5))
+        .chain((120..=300).step_by(30));
+    [0.25, 0.5].into_iter().chain(whole.map(f64::from))
+}
+
 /// Seconds since 1970.
 fn now() -> f64 {
     SystemTime::now()
@@ -260,12 +281,17 @@ mod tests {
         metrics.service_changed();
         metrics.slice_changed();
         metrics.synced(Duration::from_millis(3), false);
+        metrics.programmed(1.5);
         metrics.health_asked("/healthz", StatusCode::SERVICE_UNAVAILABLE);
         let text = metrics.text();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
             "kubeproxy_sync_partial_proxy_rules_duration_seconds_count 1",
             "kubeproxy_sync_full_proxy_rules_duration_seconds_count 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"1.0\"} 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"2.0\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"300.0\"} 1",
+            "kubeproxy_network_programming_duration_seconds_sum 1.5",
             "kubeproxy_sync_proxy_rules_service_changes_total 1",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 1",
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use api::{AddressType, Event, Key};
 use ipnet::IpNet;
+use jiff::Timestamp;
 use linux::address;
 use linux::netlink::Socket;
 use routing::service_range::ServiceRanges;
@@ -20,6 +21,7 @@ use crate::health;
 use crate::healthcheck::Wanted;
 use crate::inspection::{self, Asked};
 use crate::metrics::Metrics;
+use crate::programming::Triggers;
 use crate::routes;
 use crate::run::News;
 use crate::runner::{Pace, Runner};
@@ -173,7 +175,6 @@ fn failure(problems: &[String]) -> Report {
 }
 
 /// What has to be known before the first application.
-#[derive(Default)]
 struct State {
     services_synced: bool,
     slices_synced: bool,
@@ -186,13 +187,22 @@ struct State {
     told: BTreeMap<ServiceName, Vec<Problem>>,
     /// Changes taken up since the last application: of Services, of slices.
     taken: (i64, i64),
+    /// What triggered them.
+    triggers: Triggers,
 }
 
 impl State {
     fn new(known_ranges: Vec<IpNet>) -> State {
         State {
+            services_synced: false,
+            slices_synced: false,
+            facts_known: false,
             ranges: ServiceRanges::new(known_ranges),
-            ..State::default()
+            ranges_sent: None,
+            audit: false,
+            told: BTreeMap::new(),
+            taken: (0, 0),
+            triggers: Triggers::since(Timestamp::now()),
         }
     }
 
@@ -236,6 +246,9 @@ impl State {
         let (services, slices) = std::mem::take(&mut self.taken);
         metrics.services_pending.dec_by(services);
         metrics.slices_pending.dec_by(slices);
+        for seconds in self.triggers.in_force(Timestamp::now()) {
+            metrics.programmed(seconds);
+        }
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         metrics.elements.inc_by(count(stats.elements));
         metrics.repairs.inc_by(count(stats.repaired.len()));
@@ -282,18 +295,19 @@ impl State {
             }
             Message::Service(Event::Synced) => self.services_synced = true,
             Message::Slice(Event::Applied(slice)) => {
-                let Key { namespace, name } = api::Resource::key(&slice);
+                let key = api::Resource::key(&slice);
+                let trigger = slice.last_change_trigger().map(ToOwned::to_owned);
                 match (slice.address_type, translate::slice(slice)) {
                     (AddressType::V4 | AddressType::V6, Some(slice)) => {
-                        proxy.endpoint_slice_changed(&slice);
+                        if proxy.endpoint_slice_changed(&slice) {
+                            self.triggers.changed(key, trigger.as_deref());
+                        }
                     }
                     // Of names, or of no Service (any more).
-                    _ => proxy.endpoint_slice_removed(&namespace, &name),
+                    _ => self.remove_slice(proxy, &key),
                 }
             }
-            Message::Slice(Event::Deleted(Key { namespace, name })) => {
-                proxy.endpoint_slice_removed(&namespace, &name);
-            }
+            Message::Slice(Event::Deleted(key)) => self.remove_slice(proxy, &key),
             Message::Slice(Event::Synced) => self.slices_synced = true,
             Message::Facts(facts) => {
                 self.facts_known = true;
@@ -307,6 +321,11 @@ impl State {
             Message::Ask(..) => return false,
         }
         true
+    }
+
+    fn remove_slice(&mut self, proxy: &mut Proxy, key: &Key) {
+        proxy.endpoint_slice_removed(&key.namespace, &key.name);
+        self.triggers.removed(key);
     }
 
     fn changed_ranges(&mut self) -> Option<Vec<IpNet>> {

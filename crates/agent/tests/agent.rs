@@ -422,6 +422,43 @@ fn nothing_is_promised_before_the_node_has_its_range() {
 }
 
 #[test]
+fn a_change_of_endpoints_is_measured_from_its_trigger() {
+    let host = Host::new();
+    host.put_own();
+    let triggered = |addresses: &[&str], trigger: &str| {
+        let mut slice = slice("web", addresses);
+        slice["metadata"]["annotations"] =
+            json!({"endpoints.kubernetes.io/last-change-trigger-time": trigger});
+        slice
+    };
+    host.api.put::<Service>(service("web", "10.96.0.20"));
+    // Before the agent's time.
+    host.api
+        .put::<EndpointSlice>(triggered(&["10.200.12.5"], "2026-01-01T00:00:00Z"));
+    let _agent = host.start();
+    host.wait_for_conflist(&conflist(1400, &OWN));
+    let measured = |count: u32| {
+        wait(&format!("{count} measured changes"), || {
+            let (_, metrics) = host.get_at("127.0.0.1:10249", "/metrics");
+            let line = format!("kubeproxy_network_programming_duration_seconds_count {count}\n");
+            metrics.contains(&line).then_some(()).ok_or(metrics)
+        });
+    };
+    measured(0);
+    let now = jiff::Timestamp::now().to_string();
+    host.api
+        .put::<EndpointSlice>(triggered(&["10.200.12.6"], &now));
+    measured(1);
+    // Nothing that matters to a proxy is other than before.
+    let mut same = triggered(&["10.200.12.6"], &now);
+    same["metadata"]["labels"]["colour"] = json!("blue");
+    host.api.put::<EndpointSlice>(same);
+    host.api
+        .put::<EndpointSlice>(triggered(&["10.200.12.7"], &now));
+    measured(2);
+}
+
+#[test]
 fn a_restart_changes_nothing_and_the_data_plane_stays_meanwhile() {
     let host = Host::new();
     host.put_own();

@@ -124,6 +124,18 @@ impl EndpointSlice {
     /// The label that names the Service.
     pub const SERVICE_LABEL: &'static str = "kubernetes.io/service-name";
 
+    /// The annotation that says when what led to the endpoints' last change
+    /// happened (RFC 3339).
+    pub(crate) const TRIGGER_ANNOTATION: &'static str =
+        "endpoints.kubernetes.io/last-change-trigger-time";
+
+    /// When what led to the endpoints' last change happened: text as the
+    /// controller wrote it, RFC 3339.
+    pub fn last_change_trigger(&self) -> Option<&str> {
+        let annotation = self.metadata.annotations.get(Self::TRIGGER_ANNOTATION)?;
+        Some(annotation)
+    }
+
     /// The Service the endpoints belong to.
     pub fn service_name(&self) -> Option<&str> {
         self.metadata.label(EndpointSlice::SERVICE_LABEL)

@@ -8,6 +8,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::decode::null_default;
+use crate::endpointslice::EndpointSlice;
 
 /// Labels of an object, or the equalities of a selector.
 pub type Labels = BTreeMap<Box<str>, Box<str>>;
@@ -35,8 +36,7 @@ pub trait Resource: DeserializeOwned + 'static {
 /// What the names of podwire's own annotations begin with.
 pub const OWN_ANNOTATIONS: &str = "podwire.dev/";
 
-/// The part of `metadata` podwire reads. Of annotations its own only, no
-/// managed fields.
+/// The part of `metadata` podwire reads. Few annotations, no managed fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Metadata {
@@ -51,8 +51,9 @@ pub struct Metadata {
     /// Labels.
     #[serde(deserialize_with = "null_default")]
     pub labels: Labels,
-    /// Annotations whose names begin with [`OWN_ANNOTATIONS`], without that.
-    #[serde(deserialize_with = "own_annotations")]
+    /// Annotations whose names begin with [`OWN_ANNOTATIONS`], without that; and
+    /// `endpoints.kubernetes.io/last-change-trigger-time`.
+    #[serde(deserialize_with = "few_annotations")]
     pub annotations: Labels,
     /// Set once deletion has begun (RFC 3339).
     pub deletion_timestamp: Option<Box<str>>,
@@ -78,12 +79,12 @@ impl Metadata {
     }
 }
 
-/// Keeps podwire's own annotations; those of others can be large and are not
-/// even copied.
-fn own_annotations<'de, D: Deserializer<'de>>(from: D) -> Result<Labels, D::Error> {
-    struct Own;
+/// Keeps the annotations podwire reads; others can be large and are not even
+/// copied.
+fn few_annotations<'de, D: Deserializer<'de>>(from: D) -> Result<Labels, D::Error> {
+    struct Few;
 
-    impl<'de> Visitor<'de> for Own {
+    impl<'de> Visitor<'de> for Few {
         type Value = Labels;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,22 +96,26 @@ fn own_annotations<'de, D: Deserializer<'de>>(from: D) -> Result<Labels, D::Erro
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Labels, A::Error> {
-            let mut own = Labels::new();
+            let mut few = Labels::new();
             while let Some(name) = map.next_key::<Cow<'de, str>>()? {
-                match name.strip_prefix(OWN_ANNOTATIONS) {
+                let known = match &*name {
+                    EndpointSlice::TRIGGER_ANNOTATION => Some(&*name),
+                    name => name.strip_prefix(OWN_ANNOTATIONS),
+                };
+                match known {
                     Some(name) => {
-                        own.insert(name.into(), map.next_value()?);
+                        few.insert(name.into(), map.next_value()?);
                     }
                     None => {
                         map.next_value::<IgnoredAny>()?;
                     }
                 }
             }
-            Ok(own)
+            Ok(few)
         }
     }
 
-    from.deserialize_any(Own)
+    from.deserialize_any(Few)
 }
 
 /// Namespace and name of an object; the namespace is empty for a kind that has none.
@@ -230,11 +235,18 @@ mod tests {
     #[rstest]
     #[case::none("{}", &[])]
     #[case::null(r#"{"annotations":null}"#, &[])]
+    #[case::trigger(
+        r#"{"annotations":{"endpoints.kubernetes.io/last-change-trigger-time":"2026-01-01T00:00:00Z"}}"#,
+        &[("endpoints.kubernetes.io/last-change-trigger-time", "2026-01-01T00:00:00Z")]
+    )]
     #[case::own(
         r#"{"annotations":{"a/b":"large","podwire.dev/x":"1","podwire.dev":"2"}}"#,
         &[("x", "1")]
     )]
-    fn annotations_of_others_are_left_out(#[case] text: &str, #[case] expected: &[(&str, &str)]) {
+    fn annotations_that_nobody_reads_are_left_out(
+        #[case] text: &str,
+        #[case] expected: &[(&str, &str)],
+    ) {
         let metadata: Metadata = serde_json::from_str(text).unwrap();
         let expected: Labels = expected
             .iter()
