@@ -109,7 +109,7 @@ pub async fn watch<R: Resource>(
         scope,
         path,
         kind: R::KIND,
-        known: HashMap::new(),
+        known: Known::default(),
         trouble: Trouble::default(),
         sink: &mut consumer,
     };
@@ -118,13 +118,9 @@ pub async fn watch<R: Resource>(
 
 /// The half that knows the kind.
 trait Sink {
-    /// Decodes and delivers an object unless `known` has this very version of
-    /// it. Returns what is to be remembered.
-    fn apply(
-        &mut self,
-        object: &str,
-        known: &HashMap<Key, Version>,
-    ) -> Result<(Key, Version), ApplyError>;
+    /// Decodes an object, and delivers and remembers it unless `known` has this
+    /// very version of it.
+    fn apply(&mut self, object: &str, known: &mut Known) -> Result<(), ApplyError>;
     fn delete(&mut self, key: Key) -> Result<(), Closed>;
     fn synced(&mut self) -> Result<(), Closed>;
 }
@@ -140,18 +136,13 @@ struct Consumer<R, F> {
 }
 
 impl<R: Resource, F: FnMut(Event<R>) -> Result<(), Closed>> Sink for Consumer<R, F> {
-    fn apply(
-        &mut self,
-        object: &str,
-        known: &HashMap<Key, Version>,
-    ) -> Result<(Key, Version), ApplyError> {
+    fn apply(&mut self, object: &str, known: &mut Known) -> Result<(), ApplyError> {
         let object: R = serde_json::from_str(object).map_err(ApplyError::Decode)?;
-        let key = object.key();
-        let version = Version::of(object.metadata());
-        if known.get(&key) != Some(&version) {
+        // A list that breaks off half way starts over and must not repeat this.
+        if known.insert(&object.key(), Version::of(object.metadata())) {
             (self.deliver)(Event::Applied(object)).map_err(|Closed| ApplyError::Closed)?;
         }
-        Ok((key, version))
+        Ok(())
     }
 
     fn delete(&mut self, key: Key) -> Result<(), Closed> {
@@ -166,14 +157,71 @@ impl<R: Resource, F: FnMut(Event<R>) -> Result<(), Closed>> Sink for Consumer<R,
 /// Identity and version of a delivered object, as a hash: eight bytes instead
 /// of two strings for every object of the cluster.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Version(u64);
+struct Version([u32; 2]);
 
 impl Version {
     fn of(metadata: &Metadata) -> Version {
         let mut hasher = hash_map::DefaultHasher::new();
         metadata.uid.hash(&mut hasher);
         metadata.resource_version.hash(&mut hasher);
-        Version(hasher.finish())
+        let hash = hasher.finish();
+        // Halved, so that it needs no room to be aligned.
+        Version([hash as u32, (hash >> 32) as u32])
+    }
+}
+
+/// The objects that were delivered and not deleted. One small allocation for
+/// each: there may be a hundred thousand.
+#[derive(Default)]
+struct Known {
+    /// By namespace, `/` and name: the version, and the list that named it last.
+    objects: HashMap<Box<str>, (Version, u32)>,
+    /// Number of the present list.
+    list: u32,
+}
+
+impl Known {
+    fn text(key: &Key) -> Box<str> {
+        [&*key.namespace, "/", &*key.name].concat().into()
+    }
+
+    /// A list begins; what is inserted from now on is of it.
+    fn begin_list(&mut self) {
+        self.list = self.list.wrapping_add(1);
+    }
+
+    /// Returns whether this version of the object is new.
+    fn insert(&mut self, key: &Key, version: Version) -> bool {
+        let now = (version, self.list);
+        let before = self.objects.insert(Self::text(key), now);
+        before.is_none_or(|(before, _)| before != version)
+    }
+
+    /// The object is there in a version that cannot be read.
+    fn keep(&mut self, key: &Key) {
+        if let Some((_, list)) = self.objects.get_mut(&Self::text(key)) {
+            *list = self.list;
+        }
+    }
+
+    /// Returns whether the object was known.
+    fn remove(&mut self, key: &Key) -> bool {
+        self.objects.remove(&Self::text(key)).is_some()
+    }
+
+    /// The list is complete: removes and returns what it did not name, sorted.
+    fn vanished(&mut self) -> Vec<Key> {
+        let list = self.list;
+        let gone = self.objects.extract_if(|_, (_, named)| *named != list);
+        let mut gone: Vec<Key> = gone
+            .filter_map(|(text, _)| {
+                let (namespace, name) = text.split_once('/')?;
+                Some(Key::new(namespace, name))
+            })
+            .collect();
+        gone.sort();
+        self.objects.shrink_to_fit();
+        gone
     }
 }
 
@@ -212,7 +260,7 @@ struct Watcher<'a> {
     scope: Scope,
     path: String,
     kind: &'static str,
-    known: HashMap<Key, Version>,
+    known: Known,
     trouble: Trouble,
     sink: &'a mut (dyn Sink + Send),
 }
@@ -319,7 +367,7 @@ impl Watcher<'_> {
             tracing::warn!(
                 "cannot watch {} on the API server: {why}; going on with the {} known, retrying",
                 self.kind,
-                self.known.len(),
+                self.known.objects.len(),
             );
         } else {
             tracing::debug!(kind = self.kind, "retry failed: {why}");
@@ -345,7 +393,7 @@ impl Watcher<'_> {
     /// Lists everything, delivers the difference, returns the list's version.
     async fn list(&mut self) -> Result<String, End> {
         let mut next = String::new();
-        let mut seen: HashMap<Key, Version> = HashMap::with_capacity(self.known.len());
+        self.known.begin_list();
         loop {
             let mut path = format!("{}limit={}", self.path, self.scope.page);
             if !next.is_empty() {
@@ -362,33 +410,21 @@ impl Watcher<'_> {
             let page: Page<'_> = serde_json::from_slice(&page)
                 .map_err(|e| End::Refused(format!("the list cannot be read: {e}")))?;
             for item in page.items.unwrap_or_default() {
-                match self.sink.apply(item.get(), &self.known) {
-                    Ok((key, version)) => {
-                        seen.insert(key.clone(), version);
-                        // Remembered at once: a list that breaks off half way
-                        // starts over and must not repeat this part.
-                        self.known.insert(key, version);
-                    }
+                match self.sink.apply(item.get(), &mut self.known) {
+                    Ok(()) => {}
                     Err(ApplyError::Closed) => return Err(End::Closed),
                     Err(ApplyError::Decode(error)) => {
-                        if let Some(key) = self.undecodable(item.get(), &error)
-                            && let Some(version) = self.known.get(&key)
-                        {
-                            seen.insert(key, *version);
+                        if let Some(key) = self.undecodable(item.get(), &error) {
+                            self.known.keep(&key);
                         }
                     }
                 }
             }
             next = page.metadata.next;
             if next.is_empty() {
-                let gone = self.known.keys().filter(|key| !seen.contains_key(*key));
-                let mut gone: Vec<Key> = gone.cloned().collect();
-                gone.sort();
-                for key in gone {
+                for key in self.known.vanished() {
                     self.sink.delete(key)?;
                 }
-                seen.shrink_to_fit();
-                self.known = seen;
                 self.sink.synced()?;
                 return Ok(page.metadata.resource_version);
             }
@@ -509,7 +545,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn handle(
     kind: &'static str,
     sink: &mut dyn Sink,
-    known: &mut HashMap<Key, Version>,
+    known: &mut Known,
     line: &[u8],
     version: &mut String,
 ) -> Result<(), End> {
@@ -518,9 +554,7 @@ fn handle(
     let object = frame.object.get();
     match &*frame.kind {
         "ADDED" | "MODIFIED" => match sink.apply(object, known) {
-            Ok((key, state)) => {
-                known.insert(key, state);
-            }
+            Ok(()) => {}
             Err(ApplyError::Closed) => return Err(End::Closed),
             Err(ApplyError::Decode(error)) => {
                 undecodable(kind, object, &error);
@@ -530,7 +564,7 @@ fn handle(
             let header: Header = serde_json::from_str(object)
                 .map_err(|e| End::Refused(format!("an event cannot be read: {e}")))?;
             let key = header.metadata.key();
-            if known.remove(&key).is_some() {
+            if known.remove(&key) {
                 sink.delete(key)?;
             }
         }
