@@ -55,8 +55,8 @@ pub enum Tunnel {
     Wireguard,
 }
 
-/// A VXLAN device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// A VXLAN device. The default has nothing set and everything off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Vxlan {
     /// VXLAN network identifier, 24 bits. 0 in external mode, where routes give it.
     pub vni: u32,
@@ -237,19 +237,7 @@ pub(crate) fn parse(kind: &str, data: &[u8]) -> Result<Option<Tunnel>, DecodeErr
 }
 
 fn parse_vxlan(data: &[u8]) -> Result<Vxlan, DecodeError> {
-    let mut vxlan = Vxlan {
-        vni: 0,
-        port: 0,
-        local: None,
-        group: None,
-        parent: None,
-        ttl: 0,
-        learning: false,
-        external: false,
-        gpe: false,
-        udp_checksum: false,
-        zero_checksum6: false,
-    };
+    let mut vxlan = Vxlan::default();
     for attribute in NlasIterator::new(data) {
         let attribute = attribute?;
         let value = attribute.value();

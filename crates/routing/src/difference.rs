@@ -545,15 +545,7 @@ mod tests {
         let kind = DeviceKind::Vxlan(Vxlan {
             vni,
             port: 8472,
-            local: None,
-            group: None,
-            parent: None,
-            ttl: 0,
-            learning: false,
-            external: false,
-            gpe: false,
-            udp_checksum: false,
-            zero_checksum6: false,
+            ..Vxlan::default()
         });
         let mut state = State::default();
         state.devices.insert(DEVICE, Device::new(kind, mtu));

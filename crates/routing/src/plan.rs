@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::backend::{Backend, Here};
+use crate::backend::{Backend, Here, Peer};
 use crate::choose;
 use crate::model::{
     Family, LAST_RESORT_METRIC, Node, PerFamily, RouteKey, RouteTarget, State, overlap,
@@ -289,22 +289,23 @@ pub fn plan<'a>(
             }
         }
         let common = choose::common(backends, peer.data.as_ref());
+        let peer = Peer { here, node: peer };
         for backend in &common {
             let mut state = State::default();
             // Whether a peer can send this way is its own plan's question.
-            if backend.accept(&here, peer, &ranges, &mut state).is_ok() {
+            if backend.accept(&peer, &ranges, &mut state).is_ok() {
                 plan.state.extend(state);
             }
         }
         for range in ranges {
-            match reach(&common, &here, peer, range, &mut macs) {
+            match reach(&common, &peer, range, &mut macs) {
                 Ok((backend, state)) => {
-                    accepted.insert(range, &peer.name);
+                    accepted.insert(range, &peer.node.name);
                     plan.state.extend(state);
-                    let node = peer.name.clone();
+                    let node = peer.node.name.clone();
                     plan.ways.insert(range, Way { node, backend });
                 }
-                Err(reason) => plan.refuse(peer, range, reason),
+                Err(reason) => plan.refuse(peer.node, range, reason),
             }
         }
     }
@@ -327,21 +328,21 @@ type Macs<'a> = BTreeMap<(crate::model::DeviceName, crate::model::MacAddress), &
 /// What it takes to reach a range by the first back end that can.
 fn reach<'a>(
     backends: &[&dyn Backend],
-    here: &Here<'_>,
-    peer: &'a Node,
+    peer: &Peer<'a>,
     range: IpNet,
     macs: &mut Macs<'a>,
 ) -> Result<(&'static str, State), Reason> {
-    let theirs = peer.data.as_ref().map(|data| data.ways.clone());
+    let data = peer.node.data.as_ref();
+    let theirs = data.map(|data| data.ways.clone());
     let mut reason = Reason::NothingInCommon {
         theirs: theirs.unwrap_or_default(),
     };
     for backend in backends {
         let mut state = State::default();
-        let sent = backend.send(here, peer, range, &mut state).and_then(|()| {
+        let sent = backend.send(peer, range, &mut state).and_then(|()| {
             for key in state.forwarding.keys() {
-                let holder = *macs.entry(*key).or_insert(&peer.name);
-                if holder != &*peer.name {
+                let holder = *macs.entry(*key).or_insert(&peer.node.name);
+                if holder != &*peer.node.name {
                     return Err(Reason::SameMac {
                         node: holder.into(),
                     });
@@ -516,11 +517,13 @@ mod tests {
         let routes = plan.state.routes.iter();
         routes
             .map(|(key, target)| {
-                Route {
-                    key: *key,
-                    target: *target,
+                // Without the metrics of routes to peers, which say nothing.
+                let mut key = *key;
+                if key == RouteKey::of_peer(key.destination) {
+                    key = RouteKey::to(key.destination);
                 }
-                .to_string()
+                let target = *target;
+                Route { key, target }.to_string()
             })
             .collect()
     }

@@ -6,7 +6,9 @@ use std::process::Command;
 use linux::events::{Event, EventSocket, Group};
 use linux::namespace::NetworkNamespace;
 use podwire_routing::apply::remove_all;
-use podwire_routing::{Backend, HostGateway, Kernel, Node, State, Subnet, Underlay, plan};
+use podwire_routing::{
+    Backend, HostGateway, Kernel, Node, RouteKey, State, Subnet, Underlay, plan,
+};
 
 /// A node's namespace: `eth0` on 192.168.64.11/24 and fd00:64::11/64.
 struct Host {
@@ -209,7 +211,11 @@ fn routes_of_pods_and_of_others_stay() {
     host.ip("-6 route add fd00:200:0:11::5/128 dev pwabc proto 112");
     host.ip("route add 10.200.11.0/25 dev pwabc proto 112");
     host.ip("route add 10.200.12.128/25 via 192.168.64.77 proto static");
-    host.ip("route add 10.200.13.0/24 via 192.168.64.78 proto static");
+    let place = RouteKey::of_peer("10.200.13.0/24".parse().unwrap());
+    let metric = place.metric;
+    host.ip(&format!(
+        "route add 10.200.13.0/24 via 192.168.64.78 proto static metric {metric}"
+    ));
     host.ip("route add 10.99.0.0/16 via 192.168.64.12 proto 112");
     let mut kernel = host.kernel();
     let wanted = wanted(&mut kernel, &[node("a", 12), node("b", 13)]);

@@ -78,6 +78,25 @@ fn what_flannel_speaks_is_what_the_kernel_holds() {
 }
 
 #[test]
+fn each_node_sends_to_the_port_and_the_network_its_peer_receives_by() {
+    let mut cluster = Cluster::new(2);
+    let settings = &mut cluster.hosts[0].settings.vxlan;
+    (settings.vni, settings.port) = (7, 4789);
+    cluster.set_all(&["vxlan"]);
+    cluster.apply_all();
+    let link = cluster.hosts[0].ip("-d link show pw-vxlan");
+    for word in ["vxlan id 7", "dstport 4789"] {
+        assert!(link.contains(word), "{word}: {link}");
+    }
+    cluster.assert_connected();
+    // The other node follows, as in a cluster that is changed node by node.
+    cluster.hosts[1].settings = cluster.hosts[0].settings.clone();
+    cluster.set(2, &["vxlan"]);
+    cluster.apply_all();
+    cluster.assert_connected();
+}
+
+#[test]
 fn nothing_is_flooded_by_programmed_entries() {
     let mut cluster = Cluster::new(2);
     cluster.set_all(&["vxlan"]);

@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 
-use super::{Backend, Families, Here, route_mtu};
-use crate::model::{Family, Node, RouteKey, RouteTarget, State};
+use super::{About, Backend, Carrier, Peer, route_mtu};
+use crate::model::{Family, RouteKey, RouteTarget, State};
 use crate::plan::Reason;
 
 /// Every node is the gateway to its own pods (`host-gw`). Nothing is added to a
@@ -13,31 +13,18 @@ use crate::plan::Reason;
 pub struct HostGateway;
 
 impl Backend for HostGateway {
-    fn name(&self) -> &'static str {
-        "host-gw"
+    fn about(&self) -> About {
+        About {
+            name: "host-gw",
+            owns: "one route of protocol 112 for each pod range",
+            overhead: [0, 0],
+            carrier: Carrier::Same,
+        }
     }
 
-    fn owns(&self) -> &'static str {
-        "one route of protocol 112 for each pod range"
-    }
-
-    fn overhead(&self, _: Family) -> u32 {
-        0
-    }
-
-    fn carrier(&self, underlay: Families, pods: Family) -> Option<Family> {
-        underlay.has(pods).then_some(pods)
-    }
-
-    fn send(
-        &self,
-        here: &Here<'_>,
-        peer: &Node,
-        range: IpNet,
-        state: &mut State,
-    ) -> Result<(), Reason> {
-        let target = gateway(self, here, peer, Family::of_range(&range))?;
-        state.routes.insert(RouteKey::to(range), target);
+    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+        let target = gateway(self, peer, Family::of_range(&range))?;
+        state.routes.insert(RouteKey::of_peer(range), target);
         Ok(())
     }
 }
@@ -45,22 +32,18 @@ impl Backend for HostGateway {
 /// The peer as the gateway, on the subnet it shares with this node.
 pub(super) fn gateway(
     backend: &dyn Backend,
-    here: &Here<'_>,
-    peer: &Node,
+    peer: &Peer<'_>,
     pods: Family,
 ) -> Result<RouteTarget, Reason> {
-    let address = peer.address(pods).ok_or(Reason::NoAddress)?;
-    let subnet = here
-        .underlay
+    let address = peer.node.address(pods).ok_or(Reason::NoAddress)?;
+    let underlay = peer.here.underlay;
+    let subnet = underlay
         .subnet_of(address)
         .ok_or(Reason::OtherSubnet { address })?;
     let interface = subnet.interface;
     // A node with a subnet but no address known of the family can still send.
-    let path = here
-        .path(backend, peer, pods)
-        .map_or(u32::MAX, |path| path.mtu);
-    let device = here
-        .underlay
+    let path = peer.path(backend, pods).map_or(u32::MAX, |path| path.mtu);
+    let device = underlay
         .interfaces
         .get(&interface)
         .map_or(u32::MAX, |interface| interface.mtu);

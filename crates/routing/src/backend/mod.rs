@@ -5,14 +5,15 @@
 //! removing, switching, MTU and the choice between several back ends are done
 //! for all of them alike.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::data::NodeData;
-use crate::model::{Family, Node, PerFamily, State};
+use crate::model::{
+    Device, DeviceKind, DeviceName, Family, NextHop, Node, PerFamily, RouteTarget, State,
+};
 use crate::plan::Reason;
 use crate::underlay::Underlay;
 
@@ -38,23 +39,12 @@ pub use wireguard::Wireguard;
 /// [`NAMES`], and, if nodes must know something of each other, give it a field in
 /// [`NodeData`].
 pub trait Backend: fmt::Debug + Send + Sync {
-    /// Its name in configuration, in what nodes tell each other, and in reports.
-    fn name(&self) -> &'static str;
+    /// What it is.
+    fn about(&self) -> About;
 
-    /// What it makes in the kernel, for people.
-    fn owns(&self) -> &'static str;
-
-    /// Bytes it adds to every packet, when it is carried by an underlay of this family.
-    fn overhead(&self, carrier: Family) -> u32;
-
-    /// The family of the underlay that carries packets of `pods` between two
-    /// nodes that both have addresses of `underlay`; `None` when none can.
-    ///
-    /// The same family where there is one, else the other, unless overridden.
-    fn carrier(&self, underlay: Families, pods: Family) -> Option<Family> {
-        [pods, pods.other()]
-            .into_iter()
-            .find(|family| underlay.has(*family))
+    /// Its name.
+    fn name(&self) -> &'static str {
+        self.about().name
     }
 
     /// Writes into `data` what peers have to know of this node.
@@ -74,13 +64,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Why this peer's packets cannot be accepted this way.
-    fn accept(
-        &self,
-        _here: &Here<'_>,
-        _peer: &Node,
-        _ranges: &[IpNet],
-        _state: &mut State,
-    ) -> Result<(), Reason> {
+    fn accept(&self, _: &Peer<'_>, _ranges: &[IpNet], _: &mut State) -> Result<(), Reason> {
         Ok(())
     }
 
@@ -90,13 +74,65 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Why this range cannot be reached this way.
-    fn send(
-        &self,
-        here: &Here<'_>,
-        peer: &Node,
-        range: IpNet,
-        state: &mut State,
-    ) -> Result<(), Reason>;
+    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason>;
+}
+
+/// What a back end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Its name in configuration, in what nodes tell each other, and in reports.
+    pub name: &'static str,
+    /// What it makes in the kernel, for people.
+    pub owns: &'static str,
+    /// Bytes it adds to every packet carried by IPv4, and by IPv6.
+    pub overhead: [u32; 2],
+    /// Which family of the underlay carries which pods' packets.
+    pub carrier: Carrier,
+}
+
+impl About {
+    /// Bytes added to a packet that an underlay of this family carries.
+    pub fn overhead(&self, carrier: Family) -> u32 {
+        let [v4, v6] = self.overhead;
+        match carrier {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+}
+
+/// Which family of the underlay carries the packets of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// The pods' own, and no other.
+    Same,
+    /// The pods' own where both nodes have it, else the other.
+    Either,
+    /// One for pods of both: IPv4 where both nodes have it.
+    One,
+}
+
+impl Carrier {
+    /// The family that carries packets of `pods` between two nodes that both have
+    /// addresses of `underlay`; `None` when none can.
+    pub fn of(self, underlay: Families, pods: Family) -> Option<Family> {
+        let order: &[Family] = match self {
+            Carrier::Same => &[pods],
+            Carrier::Either => &[pods, pods.other()],
+            Carrier::One => &Family::BOTH,
+        };
+        let mut order = order.iter().copied();
+        order.find(|family| underlay.has(*family))
+    }
+}
+
+/// A device of a back end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Its name.
+    pub device: DeviceName,
+    /// The families of the underlay that carry what goes into it.
+    pub carriers: &'static [Family],
 }
 
 /// Which families there are.
@@ -146,43 +182,70 @@ pub struct Here<'a> {
 pub struct Path {
     /// Family of the underlay that carries the packets.
     pub carrier: Family,
-    /// This node's address of that family.
-    pub local: IpAddr,
-    /// The peer's.
+    /// The peer's address of that family.
     pub remote: IpAddr,
     /// Largest packet of pods, bytes.
     pub mtu: u32,
 }
 
-impl Here<'_> {
-    /// The way to a peer for pods of a family.
+/// A peer, as the node a plan is made for sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    /// The node the plan is made for.
+    pub here: Here<'a>,
+    /// The peer.
+    pub node: &'a Node,
+}
+
+impl Peer<'_> {
+    /// The way to it for pods of a family.
     ///
     /// # Errors
     /// When the nodes have no addresses that could be used.
-    pub fn path(&self, backend: &dyn Backend, peer: &Node, pods: Family) -> Result<Path, Reason> {
-        let both = Families::of(self.own).and(Families::of(peer));
-        let carrier = backend.carrier(both, pods).ok_or(Reason::NoAddress)?;
-        let (Some(local), Some(remote)) = (self.own.address(carrier), peer.address(carrier)) else {
-            return Err(Reason::NoAddress);
-        };
-        let theirs = peer.data.as_ref().and_then(|data| data.mtu.get(carrier));
-        let mtu = self.underlay_mtu(carrier).ok_or(Reason::NoInterface)?;
-        let mtu = inner(
-            theirs.map_or(mtu, |theirs| theirs.min(mtu)),
-            backend,
-            carrier,
-        );
+    pub fn path(&self, backend: &dyn Backend, pods: Family) -> Result<Path, Reason> {
+        let Peer { here, node } = self;
+        let both = Families::of(here.own).and(Families::of(node));
+        let about = backend.about();
+        let carrier = about.carrier.of(both, pods).ok_or(Reason::NoAddress)?;
+        let remote = node.address(carrier).ok_or(Reason::NoAddress)?;
+        let theirs = node.data.as_ref().and_then(|data| data.mtu.get(carrier));
+        let mtu = here.underlay_mtu(carrier).ok_or(Reason::NoInterface)?;
+        let mtu = theirs.map_or(mtu, |theirs| theirs.min(mtu));
+        let mtu = inner(mtu, &about, carrier);
         if pods == Family::V6 && mtu < IPV6_LEAST {
             return Err(Reason::TooSmall { mtu });
         }
         Ok(Path {
             carrier,
-            local,
             remote,
             mtu,
         })
     }
 
+    /// Where a route to a range of its leads that takes a device.
+    ///
+    /// # Errors
+    /// As [`Self::path`].
+    pub fn over(
+        &self,
+        tunnel: Tunnel,
+        backend: &dyn Backend,
+        range: &IpNet,
+        next_hop: NextHop,
+    ) -> Result<RouteTarget, Reason> {
+        let pods = Family::of_range(range);
+        let path = self.path(backend, pods)?;
+        let device_mtu = self.here.device_mtu(backend, tunnel.carriers)?;
+        Ok(RouteTarget::Device {
+            device: tunnel.device,
+            next_hop,
+            source: self.here.own.tunnel_address(pods),
+            mtu: route_mtu(path.mtu, device_mtu),
+        })
+    }
+}
+
+impl Here<'_> {
     /// The largest packet this node's underlay of a family carries, bytes.
     pub fn underlay_mtu(&self, carrier: Family) -> Option<u32> {
         self.underlay.mtu_of(&self.own.addresses, carrier)
@@ -191,8 +254,9 @@ impl Here<'_> {
     /// The largest packet of pods of a family a back end takes here, bytes;
     /// `None` when it takes none.
     pub fn mtu(&self, backend: &dyn Backend, pods: Family) -> Option<u32> {
-        let carrier = backend.carrier(Families::of(self.own), pods)?;
-        Some(inner(self.underlay_mtu(carrier)?, backend, carrier))
+        let about = backend.about();
+        let carrier = about.carrier.of(Families::of(self.own), pods)?;
+        Some(inner(self.underlay_mtu(carrier)?, &about, carrier))
     }
 
     /// The MTU of a device whose packets an underlay of one of these families
@@ -200,14 +264,39 @@ impl Here<'_> {
     /// themselves ([`route_mtu`]).
     ///
     /// # Errors
-    /// When this node is connected to nothing.
+    /// When this node has no address of these families, or is connected to nothing.
     pub fn device_mtu(&self, backend: &dyn Backend, carriers: &[Family]) -> Result<u32, Reason> {
-        carriers
-            .iter()
-            .filter(|carrier| Families::of(self.own).has(**carrier))
-            .filter_map(|carrier| Some(inner(self.underlay_mtu(*carrier)?, backend, *carrier)))
+        let about = backend.about();
+        let families = Families::of(self.own);
+        let usable = || carriers.iter().filter(|carrier| families.has(**carrier));
+        usable().next().ok_or(Reason::NoAddress)?;
+        usable()
+            .filter_map(|carrier| Some(inner(self.underlay_mtu(*carrier)?, &about, *carrier)))
             .max()
             .ok_or(Reason::NoInterface)
+    }
+
+    /// The device of a tunnel: with its MTU, and with the addresses of the
+    /// families of pods whose packets go into it.
+    ///
+    /// # Errors
+    /// As [`Self::device_mtu`].
+    pub fn device(
+        &self,
+        tunnel: Tunnel,
+        backend: &dyn Backend,
+        kind: DeviceKind,
+    ) -> Result<Device, Reason> {
+        let families = Families::of(self.own);
+        let mut device = Device::new(kind, self.device_mtu(backend, tunnel.carriers)?);
+        for pods in Family::BOTH {
+            let carrier = backend.about().carrier.of(families, pods);
+            if carrier.is_some_and(|carrier| tunnel.carriers.contains(&carrier)) {
+                let address = self.own.tunnel_address(pods);
+                device.addresses.extend(address.map(IpNet::from));
+            }
+        }
+        Ok(device)
     }
 }
 
@@ -215,19 +304,13 @@ impl Here<'_> {
 const IPV6_LEAST: u32 = 1280;
 
 /// What is left of an underlay's MTU; never less than any host takes (RFC 791: 576).
-fn inner(underlay: u32, backend: &dyn Backend, carrier: Family) -> u32 {
-    underlay.saturating_sub(backend.overhead(carrier)).max(576)
+fn inner(underlay: u32, about: &About, carrier: Family) -> u32 {
+    underlay.saturating_sub(about.overhead(carrier)).max(576)
 }
 
 /// The MTU a route has to state: that of its path, where it is below its device's.
 pub fn route_mtu(path: u32, device: u32) -> Option<u32> {
     (path < device).then_some(path)
-}
-
-/// The addresses of a device that carries pods of the families given.
-pub fn tunnel_addresses(own: &Node, pods: &[Family]) -> BTreeSet<IpNet> {
-    let addresses = pods.iter().filter_map(|family| own.tunnel_address(*family));
-    addresses.map(IpNet::from).collect()
 }
 
 /// What this node tells its peers when it has these back ends, the preferred one first.

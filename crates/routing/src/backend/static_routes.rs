@@ -3,8 +3,8 @@
 use ipnet::IpNet;
 
 use super::host_gateway::gateway;
-use super::{Backend, Families, Here};
-use crate::model::{Family, Node, RouteKey, State};
+use super::{About, Backend, Carrier, Peer};
+use crate::model::{Family, RouteKey, State};
 use crate::plan::Reason;
 
 /// A route for each pod of each peer, via the peer (`static`): what one would
@@ -13,32 +13,22 @@ use crate::plan::Reason;
 pub struct StaticRoutes;
 
 impl Backend for StaticRoutes {
-    fn name(&self) -> &'static str {
-        "static"
+    fn about(&self) -> About {
+        About {
+            name: "static",
+            owns: "one route of protocol 112 for each pod of other nodes",
+            overhead: [0, 0],
+            carrier: Carrier::Same,
+        }
     }
 
-    fn owns(&self) -> &'static str {
-        "one route of protocol 112 for each pod of other nodes"
-    }
-
-    fn overhead(&self, _: Family) -> u32 {
-        0
-    }
-
-    fn carrier(&self, underlay: Families, pods: Family) -> Option<Family> {
-        underlay.has(pods).then_some(pods)
-    }
-
-    fn send(
-        &self,
-        here: &Here<'_>,
-        peer: &Node,
-        range: IpNet,
-        state: &mut State,
-    ) -> Result<(), Reason> {
-        let target = gateway(self, here, peer, Family::of_range(&range))?;
-        for pod in peer.pods.iter().filter(|pod| range.contains(*pod)) {
-            state.routes.insert(RouteKey::to(IpNet::from(*pod)), target);
+    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+        let target = gateway(self, peer, Family::of_range(&range))?;
+        let pods = peer.node.pods.iter();
+        for pod in pods.filter(|pod| range.contains(*pod)) {
+            state
+                .routes
+                .insert(RouteKey::of_peer(IpNet::from(*pod)), target);
         }
         Ok(())
     }

@@ -6,11 +6,10 @@ use ipnet::IpNet;
 use linux::link::MacAddress;
 use sha2::{Digest, Sha256};
 
-use super::{Backend, Families, Here, route_mtu, tunnel_addresses};
+use super::{About, Backend, Carrier, Families, Here, Peer, Tunnel};
 use crate::data::{NodeData, VxlanData};
 use crate::model::{
-    Device, DeviceKind, DeviceName, Family, NextHop, Node, PerFamily, Remote, RouteKey,
-    RouteTarget, State, Vxlan,
+    DeviceKind, DeviceName, Family, NextHop, Node, PerFamily, Remote, RouteKey, State, Vxlan,
 };
 use crate::plan::Reason;
 
@@ -41,22 +40,22 @@ impl Default for VxlanProgrammed {
     }
 }
 
-/// The device for an underlay of each family.
-const fn device(carrier: Family) -> DeviceName {
+/// The device for an underlay of a family.
+const fn tunnel(carrier: Family) -> Tunnel {
     match carrier {
-        Family::V4 => DeviceName::new("pw-vxlan"),
-        Family::V6 => DeviceName::new("pw-vxlan6"),
+        Family::V4 => Tunnel {
+            device: DeviceName::new("pw-vxlan"),
+            carriers: &[Family::V4],
+        },
+        Family::V6 => Tunnel {
+            device: DeviceName::new("pw-vxlan6"),
+            carriers: &[Family::V6],
+        },
     }
 }
 
 /// Outer IP and UDP headers, VXLAN header, inner Ethernet header.
-pub(super) const fn overhead(carrier: Family) -> u32 {
-    let ip = match carrier {
-        Family::V4 => 20,
-        Family::V6 => 40,
-    };
-    ip + 8 + 8 + 14
-}
+pub(super) const OVERHEAD: [u32; 2] = [20 + 8 + 8 + 14, 40 + 8 + 8 + 14];
 
 /// The hardware address of a node's tunnel end: the same after every restart
 /// and every reboot, and another for each node, since it comes from its name.
@@ -87,17 +86,14 @@ fn gateway(range: &IpNet, MacAddress([a, b, c, d, e, f]): MacAddress) -> IpAddr 
 }
 
 impl Backend for VxlanProgrammed {
-    fn name(&self) -> &'static str {
-        "vxlan"
-    }
-
-    fn owns(&self) -> &'static str {
-        "the device pw-vxlan (pw-vxlan6 over IPv6) with its addresses, and for each peer a route \
-         of protocol 112 and a neighbour entry a family and a forwarding entry"
-    }
-
-    fn overhead(&self, carrier: Family) -> u32 {
-        overhead(carrier)
+    fn about(&self) -> About {
+        About {
+            name: "vxlan",
+            owns: "the device pw-vxlan (pw-vxlan6 over IPv6) with its addresses, and for each peer \
+                   a route of protocol 112 and a neighbour entry a family and a forwarding entry",
+            overhead: OVERHEAD,
+            carrier: Carrier::Either,
+        }
     }
 
     fn publish(&self, own: &Node, data: &mut NodeData) {
@@ -114,56 +110,37 @@ impl Backend for VxlanProgrammed {
     }
 
     fn node(&self, here: &Here<'_>, state: &mut State) -> Result<(), Reason> {
-        let families = Families::of(here.own);
         for carrier in Family::BOTH {
             let Some(local) = here.own.address(carrier) else {
                 continue;
             };
-            let pods: Vec<Family> = Family::BOTH
-                .into_iter()
-                .filter(|pods| self.carrier(families, *pods) == Some(carrier))
-                .collect();
-            let mtu = here.device_mtu(self, &[carrier])?;
             let kind = DeviceKind::Vxlan(Vxlan {
                 vni: self.vni,
                 port: self.port,
                 local: Some(local),
-                group: None,
-                parent: None,
-                ttl: 0,
-                learning: false,
-                external: false,
-                gpe: false,
-                udp_checksum: false,
-                zero_checksum6: false,
+                ..Vxlan::default()
             });
-            let mut made = Device::new(kind, mtu);
+            let tunnel = tunnel(carrier);
+            let mut made = here.device(tunnel, self, kind)?;
             made.mac = Some(mac(&here.own.name));
             made.checksum_offload = self.checksum_offload;
-            made.addresses = tunnel_addresses(here.own, &pods);
-            state.devices.insert(device(carrier), made);
+            state.devices.insert(tunnel.device, made);
         }
-        if families == Families::default() {
+        if state.devices.is_empty() {
             return Err(Reason::NoAddress);
         }
         Ok(())
     }
 
-    fn send(
-        &self,
-        here: &Here<'_>,
-        peer: &Node,
-        range: IpNet,
-        state: &mut State,
-    ) -> Result<(), Reason> {
-        let pods = Family::of_range(&range);
-        let path = here.path(self, peer, pods)?;
-        let data = peer.data.as_ref().and_then(|data| data.vxlan.as_ref());
+    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+        let path = peer.path(self, Family::of_range(&range))?;
+        let data = peer.node.data.as_ref();
+        let data = data.and_then(|data| data.vxlan.as_ref());
         let data = data.ok_or(Reason::NoData)?;
         let mac = data.mac.get(path.carrier).ok_or(Reason::NoData)?;
-        let device = device(path.carrier);
-        let device_mtu = here.device_mtu(self, &[path.carrier])?;
+        let tunnel = tunnel(path.carrier);
         let gateway = gateway(&range, mac);
+        let target = peer.over(tunnel, self, &range, NextHop::OnLink(gateway))?;
         let remote = Remote {
             address: path.remote,
             // The peer's own settings count: while they are being changed node
@@ -171,15 +148,9 @@ impl Backend for VxlanProgrammed {
             port: (data.port != self.port).then_some(data.port),
             vni: (data.vni != self.vni).then_some(data.vni),
         };
-        state.forwarding.insert((device, mac), remote);
-        state.neighbours.insert((device, gateway), mac);
-        let target = RouteTarget::Device {
-            device,
-            next_hop: NextHop::OnLink(gateway),
-            source: here.own.tunnel_address(pods),
-            mtu: route_mtu(path.mtu, device_mtu),
-        };
-        state.routes.insert(RouteKey::to(range), target);
+        state.forwarding.insert((tunnel.device, mac), remote);
+        state.neighbours.insert((tunnel.device, gateway), mac);
+        state.routes.insert(RouteKey::of_peer(range), target);
         Ok(())
     }
 }

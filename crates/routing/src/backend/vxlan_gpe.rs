@@ -2,12 +2,9 @@
 
 use ipnet::IpNet;
 
-use super::{Backend, Families, Here, route_mtu, tunnel_addresses};
+use super::{About, Backend, Carrier, Here, Peer, Tunnel};
 use crate::data::{NodeData, VxlanGpeData};
-use crate::model::{
-    Device, DeviceKind, DeviceName, Family, NextHop, Node, RouteKey, RouteTarget, State, Vxlan,
-    default_metric,
-};
+use crate::model::{DeviceKind, DeviceName, Family, NextHop, Node, RouteKey, State, Vxlan};
 use crate::plan::Reason;
 
 /// VXLAN that carries IP packets without Ethernet headers
@@ -29,22 +26,20 @@ impl Default for VxlanGpe {
     }
 }
 
-const DEVICE: DeviceName = DeviceName::new("pw-gpe");
+const TUNNEL: Tunnel = Tunnel {
+    device: DeviceName::new("pw-gpe"),
+    carriers: &Family::BOTH,
+};
 
 impl Backend for VxlanGpe {
-    fn name(&self) -> &'static str {
-        "vxlan-gpe"
-    }
-
-    fn owns(&self) -> &'static str {
-        "the device pw-gpe with its addresses, and a route of protocol 112 for each pod range"
-    }
-
-    /// Outer IP and UDP headers and the VXLAN header.
-    fn overhead(&self, carrier: Family) -> u32 {
-        match carrier {
-            Family::V4 => 20 + 8 + 8,
-            Family::V6 => 40 + 8 + 8,
+    fn about(&self) -> About {
+        About {
+            name: "vxlan-gpe",
+            owns: "the device pw-gpe with its addresses, and a route of protocol 112 for each pod \
+                   range",
+            // Outer IP and UDP headers and the VXLAN header.
+            overhead: [20 + 8 + 8, 40 + 8 + 8],
+            carrier: Carrier::Either,
         }
     }
 
@@ -56,74 +51,33 @@ impl Backend for VxlanGpe {
     }
 
     fn node(&self, here: &Here<'_>, state: &mut State) -> Result<(), Reason> {
-        if Families::of(here.own) == Families::default() {
-            return Err(Reason::NoAddress);
-        }
         let kind = DeviceKind::Vxlan(Vxlan {
-            vni: 0,
             port: self.port,
-            local: None,
-            group: None,
-            parent: None,
-            ttl: 0,
-            learning: false,
             external: true,
             gpe: true,
-            udp_checksum: false,
-            zero_checksum6: false,
+            ..Vxlan::default()
         });
-        let mut device = Device::new(kind, here.device_mtu(self, &Family::BOTH)?);
-        device.addresses = tunnel_addresses(here.own, &Family::BOTH);
-        state.devices.insert(DEVICE, device);
+        let device = here.device(TUNNEL, self, kind)?;
+        state.devices.insert(TUNNEL.device, device);
         Ok(())
     }
 
-    fn send(
-        &self,
-        here: &Here<'_>,
-        peer: &Node,
-        range: IpNet,
-        state: &mut State,
-    ) -> Result<(), Reason> {
-        let pods = Family::of_range(&range);
-        let path = here.path(self, peer, pods)?;
-        let data = peer.data.as_ref().and_then(|data| data.vxlan_gpe.as_ref());
+    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+        let path = peer.path(self, Family::of_range(&range))?;
+        let data = peer.node.data.as_ref();
+        let data = data.and_then(|data| data.vxlan_gpe.as_ref());
         if let Some(data) = data.filter(|data| data.port != self.port) {
             return Err(Reason::OtherPort {
                 ours: self.port,
                 theirs: data.port,
             });
         }
-        let target = RouteTarget::Device {
-            device: DEVICE,
-            next_hop: NextHop::Encapsulated {
-                id: data.map_or(self.vni, |data| data.vni),
-                remote: path.remote,
-            },
-            source: here.own.tunnel_address(pods),
-            mtu: route_mtu(path.mtu, here.device_mtu(self, &Family::BOTH)?),
+        let next_hop = NextHop::Encapsulated {
+            id: data.map_or(self.vni, |data| data.vni),
+            remote: path.remote,
         };
-        let key = RouteKey {
-            metric: metric(&range),
-            ..RouteKey::to(range)
-        };
-        state.routes.insert(key, target);
+        let target = peer.over(TUNNEL, self, &range, next_hop)?;
+        state.routes.insert(RouteKey::of_peer(range), target);
         Ok(())
-    }
-}
-
-/// The metric of a range's route. The kernel compares a new IPv4 route's next
-/// hop with all of the same device, metric and source (`fib_find_info` in
-/// net/ipv4/fib_semantics.c), and here all have the same device: 5,000 of them
-/// took a second of that alone. No two routes lead to the same range, so the
-/// metric is free to keep the next hops apart.
-fn metric(range: &IpNet) -> u32 {
-    match range {
-        IpNet::V4(range) => {
-            // Multiplicative hashing (Knuth, volume 3, section 6.4): the upper six bits.
-            let spread = range.network().to_bits().wrapping_mul(0x9e37_79b1);
-            1 + (spread >> 26)
-        }
-        IpNet::V6(_) => default_metric(range),
     }
 }

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::{Backend, Families, Here, tunnel_addresses, vxlan};
+use super::{About, Backend, Carrier, Families, Here, Peer, Tunnel, vxlan};
 use crate::model::{
-    Device, DeviceKind, DeviceName, Family, NextHop, Node, PerFamily, RouteKey, RouteTarget, State,
+    Device, DeviceKind, DeviceName, Family, NextHop, PerFamily, RouteKey, RouteTarget, State,
     Vxlan, overlap,
 };
 use crate::plan::Reason;
@@ -47,33 +47,28 @@ impl Default for VxlanMulticast {
     }
 }
 
-/// The bridge, and the tunnel that is its only port.
-const BRIDGE: DeviceName = DeviceName::new("pw-mcast-br");
-const TUNNEL: DeviceName = DeviceName::new("pw-mcast");
+/// The bridge, which has the addresses.
+const BRIDGE: Tunnel = Tunnel {
+    device: DeviceName::new("pw-mcast-br"),
+    carriers: &Family::BOTH,
+};
+/// The tunnel that is the bridge's only port.
+const PORT: DeviceName = DeviceName::new("pw-mcast");
 
 impl Backend for VxlanMulticast {
-    fn name(&self) -> &'static str {
-        "vxlan-multicast"
-    }
-
-    fn owns(&self) -> &'static str {
-        "the bridge pw-mcast-br with its addresses, its port pw-mcast, a route of protocol 112 for \
-         each cluster range and a proxy entry for each pod of this node"
-    }
-
-    fn overhead(&self, carrier: Family) -> u32 {
-        vxlan::overhead(carrier)
-    }
-
-    /// One Ethernet for all pods: IPv4 where nodes have it.
-    fn carrier(&self, underlay: Families, _pods: Family) -> Option<Family> {
-        Family::BOTH
-            .into_iter()
-            .find(|family| underlay.has(*family))
+    fn about(&self) -> About {
+        About {
+            name: "vxlan-multicast",
+            owns: "the bridge pw-mcast-br with its addresses, its port pw-mcast, a route of \
+                   protocol 112 for each cluster range and a proxy entry for each pod of this node",
+            overhead: vxlan::OVERHEAD,
+            // One Ethernet for all pods.
+            carrier: Carrier::One,
+        }
     }
 
     fn node(&self, here: &Here<'_>, state: &mut State) -> Result<(), Reason> {
-        let carrier = self.carrier(Families::of(here.own), Family::V4);
+        let carrier = Carrier::One.of(Families::of(here.own), Family::V4);
         let carrier = carrier.ok_or(Reason::NoAddress)?;
         let local = here.own.address(carrier).ok_or(Reason::NoAddress)?;
         let subnet = here.underlay.subnet_of(local).ok_or(Reason::NoInterface)?;
@@ -81,11 +76,11 @@ impl Backend for VxlanMulticast {
             return Err(Reason::NoClusterRange);
         }
         let mtu = here.device_mtu(self, &[carrier])?;
-        let mut bridge = Device::new(DeviceKind::Bridge, mtu);
+        let mut bridge = here.device(BRIDGE, self, DeviceKind::Bridge)?;
+        bridge.mtu = mtu;
         bridge.mac = Some(vxlan::mac(&here.own.name));
-        bridge.addresses = tunnel_addresses(here.own, &Family::BOTH);
         bridge.answers = true;
-        state.devices.insert(BRIDGE, bridge);
+        state.devices.insert(BRIDGE.device, bridge);
         let kind = DeviceKind::Vxlan(Vxlan {
             vni: self.vni,
             port: self.port,
@@ -94,14 +89,11 @@ impl Backend for VxlanMulticast {
             parent: Some(subnet.interface),
             ttl: self.ttl,
             learning: true,
-            external: false,
-            gpe: false,
-            udp_checksum: false,
-            zero_checksum6: false,
+            ..Vxlan::default()
         });
-        let mut tunnel = Device::new(kind, mtu);
-        tunnel.bridge = Some(BRIDGE);
-        state.devices.insert(TUNNEL, tunnel);
+        let mut port = Device::new(kind, mtu);
+        port.bridge = Some(BRIDGE.device);
+        state.devices.insert(PORT, port);
         for range in self.cluster.iter().map(IpNet::trunc) {
             let subnets = &here.underlay.subnets;
             if let Some(subnet) = subnets.iter().find(|s| overlap(&s.address, &range)) {
@@ -110,7 +102,7 @@ impl Backend for VxlanMulticast {
                 });
             }
             let target = RouteTarget::Device {
-                device: BRIDGE,
+                device: BRIDGE.device,
                 next_hop: NextHop::Direct,
                 source: here.own.tunnel_address(Family::of_range(&range)),
                 mtu: None,
@@ -120,22 +112,17 @@ impl Backend for VxlanMulticast {
         let own_pods = here.own.pods.iter();
         let own_pods = own_pods.filter(|pod| here.own.ranges.iter().any(|r| r.contains(*pod)));
         // The node's own end answers for its own address without being told.
-        state.proxies = own_pods.map(|pod| (BRIDGE, *pod)).collect();
+        state.proxies = own_pods.map(|pod| (BRIDGE.device, *pod)).collect();
         Ok(())
     }
 
-    fn send(
-        &self,
-        here: &Here<'_>,
-        peer: &Node,
-        range: IpNet,
-        _state: &mut State,
-    ) -> Result<(), Reason> {
-        let path = here.path(self, peer, Family::of_range(&range))?;
+    fn send(&self, peer: &Peer<'_>, range: IpNet, _: &mut State) -> Result<(), Reason> {
+        let path = peer.path(self, Family::of_range(&range))?;
         // Routers take one from the hop limit.
-        if self.ttl <= 1
-            && here.underlay.subnet_of(path.local) != here.underlay.subnet_of(path.remote)
-        {
+        let Peer { here, .. } = peer;
+        let subnet = |address| here.underlay.subnet_of(address);
+        let local = here.own.address(path.carrier).and_then(subnet);
+        if self.ttl <= 1 && local != subnet(path.remote) {
             return Err(Reason::BeyondGroup {
                 address: path.remote,
             });

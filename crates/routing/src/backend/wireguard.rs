@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use linux::wireguard::{PrivateKey, PublicKey};
 
-use super::{Backend, Families, Here, route_mtu, tunnel_addresses};
+use super::{About, Backend, Carrier, Here, Peer, Tunnel};
 use crate::data::{NodeData, WireguardData};
 use crate::model::{
-    Device, DeviceKind, DeviceName, Family, NextHop, Node, RouteKey, RouteTarget, State,
-    TunnelPeer, WireguardSettings,
+    DeviceKind, DeviceName, Family, NextHop, Node, RouteKey, State, TunnelPeer, WireguardSettings,
 };
 use crate::plan::Reason;
 
@@ -30,31 +29,22 @@ pub struct Wireguard {
     pub port: u16,
 }
 
-const DEVICE: DeviceName = DeviceName::new("pw-wg");
+const TUNNEL: Tunnel = Tunnel {
+    device: DeviceName::new("pw-wg"),
+    carriers: &Family::BOTH,
+};
 
 impl Backend for Wireguard {
-    fn name(&self) -> &'static str {
-        "wireguard"
-    }
-
-    fn owns(&self) -> &'static str {
-        "the device pw-wg with its addresses and a WireGuard peer for each node, and a route of \
-         protocol 112 for each pod range"
-    }
-
-    /// Outer IP and UDP headers, WireGuard's header and authentication tag.
-    fn overhead(&self, carrier: Family) -> u32 {
-        match carrier {
-            Family::V4 => 20 + 8 + 16 + 16,
-            Family::V6 => 40 + 8 + 16 + 16,
+    fn about(&self) -> About {
+        About {
+            name: "wireguard",
+            owns: "the device pw-wg with its addresses and a WireGuard peer for each node, and a \
+                   route of protocol 112 for each pod range",
+            // Outer IP and UDP headers, WireGuard's header and authentication tag.
+            overhead: [20 + 8 + 16 + 16, 40 + 8 + 16 + 16],
+            // A peer has one endpoint, for pods of both families.
+            carrier: Carrier::One,
         }
-    }
-
-    /// A peer has one endpoint, for pods of both families.
-    fn carrier(&self, underlay: Families, _pods: Family) -> Option<Family> {
-        Family::BOTH
-            .into_iter()
-            .find(|family| underlay.has(*family))
     }
 
     fn publish(&self, _own: &Node, data: &mut NodeData) {
@@ -65,61 +55,37 @@ impl Backend for Wireguard {
     }
 
     fn node(&self, here: &Here<'_>, state: &mut State) -> Result<(), Reason> {
-        if Families::of(here.own) == Families::default() {
-            return Err(Reason::NoAddress);
-        }
-        let mtu = here.device_mtu(self, &Family::BOTH)?;
-        let mut device = Device::new(DeviceKind::Wireguard, mtu);
-        device.addresses = tunnel_addresses(here.own, &Family::BOTH);
+        let mut device = here.device(TUNNEL, self, DeviceKind::Wireguard)?;
         device.wireguard = Some(WireguardSettings {
             private_key: self.private_key.clone(),
             port: self.port,
         });
-        state.devices.insert(DEVICE, device);
+        state.devices.insert(TUNNEL.device, device);
         Ok(())
     }
 
-    fn accept(
-        &self,
-        here: &Here<'_>,
-        peer: &Node,
-        ranges: &[IpNet],
-        state: &mut State,
-    ) -> Result<(), Reason> {
-        let data = peer.data.as_ref().and_then(|data| data.wireguard.as_ref());
+    fn accept(&self, peer: &Peer<'_>, ranges: &[IpNet], state: &mut State) -> Result<(), Reason> {
+        let data = peer.node.data.as_ref();
+        let data = data.and_then(|data| data.wireguard.as_ref());
         let data = data.ok_or(Reason::NoData)?;
         if data.public_key == self.public_key {
             return Err(Reason::OwnKey);
         }
-        let path = here.path(self, peer, Family::V4)?;
+        let remote = peer.path(self, Family::V4)?.remote;
         let tunnel_peer = TunnelPeer {
-            endpoint: SocketAddr::new(path.remote, data.port),
+            endpoint: SocketAddr::new(remote, data.port),
             ranges: ranges.iter().copied().collect(),
         };
-        state
-            .tunnel_peers
-            .insert((DEVICE, data.public_key), tunnel_peer);
+        let key = (TUNNEL.device, data.public_key);
+        state.tunnel_peers.insert(key, tunnel_peer);
         Ok(())
     }
 
-    fn send(
-        &self,
-        here: &Here<'_>,
-        peer: &Node,
-        range: IpNet,
-        state: &mut State,
-    ) -> Result<(), Reason> {
+    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
         // Without a peer that has the range, the device would drop the packet.
-        self.accept(here, peer, &[range], &mut State::default())?;
-        let pods = Family::of_range(&range);
-        let path = here.path(self, peer, pods)?;
-        let target = RouteTarget::Device {
-            device: DEVICE,
-            next_hop: NextHop::Direct,
-            source: here.own.tunnel_address(pods),
-            mtu: route_mtu(path.mtu, here.device_mtu(self, &Family::BOTH)?),
-        };
-        state.routes.insert(RouteKey::to(range), target);
+        self.accept(peer, &[range], &mut State::default())?;
+        let target = peer.over(TUNNEL, self, &range, NextHop::Direct)?;
+        state.routes.insert(RouteKey::of_peer(range), target);
         Ok(())
     }
 }
