@@ -7,6 +7,7 @@ use api::Event;
 use ipnet::IpNet;
 use routing::NodeData;
 
+use crate::flannel;
 use crate::publish::{self, Present};
 
 /// What routing and Services need of the cluster's nodes.
@@ -31,6 +32,8 @@ pub(crate) struct Member {
     pub(crate) ranges: Vec<IpNet>,
     /// What it told of how it is reached; `None` when nothing (that can be read).
     pub(crate) data: Option<NodeData>,
+    /// Whether flannel looks after it, and not podwire.
+    pub(crate) of_flannel: bool,
     /// What of all that cannot be used, and why.
     pub(crate) problems: Vec<String>,
 }
@@ -60,8 +63,9 @@ impl Member {
                 Ok(range) => member.ranges.push(range.trunc()),
             }
         }
-        if let Some(text) = node.metadata.annotations.get(publish::ROUTING) {
-            match serde_json::from_str(text) {
+        let annotations = &node.metadata.annotations;
+        match annotations.get(publish::ROUTING) {
+            Some(text) => match serde_json::from_str(text) {
                 Ok(data) => member.data = Some(data),
                 Err(error) => member.problems.push(format!(
                     "node {}: cannot read the annotation {}{}: {error}; its agent writes it anew \
@@ -70,9 +74,23 @@ impl Member {
                     api::meta::OWN_ANNOTATIONS,
                     publish::ROUTING
                 )),
+            },
+            None => {
+                member.data = flannel::read(annotations);
+                member.of_flannel = member.data.is_some();
+                if member.of_flannel {
+                    member.put_first(flannel::addresses(annotations));
+                }
             }
         }
         member
+    }
+
+    /// Makes these addresses the primary ones of their families.
+    fn put_first(&mut self, addresses: impl Iterator<Item = IpAddr>) {
+        let first: Vec<IpAddr> = addresses.collect();
+        self.addresses.retain(|address| !first.contains(address));
+        self.addresses.splice(0..0, first);
     }
 
     /// In the words of the routing crate.
@@ -163,10 +181,10 @@ impl Nodes {
                 self.leaving = leaving(&node);
                 let mut member = Member::of(&node);
                 // What this node told is the others' to read.
-                member.data = None;
+                (member.data, member.of_flannel) = (None, false);
                 self.present = Some(Present {
                     uid: node.metadata.uid.clone(),
-                    text: node.metadata.annotations.get(publish::ROUTING).cloned(),
+                    annotations: node.metadata.annotations.clone(),
                 });
                 let state = if member.ranges.is_empty() {
                     OwnState::WithoutRanges
@@ -332,7 +350,8 @@ mod tests {
         let cluster = nodes.cluster().expect("complete");
         assert_eq!(cluster.own.data, None);
         let present = nodes.present().expect("it is there");
-        assert_eq!((&*present.uid, present.text.as_deref()), ("u", Some(told)));
+        let text = present.annotations.get(publish::ROUTING);
+        assert_eq!((&*present.uid, text.map(|t| &**t)), ("u", Some(told)));
         let good = cluster.peers["good"].data.as_ref().expect("told");
         assert_eq!(good.ways, ["vxlan".into()]);
         let bad = &cluster.peers["bad"];

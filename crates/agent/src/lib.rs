@@ -16,6 +16,7 @@
 //! - `policy_socket`: tells the CNI plugin when a pod's policies are in force;
 //! - `health`: what it says about itself over HTTP, and `metrics`;
 //! - `silence`: which peers do not answer where a back end relies on multicast;
+//! - `flannel`: nodes of flannel in the same cluster, while podwire replaces it;
 //! - `culprits`: who removes routes of ours;
 //! - `healthcheck`: what it answers load balancers about Services;
 //! - `event_writer`: what it tells users about their objects, as Events;
@@ -36,6 +37,7 @@ mod dns;
 mod error;
 mod event_writer;
 mod feed;
+mod flannel;
 mod forwarding;
 mod health;
 mod healthcheck;

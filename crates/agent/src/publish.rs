@@ -1,7 +1,9 @@
 //! What this node tells its peers: annotations of its own Node object.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use api::meta::{FLANNEL_ANNOTATIONS, Labels, OWN_ANNOTATIONS};
 use api::{Key, Node};
 use kube::Client;
 use serde_json::json;
@@ -19,20 +21,23 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(crate) struct Present {
     /// The object's identity: one deleted and made again has another.
     pub(crate) uid: Box<str>,
-    /// The annotation.
-    pub(crate) text: Option<Box<str>>,
+    /// Its annotations, as far as they are read at all.
+    pub(crate) annotations: Labels,
 }
 
-/// Keeps this node's annotation at what is wanted, by a merge patch that
+/// What is to be told: annotations by their names as they are read.
+pub(crate) type Told = BTreeMap<String, String>;
+
+/// Keeps this node's annotations at what is wanted, by a merge patch that
 /// touches nothing else of the object.
 pub(crate) struct Publisher {
     client: Client,
     node: Key,
     news: UnboundedSender<News>,
-    /// The text wanted, once it is known.
-    wanted: Option<String>,
+    /// The annotations wanted, once they are known.
+    wanted: Option<Told>,
     /// What was written over what, while the watch does not show it yet.
-    written: Option<(String, Present)>,
+    written: Option<(Told, Present)>,
     /// A patch is under way, or a pause after one that failed.
     busy: bool,
     problem: Option<String>,
@@ -51,9 +56,9 @@ impl Publisher {
         }
     }
 
-    /// What the annotation is to say.
-    pub(crate) fn want(&mut self, text: String) {
-        self.wanted = Some(text);
+    /// What the annotations are to say.
+    pub(crate) fn want(&mut self, told: Told) {
+        self.wanted = Some(told);
     }
 
     /// A patch came to its end.
@@ -80,17 +85,24 @@ impl Publisher {
         let Some(wanted) = self.wanted.as_ref().filter(|_| !self.busy) else {
             return;
         };
-        if present.text.as_deref() == Some(wanted) {
+        let is_there = |(name, text): (&String, &String)| {
+            let there = present.annotations.get(&**name);
+            there.is_some_and(|there| **there == **text)
+        };
+        if wanted.iter().all(is_there) {
             self.written = None;
             return;
         }
-        let is_written = |(text, over): &(String, Present)| text == wanted && over == present;
+        let is_written = |(told, over): &(Told, Present)| told == wanted && over == present;
         if self.written.as_ref().is_some_and(is_written) {
             return;
         }
         self.written = Some((wanted.clone(), present.clone()));
-        let name = format!("{}{ROUTING}", api::meta::OWN_ANNOTATIONS);
-        let document = json!({"metadata": {"annotations": {name: wanted}}});
+        let annotations: BTreeMap<String, &String> = wanted
+            .iter()
+            .map(|(name, text)| (whole_name(name), text))
+            .collect();
+        let document = json!({"metadata": {"annotations": annotations}});
         let (client, node, news) = (self.client.clone(), self.node.clone(), self.news.clone());
         self.busy = true;
         tokio::spawn(async move {
@@ -111,5 +123,14 @@ impl Publisher {
                 let _ = news.send(News::PublishAgain);
             }
         });
+    }
+}
+
+/// An annotation's name in the object.
+fn whole_name(name: &str) -> String {
+    if name.starts_with(FLANNEL_ANNOTATIONS) {
+        name.to_owned()
+    } else {
+        format!("{OWN_ANNOTATIONS}{name}")
     }
 }

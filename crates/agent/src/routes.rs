@@ -20,12 +20,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::admin::{Question, Refusal};
 use crate::cluster::Cluster;
 use crate::culprits::Culprits;
-use crate::forwarding;
 use crate::options::Attach;
+use crate::publish::{self, Told};
 use crate::run::News;
 use crate::silence::{self, Questions};
 use crate::snapshot::{Snapshot, Snapshots};
 use crate::worker::{Problems, Retry, gather_until};
+use crate::{flannel, forwarding};
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ pub(crate) struct Report {
     /// Routes wanted.
     pub(crate) routes: usize,
     /// What peers have to know of this node.
-    pub(crate) data: Option<String>,
+    pub(crate) data: Option<Told>,
     /// Whether the pods of other nodes have to be known.
     pub(crate) needs_pods: bool,
     /// Whether the kernel holds all that is wanted.
@@ -294,7 +295,7 @@ impl Keeper {
         let names: Vec<Box<str>> = backends.iter().map(|b| b.name().into()).collect();
         if names != self.ways {
             for backend in &backends {
-                tracing::info!("back end {}: owns {}", backend.name(), backend.owns());
+                tracing::info!("back end {}: owns {}", backend.name(), backend.about().owns);
             }
             self.ways = names;
         }
@@ -406,6 +407,8 @@ impl Keeper {
                 .any(|refusal| refusal.node == own.name && refusal.range == *range)
         };
         let data = routing::backend::publish(&backends, &own, &underlay);
+        let mut told = flannel::tell(cluster, &data);
+        told.insert(publish::ROUTING.to_owned(), text(&data));
         let report = Report {
             // Pods have one MTU for both families, and a node without addresses
             // of its own still has interfaces.
@@ -421,7 +424,7 @@ impl Keeper {
                 .filter(|range| !refused(range))
                 .collect(),
             routes: plan.state.routes.len(),
-            data: Some(text(&data)),
+            data: Some(told),
             needs_pods,
             in_force: outcome.failures.is_empty(),
             complete: self.service_ranges.is_some(),

@@ -36,6 +36,9 @@ pub trait Resource: DeserializeOwned + 'static {
 /// What the names of podwire's own annotations begin with.
 pub const OWN_ANNOTATIONS: &str = "podwire.dev/";
 
+/// What the names of flannel's annotations begin with.
+pub const FLANNEL_ANNOTATIONS: &str = "flannel.alpha.coreos.com/";
+
 /// The part of `metadata` podwire reads. Few annotations, no managed fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -51,7 +54,8 @@ pub struct Metadata {
     /// Labels.
     #[serde(deserialize_with = "null_default")]
     pub labels: Labels,
-    /// Annotations whose names begin with [`OWN_ANNOTATIONS`], without that; and
+    /// Annotations whose names begin with [`OWN_ANNOTATIONS`], without that; and, by
+    /// their whole names, flannel's ([`FLANNEL_ANNOTATIONS`]) and
     /// `endpoints.kubernetes.io/last-change-trigger-time`.
     #[serde(deserialize_with = "few_annotations")]
     pub annotations: Labels,
@@ -100,6 +104,7 @@ fn few_annotations<'de, D: Deserializer<'de>>(from: D) -> Result<Labels, D::Erro
             while let Some(name) = map.next_key::<Cow<'de, str>>()? {
                 let known = match &*name {
                     EndpointSlice::TRIGGER_ANNOTATION => Some(&*name),
+                    name if name.starts_with(FLANNEL_ANNOTATIONS) => Some(name),
                     name => name.strip_prefix(OWN_ANNOTATIONS),
                 };
                 match known {
@@ -242,6 +247,10 @@ mod tests {
     #[case::own(
         r#"{"annotations":{"a/b":"large","podwire.dev/x":"1","podwire.dev":"2"}}"#,
         &[("x", "1")]
+    )]
+    #[case::flannels(
+        r#"{"annotations":{"flannel.alpha.coreos.com/x":"1","podwire.dev/x":"2"}}"#,
+        &[("flannel.alpha.coreos.com/x", "1"), ("x", "2")]
     )]
     fn annotations_that_nobody_reads_are_left_out(
         #[case] text: &str,

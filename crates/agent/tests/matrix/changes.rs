@@ -328,8 +328,16 @@ fn an_underlay_without_multicast_is_reported_until_it_carries_the_group() {
          add chain bridge blocked f { type filter hook forward priority 0; }
          add rule bridge blocked f ip daddr 239.112.0.1 drop",
     );
-    // What was known is asked anew when the peer is: as one that comes back.
+    // What was known is asked anew when the peer is: as one that comes back after
+    // it was seen to be gone.
     world.api.delete::<Node>("", "node2");
+    wait("the peer to be forgotten", || {
+        let path = world.nodes[0].socket();
+        let entries: Vec<ForwardingEntry> =
+            podwire_agent::admin::get(&path, "/v1/fdb", &[]).map_err(|e| e.to_string())?;
+        let named = entries.iter().any(|entry| entry.node.is_some());
+        (!named).then_some(()).ok_or_else(|| format!("{entries:?}"))
+    });
     world.register(1);
     wait("the report", || {
         let health = world.nodes[0].health();
@@ -438,4 +446,105 @@ fn who_removes_routes_again_and_again_is_named_once() {
     drop(commands);
     meddler.wait().expect("it ends with its commands");
     talk(&world);
+}
+
+/// A program that has to succeed in a namespace.
+fn command(namespace: &linux::namespace::NetworkNamespace, line: &str) {
+    let mut words = line.split(' ');
+    let program = words.next().expect("a program");
+    let output = namespace
+        .run(|| std::process::Command::new(program).args(words).output())
+        .expect("entered")
+        .expect("it is there");
+    assert!(output.status.success(), "{line}: {output:?}");
+}
+
+#[test]
+fn a_node_of_flannel_talks_with_those_of_podwire_until_podwire_takes_it_over() {
+    const PREFIX: &str = "flannel.alpha.coreos.com";
+    let mac = "82:4b:b6:2f:54:4e";
+    let mut world = two("vxlan");
+    // The second node as flannel would have it: nothing of podwire's …
+    world.stop(1);
+    let namespace = world.nodes[1].namespace.clone();
+    for device in ["pw-vxlan", "pw-vxlan6"] {
+        command(&namespace, &format!("ip link del {device}"));
+    }
+    let mut object = world.nodes[1].object();
+    let end = json!({"VNI": 1, "VtepMAC": mac}).to_string();
+    object["metadata"]["annotations"] = json!({
+        format!("{PREFIX}/kube-subnet-manager"): "true",
+        format!("{PREFIX}/backend-type"): "vxlan",
+        format!("{PREFIX}/backend-data"): end,
+        format!("{PREFIX}/backend-v6-data"): end,
+        format!("{PREFIX}/public-ip"): "192.168.64.12",
+        format!("{PREFIX}/public-ipv6"): "fd00:64::12",
+    });
+    world.api.put::<Node>(object);
+    // … and what it makes of what the first node tells.
+    let annotation = |name: &str| -> Result<String, String> {
+        let node = world.api.get::<Node>("", "node1").expect("it is there");
+        let text = &node["metadata"]["annotations"][format!("{PREFIX}/{name}")];
+        text.as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| node.to_string())
+    };
+    wait("the annotations of flannel", || {
+        annotation("backend-v6-data").map(drop)
+    });
+    assert_eq!(annotation("backend-type").as_deref(), Ok("vxlan"));
+    for (device, data, address, local, first, far, range) in [
+        (
+            "flannel.1",
+            "backend-data",
+            "public-ip",
+            "192.168.64.12",
+            "10.200.2.0/32",
+            "10.200.1.0",
+            "10.200.1.0/24",
+        ),
+        (
+            "flannel-v6.1",
+            "backend-v6-data",
+            "public-ipv6",
+            "fd00:64::12",
+            "fd00:200:0:2::/128",
+            "fd00:200:0:1::",
+            "fd00:200:0:1::/64",
+        ),
+    ] {
+        let told: serde_json::Value =
+            serde_json::from_str(&annotation(data).expect("told")).expect("JSON");
+        let remote = annotation(address).expect("told");
+        let peer = told["VtepMAC"].as_str().expect("a hardware address");
+        for line in [
+            format!(
+                "ip link add {device} address {mac} type vxlan id {} dstport 8472 local {local} \
+                 dev eth0 nolearning",
+                told["VNI"]
+            ),
+            format!("ip addr add {first} dev {device}"),
+            format!("ip link set {device} up"),
+            format!("ip neigh add {far} lladdr {peer} dev {device} nud permanent"),
+            format!("bridge fdb add {peer} dev {device} dst {remote}"),
+            format!("ip route replace {range} via {far} dev {device} onlink"),
+        ] {
+            command(&namespace, &line);
+        }
+    }
+    talk(&world);
+    // Podwire takes the node over, once flannel's devices are out of the way.
+    world.start(1, |options| options.backend = "vxlan".into());
+    wait("the conflict to be named", || {
+        let health = world.nodes[1].health();
+        health.contains("pw-vxlan").then_some(()).ok_or(health)
+    });
+    for device in ["flannel.1", "flannel-v6.1"] {
+        command(&namespace, &format!("ip link del {device}"));
+    }
+    talk(&world);
+    wait("an end of the conflict", || {
+        let health = world.nodes[1].health();
+        (!health.contains("pw-vxlan")).then_some(()).ok_or(health)
+    });
 }

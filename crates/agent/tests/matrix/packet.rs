@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use linux::namespace::NetworkNamespace;
@@ -43,9 +44,10 @@ fn attempts(to: IpAddr, size: u32, patience: Duration) -> std::io::Result<Answer
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
     };
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+    // One for each call: what is late for one is not taken for an answer to the next.
+    static CALLS: AtomicU16 = AtomicU16::new(0);
     let deadline = Instant::now() + patience;
-    // Sockets of the namespace are few; the port's worth of bits is enough.
-    let mark = std::process::id() as u16;
+    let mark = CALLS.fetch_add(1, Ordering::Relaxed);
     let mut sequence = 0_u16;
     loop {
         sequence += 1;
@@ -104,19 +106,24 @@ fn request(to: IpAddr, size: u32, mark: u16, sequence: u16) -> Vec<u8> {
     packet
 }
 
-/// `None` when it has nothing to do with the request.
+/// `None` when it has nothing to do with the request, or an earlier one of the
+/// same call: on a busy machine an answer may come after the next request.
 fn understand(to: IpAddr, received: &[u8], sent: &[u8]) -> Option<Answer> {
-    let mark = &sent[4..8];
+    let mark = &sent[4..6];
+    let echoed = |message: &[u8]| {
+        let same = message.get(4..6)? == mark && message.get(8..)? == &sent[8..];
+        same.then_some(Answer::Echo)
+    };
     match to {
         IpAddr::V4(_) => {
             // Raw IPv4 sockets show the IP header.
             let message = received.get(usize::from(received.first()? & 15) * 4..)?;
             match (message.first()?, message.get(1)?) {
-                (0, 0) => (message.get(4..)? == &sent[4..]).then_some(Answer::Echo),
+                (0, 0) => echoed(message),
                 (3, code) => {
                     let inner = message.get(8..)?;
                     let inner = inner.get(usize::from(inner.first()? & 15) * 4..)?;
-                    (inner.get(4..8)? == mark).then_some(())?;
+                    (inner.get(4..6)? == mark).then_some(())?;
                     let mtu = u32::from(message[6]) << 8 | u32::from(message[7]);
                     Some(match code {
                         4 => Answer::TooBig(mtu),
@@ -127,9 +134,9 @@ fn understand(to: IpAddr, received: &[u8], sent: &[u8]) -> Option<Answer> {
             }
         }
         IpAddr::V6(_) => match received.first()? {
-            129 => (received.get(4..)? == &sent[4..]).then_some(Answer::Echo),
+            129 => echoed(received),
             kind @ (1 | 2) => {
-                (received.get(8 + 40 + 4..8 + 40 + 8)? == mark).then_some(())?;
+                (received.get(8 + 40 + 4..8 + 40 + 6)? == mark).then_some(())?;
                 let mtu = received
                     .get(4..8)?
                     .iter()

@@ -441,13 +441,17 @@ impl Host {
 }
 
 /// Looks again until it is so; what is asked has no event of its own.
-pub(crate) fn wait(what: &str, mut check: impl FnMut() -> Result<(), String>) {
+pub(crate) fn wait(what: &str, check: impl FnMut() -> Result<(), String>) {
+    attempt(check).unwrap_or_else(|last| panic!("no {what}; last: {last}"));
+}
+
+/// Tries again until it succeeds; the last error when it does not in time.
+pub(crate) fn attempt<T>(mut try_it: impl FnMut() -> Result<T, String>) -> Result<T, String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match check() {
-            Ok(()) => return,
-            Err(last) if Instant::now() > deadline => panic!("no {what}; last: {last}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        match try_it() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            outcome => return outcome,
         }
     }
 }
