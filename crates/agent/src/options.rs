@@ -155,6 +155,11 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Attach::Routed)]
     pub attach: Attach,
 
+    /// Let routed pods ask for their gateway, and answer in its place (proxy ARP
+    /// and NDP), instead of telling them its hardware address.
+    #[arg(long)]
+    pub proxy_arp: bool,
+
     /// What brings Services into the kernel. Started with another one than
     /// before, the agent changes over without a gap and removes what the one
     /// before left.

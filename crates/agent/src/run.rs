@@ -477,6 +477,7 @@ impl Core {
                 Some(mtu) => (
                     Some(ConfigList {
                         attach: Some(self.options.attach.mode()),
+                        proxy_arp: self.options.proxy_arp,
                         mtu: Some(mtu),
                         ranges: routes.ranges.clone(),
                     }),

@@ -76,6 +76,9 @@ pub struct Configuration {
     pub mtu: Option<u32>,
     /// Whether the bridge keeps pods from reaching each other below IP.
     pub isolate_ports: bool,
+    /// Whether routed pods ask for their gateway's hardware address, and the node
+    /// answers on its behalf.
+    pub proxy_arp: bool,
     /// The node's interface that macvlan pods are attached to.
     pub master: Option<String>,
     /// Which pods share a cable in direct mode.
@@ -143,6 +146,9 @@ struct Raw {
     bridge: String,
     /// No frames between pods below IP (attach bridge).
     isolate_ports: bool,
+    /// The pod asks for its gateway by ARP and NDP and the node answers in its place, instead of
+    /// both knowing each other from the start (attach routed).
+    proxy_arp: bool,
     /// The node's interface that pods are attached to (attach macvlan, which requires it).
     #[schemars(length(min = 1, max = 15))]
     master: Option<String>,
@@ -190,6 +196,7 @@ impl Default for Raw {
             mtu: 0,
             bridge: DEFAULT_BRIDGE.to_owned(),
             isolate_ports: false,
+            proxy_arp: false,
             master: None,
             pair: None,
             mode: "bridge".into(),
@@ -404,6 +411,12 @@ impl Configuration {
                     .to_owned(),
             ));
         }
+        if raw.proxy_arp && attach != AttachMode::Routed {
+            return Err(Error::Unsupported {
+                key: "proxyArp",
+                value: "true with another attach than routed".to_owned(),
+            });
+        }
         let mode = match raw.mode.as_str() {
             Some("" | "bridge") => MacvlanMode::Bridge,
             Some("private") => MacvlanMode::Private,
@@ -523,6 +536,7 @@ impl Configuration {
             attach,
             mtu,
             isolate_ports: raw.isolate_ports,
+            proxy_arp: raw.proxy_arp,
             master: raw.master,
             pair: raw.args.cni.pair.or(raw.pair),
             mode,
@@ -671,6 +685,7 @@ mod tests {
         assert_eq!(default("/bridge"), *small.network.bridge);
         assert_eq!(default("/mtu"), small.mtu.unwrap_or(0));
         assert_eq!(default("/isolatePorts"), small.isolate_ports);
+        assert_eq!(default("/proxyArp"), small.proxy_arp);
         assert_eq!(default("/ipam/dataDir"), json!(small.network.state));
         let log = json!({
             "logFile": default("/logFile"), "logLevel": default("/logLevel"), "logBytes": default("/logBytes"),

@@ -72,6 +72,8 @@ fn names(others: &[PathBuf]) -> String {
 pub struct ConfigList {
     /// How pods are attached; the plugin's default when absent.
     pub attach: Option<AttachMode>,
+    /// Whether routed pods ask for their gateway.
+    pub proxy_arp: bool,
     /// Largest packet in bytes; the kernel's default when absent.
     pub mtu: Option<u32>,
     /// Where addresses come from, one range of each family. None: the node's
@@ -90,6 +92,9 @@ impl ConfigList {
         let mut set = |key: &str, value: Value| plugin[key] = value;
         if let Some(attach) = self.attach {
             set("attach", attach.as_str().into());
+        }
+        if self.proxy_arp {
+            set("proxyArp", true.into());
         }
         if let Some(mtu) = self.mtu {
             set("mtu", mtu.into());
@@ -326,6 +331,7 @@ mod tests {
     fn the_list_has_the_agreed_form() {
         let list = ConfigList {
             attach: Some(AttachMode::Bridge),
+            proxy_arp: false,
             mtu: Some(1450),
             ranges: vec![
                 "10.200.1.0/24".parse().unwrap(),

@@ -159,6 +159,48 @@ fn routed_pods_have_a_link_local_gateway_and_the_node_a_route_each() {
     assert_eq!(node.links(), [cable]);
 }
 
+#[test]
+fn with_proxy_arp_routed_pods_ask_for_their_gateway_and_the_node_answers() {
+    let node = Node::new();
+    // A way to everywhere, which is what the node answers by.
+    let uplink = ["link add uplink type bridge", "link set uplink up"];
+    let routes = [
+        "addr add 192.0.2.1/24 dev uplink",
+        "route add default via 192.0.2.254 dev uplink onlink",
+    ];
+    for command in uplink.iter().chain(&routes) {
+        ip(&node.namespace, command);
+    }
+    let pods = ["one", "two"].map(Pod::new);
+    let mut configuration = node.configuration("routed");
+    configuration["proxyArp"] = json!(true);
+    let results = pods
+        .each_ref()
+        .map(|pod| node.call("ADD", &configuration, pod).ok());
+    let neighbours = |family: &str| ip(&pods[0].namespace, &format!("{family} neigh show"));
+    for family in ["-4", "-6"] {
+        assert_eq!(neighbours(family), json!([]), "nothing is known beforehand");
+    }
+    for address in addresses(&results[1]) {
+        assert_pings(&pods[0].namespace, address);
+    }
+    let node_mac = results[0]["interfaces"][0]["mac"].as_str().unwrap();
+    for (family, gateway) in [("-4", "169.254.1.1"), ("-6", "fe80::1")] {
+        let known = neighbours(family);
+        let of_gateway = known.as_array().unwrap().iter();
+        let of_gateway = of_gateway.filter(|entry| entry["dst"] == gateway);
+        let macs: Vec<_> = of_gateway.map(|entry| &entry["lladdr"]).collect();
+        assert_eq!(macs, [node_mac], "{known}");
+    }
+    configuration["attach"] = json!("bridge");
+    let refused = node.call("ADD", &configuration, &Pod::new("three"));
+    assert!(!refused.success);
+    assert!(
+        refused.stdout.to_string().contains("proxyArp"),
+        "{refused:?}"
+    );
+}
+
 #[rstest]
 #[case::bridge("bridge")]
 #[case::routed("routed")]

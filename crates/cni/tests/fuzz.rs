@@ -279,6 +279,7 @@ fn random_orders_get_answers_and_no_name_leads_out() {
         Just("dns"),
         Just("cniVersion"),
         Just("isolatePorts"),
+        Just("proxyArp"),
         Just("cni.dev/valid-attachments"),
         Just("policySeconds"),
         Just("logLevel"),

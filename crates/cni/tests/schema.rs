@@ -39,6 +39,7 @@ fn it_accepts_the_examples_and_what_podwire_writes_itself() {
     }
     let list = ConfigList {
         attach: Some(AttachMode::Bridge),
+        proxy_arp: true,
         mtu: Some(1450),
         ranges: vec!["10.200.1.0/24".parse().unwrap()],
     };
@@ -52,7 +53,7 @@ fn it_accepts_the_examples_and_what_podwire_writes_itself() {
     }
     let full = json!({
         "cniVersion": "0.4.0", "name": "n.1_a-b", "type": "podwire-cni", "attach": "macvlan",
-        "master": "eth0", "mode": "private", "mtu": 1400, "bridge": "br0", "isolatePorts": true,
+        "master": "eth0", "mode": "private", "mtu": 1400, "bridge": "br0", "isolatePorts": true, "proxyArp": false,
         "dns": {"nameservers": ["10.0.0.10"]}, "unknown": 1,
         "ipam": {
             "type": "host-local", "dataDir": "/run/x",

@@ -134,6 +134,7 @@ fn install_cni(options: &InstallCni) -> Result<String, Error> {
                 Attach::Bridge => AttachMode::Bridge,
                 Attach::Routed => AttachMode::Routed,
             }),
+            proxy_arp: false,
             mtu: options.mtu,
             ranges: options.ranges.clone(),
         };

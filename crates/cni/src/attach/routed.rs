@@ -1,17 +1,21 @@
 //! Routed: each pod on a cable of its own, and a route of the node to each of
 //! its addresses. The gateway is the same link-local address for all pods; it
-//! is configured nowhere, since both ends know each other's hardware address.
+//! is configured nowhere, since both ends know each other's hardware address. Or,
+//! with `proxyArp`, since the node answers for it (RFC 1027; for IPv6 RFC 4389).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use linux::link::Link;
 use linux::neighbour;
-use linux::netlink::Socket;
+use linux::netlink::{Request, Socket};
 use linux::route::{self, Filter, Route};
+use linux::sysctl::{Family, Setting};
 
 use super::pod::Leg;
-use super::{Order, inner_index, label, mac_of, make_cable, node, pod, result, wait_for_carrier};
+use super::{
+    Order, family, inner_index, label, mac_of, make_cable, node, pod, result, wait_for_carrier,
+};
 use crate::error::Error;
 use crate::result::{AddResult, Interface};
 
@@ -34,6 +38,7 @@ pub(super) fn attach(
 ) -> Result<AddResult, Error> {
     node::enable_forwarding(order.addresses)?;
     let cable = make_cable(socket, order, None)?;
+    let proxy_arp = order.configuration.proxy_arp;
     let legs: Vec<_> = order
         .addresses
         .iter()
@@ -41,7 +46,7 @@ pub(super) fn attach(
             address: IpNet::from(reserved.address.addr()),
             on_wire: false,
             gateway: Some(gateway(reserved.address.addr())),
-            gateway_mac: Some(mac_of(order.attachment, "node")),
+            gateway_mac: (!proxy_arp).then(|| mac_of(order.attachment, "node")),
         })
         .collect();
     // The node's side first: the pod is reachable the moment it can speak.
@@ -54,6 +59,9 @@ pub(super) fn attach(
         ));
         requests.push(route::replace(&Route::to(leg.address).dev(cable.index)));
     }
+    if proxy_arp {
+        requests.extend(answer_for_gateways(&cable, &legs)?);
+    }
     socket.execute_all(&requests)?;
     let own = inner_index(inside, order, &cable)?;
     pod::furnish(inside, order, own, &legs)?;
@@ -61,6 +69,27 @@ pub(super) fn attach(
     pod::wait(inside, order, own, &legs)?;
     let interfaces = vec![Interface::of_node(&cable.name, cable.mac, cable.mtu)];
     Ok(result(order, interfaces, cable.mtu, &legs))
+}
+
+/// Has the node answer the pod's questions for its gateways. For IPv4 that is for
+/// every address the node has a route to over another interface, as its default
+/// route is one to the gateway's.
+fn answer_for_gateways(cable: &Link, legs: &[Leg]) -> Result<Option<Request>, Error> {
+    let mut proxy = None;
+    for leg in legs {
+        let family = family(&leg.address.addr());
+        let (leaf, settings) = match family {
+            Family::V4 => ("proxy_arp", "ipv4"),
+            Family::V6 => {
+                proxy = Some(neighbour::set_proxy(cable.index, GATEWAY_V6));
+                ("proxy_ndp", "ipv6")
+            }
+        };
+        Setting::of_interface(family, &cable.name, leaf).write(1)?;
+        // Otherwise an answer on behalf of another waits up to 0.8 s.
+        Setting::new(format!("{settings}/neigh/{}/proxy_delay", cable.name)).write_if_present(0)?;
+    }
+    Ok(proxy)
 }
 
 /// Verifies the node's routes to the pod.
