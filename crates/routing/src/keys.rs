@@ -42,6 +42,9 @@ pub enum Error {
         /// Its permission bits.
         mode: u32,
     },
+    /// The kernel gives no random numbers.
+    #[error("cannot make a WireGuard key: {0}")]
+    Random(io::Error),
     /// The kernel did not tell the public key.
     #[error("cannot find out the public key: {0}")]
     Kernel(#[from] netlink::Error),

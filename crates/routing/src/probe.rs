@@ -2,15 +2,18 @@
 //! is changed.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use linux::address::{self, Address};
 use linux::link::{self, Bridge};
 use linux::namespace::NetworkNamespace;
+use linux::sysctl::{self, Setting};
+use linux::wireguard::PrivateKey;
 
 use crate::apply::{Error, Kernel};
-use crate::backend::{Backend, Families, publish};
+use crate::backend::{Backend, Families, NAMES, Settings, Wireguard, by_name, publish};
+use crate::keys;
 use crate::model::{Family, Node};
 use crate::plan::plan;
 use crate::underlay::Underlay;
@@ -59,6 +62,54 @@ pub fn probe(backend: Box<dyn Backend>, underlay: Families) -> Result<(), Missin
     } else {
         Err(missing(failures))
     }
+}
+
+/// Which back ends this kernel cannot do, and the first thing it refused of each.
+/// Everything is tried in network namespaces of its own.
+pub fn lacking() -> Vec<(&'static str, String)> {
+    let families = Families::of(&Node {
+        addresses: Family::BOTH
+            .into_iter()
+            .filter(|family| match family {
+                Family::V4 => true,
+                Family::V6 => Setting::forwarding(sysctl::Family::V6).read().is_ok(),
+            })
+            .map(|family| match family {
+                Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
+                Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
+            })
+            .collect(),
+        ..Node::default()
+    });
+    let why = |name: &'static str| -> Option<String> {
+        let mut settings = Settings::default();
+        // Those of the made-up nodes.
+        let own = node("own", 1, families);
+        settings.vxlan_multicast.cluster = own.ranges;
+        if name == "wireguard" {
+            match unused_key() {
+                Ok(wireguard) => settings.wireguard = Some(wireguard),
+                Err(error) => return Some(error.to_string()),
+            }
+        }
+        let missing = probe(by_name(name, &settings)?, families).err()?;
+        let first = missing.failures.first();
+        Some(first.map_or_else(|| missing.to_string(), ToString::to_string))
+    };
+    NAMES
+        .into_iter()
+        .filter_map(|name| Some((name, why(name)?)))
+        .collect()
+}
+
+/// WireGuard with a key made for the occasion.
+fn unused_key() -> Result<Wireguard, keys::Error> {
+    let private_key = PrivateKey::generate().map_err(keys::Error::Random)?;
+    Ok(Wireguard {
+        public_key: keys::public_key(&private_key)?,
+        private_key,
+        port: 51820,
+    })
 }
 
 fn attempt(backend: Box<dyn Backend>, underlay: Families) -> Result<Vec<Error>, Error> {
@@ -126,7 +177,6 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::backend::{Settings, by_name};
 
     fn both() -> Families {
         let address = |text: &str| text.parse().unwrap();
@@ -143,6 +193,25 @@ mod tests {
         let mut settings = Settings::default();
         settings.vxlan_multicast.cluster = vec!["198.51.100.0/24".parse().unwrap()];
         probe(by_name(name, &settings).unwrap(), both()).unwrap();
+    }
+
+    #[test]
+    fn what_is_lacking_is_what_the_kernel_refuses_to_make() {
+        let lacking = lacking();
+        for (kind, backend) in [
+            ("ipip local 127.0.0.1", "ipip"),
+            ("wireguard", "wireguard"),
+            ("bridge", "host-gw"),
+            ("vxlan dstport 4790 gpe external", "vxlan-gpe"),
+        ] {
+            let command = format!("--net ip link add name probe type {kind}");
+            let made = std::process::Command::new("unshare")
+                .args(command.split(' '))
+                .output()
+                .unwrap();
+            let why = lacking.iter().find(|(name, _)| *name == backend);
+            assert_eq!(why.is_none(), made.status.success(), "{backend}: {why:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::facts::{Facts, PROTOCOL};
+use super::facts::{Facts, PROTOCOL, Part};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -56,6 +56,7 @@ pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
     mtu(facts, &mut findings);
     routes(facts, &mut findings);
     connections(facts, &mut findings);
+    kernel(facts, &mut findings);
     findings.sort_by_key(|finding| finding.level);
     findings
 }
@@ -275,6 +276,19 @@ fn connections(facts: &Facts, findings: &mut Vec<Finding>) {
     }
 }
 
+fn kernel(facts: &Facts, findings: &mut Vec<Finding>) {
+    findings.extend(facts.lacking.iter().map(|(part, why)| Finding {
+        check: "kernel",
+        level: Level::Note,
+        what: match part {
+            Part::Backend(name) => format!("this node cannot have the back end {name}"),
+            Part::Proxy(name) => format!("this node cannot have the proxy {name}"),
+        },
+        why: why.clone(),
+        todo: "nothing, as long as another one is used; else as it says".into(),
+    }));
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -302,6 +316,7 @@ mod tests {
             pods: vec![pod(1450)],
             routes: vec![route("10.200.2.0/24", PROTOCOL, false)],
             connections: Some((10, 1000)),
+            lacking: Vec::new(),
         }
     }
 
@@ -362,6 +377,8 @@ mod tests {
     #[case::foreign(|f: &mut Facts| f.routes.push(route("10.200.2.128/25", 4, false)), "foreign-routes", Level::Warning)]
     #[case::nearly_full(|f: &mut Facts| f.connections = Some((850, 1000)), "connection-tracking", Level::Warning)]
     #[case::full(|f: &mut Facts| f.connections = Some((1000, 1000)), "connection-tracking", Level::Error)]
+    #[case::no_backend(|f: &mut Facts| f.lacking.push((Part::Backend("ipip"), "no module".into())), "kernel", Level::Note)]
+    #[case::no_proxy(|f: &mut Facts| f.lacking.push((Part::Proxy("ipvs"), "no module".into())), "kernel", Level::Note)]
     fn each_trouble_is_found_by_its_check(
         #[case] cause: fn(&mut Facts),
         #[case] check: &str,

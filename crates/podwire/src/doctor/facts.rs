@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use linux::namespace::{self, NetworkNamespace};
 use linux::netlink::Socket;
 use linux::route::{self, Filter, TABLE_MAIN};
 use linux::sysctl::{Family, Setting};
 use linux::{link, netlink};
 use serde_json::Value;
+use services::{NodeFacts, Proxy, ProxyMode, ProxySettings};
 
 /// How long the agent may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,6 +40,18 @@ pub(super) struct Facts {
     pub(super) routes: Vec<RouteFact>,
     /// Connections tracked, and the most there may be.
     pub(super) connections: Option<(u64, u64)>,
+    /// What this kernel cannot do, and why.
+    pub(super) lacking: Vec<(Part, String)>,
+}
+
+/// Something podwire does in one of several ways, each of which needs something
+/// of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A back end of routing.
+    Backend(&'static str),
+    /// A proxy for Services.
+    Proxy(&'static str),
 }
 
 /// What the agent says of itself.
@@ -93,6 +107,8 @@ pub(super) struct RouteFact {
 pub(super) enum Error {
     #[error("cannot ask the kernel: {0}")]
     Netlink(#[from] netlink::Error),
+    #[error("cannot try out what the kernel can do: {0}")]
+    Namespace(#[from] namespace::Error),
     #[error("cannot read {path}: {source}", path = path.display())]
     File { path: PathBuf, source: io::Error },
 }
@@ -148,8 +164,28 @@ impl Facts {
             pods,
             routes,
             connections: connections(),
+            lacking: lacking()?,
         })
     }
+}
+
+/// Tries out every back end and every proxy, in network namespaces made for it.
+fn lacking() -> Result<Vec<(Part, String)>, Error> {
+    let backends = routing::probe::lacking().into_iter();
+    let mut lacking: Vec<(Part, String)> = backends
+        .map(|(name, why)| (Part::Backend(name), why))
+        .collect();
+    for mode in ProxyMode::ALL {
+        let namespace = NetworkNamespace::create()?;
+        let outcome = namespace.run(|| {
+            Proxy::start_as(&ProxySettings::new(mode), NodeFacts::default())
+                .and_then(|mut proxy| proxy.sync())
+        })?;
+        if let Err(error) = outcome {
+            lacking.push((Part::Proxy(mode.name()), error.to_string()));
+        }
+    }
+    Ok(lacking)
 }
 
 /// Pods by the name of the node's end of their cable, as far as the runtime named

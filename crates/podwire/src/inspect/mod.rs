@@ -111,10 +111,51 @@ pub(crate) fn table(header: &[&str]) -> Table {
     table
 }
 
+/// What is printed fits a window of so many columns.
+const WIDTH: usize = 100;
+
+/// Words in lines that fit [`WIDTH`], where words do; lines after the first begin
+/// with so many blanks.
+pub(crate) fn folded(text: &str, indent: usize) -> String {
+    let mut lines = String::new();
+    let mut column = 0;
+    for (index, word) in text.split(' ').enumerate() {
+        let length = word.chars().count();
+        if column > indent && column + 1 + length > WIDTH {
+            lines.push('\n');
+            lines.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if index > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += length;
+    }
+    lines.push('\n');
+    lines
+}
+
 /// A table's text, without the blanks at the ends of its lines.
 pub(crate) fn lines(table: &Table) -> String {
     table
         .lines()
         .map(|line| format!("{}\n", line.trim_end()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_folded_at_blanks_and_words_are_kept_whole() {
+        assert_eq!(folded("- a b", 2), "- a b\n");
+        assert_eq!(folded("  route  x", 4), "  route  x\n");
+        let long = "w".repeat(120);
+        assert_eq!(
+            folded(&format!("- some {long} {long} more"), 2),
+            format!("- some\n  {long}\n  {long}\n  more\n")
+        );
+    }
 }

@@ -1,11 +1,12 @@
 //! `podwire inspect routes`.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use agent::RoutingSnapshot;
 use clap::Args;
 
-use super::{Output, ask, lines, show, table};
+use super::{Output, ask, folded, show};
 use crate::place::Place;
 
 /// Every device, route, neighbour and forwarding entry that carries packets
@@ -46,23 +47,28 @@ fn words(snapshot: &RoutingSnapshot) -> String {
         counts.forwarding,
         counts.proxies,
     );
-    let mut entries = table(&["KIND", "ENTRY", "NODE", "BACK END"]);
+    // By whom they are for: this node's own come first.
+    let mut owners: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for entry in &snapshot.entries {
-        entries.add_row([
-            &*entry.kind,
-            &*entry.entry,
-            entry.node.as_deref().unwrap_or("-"),
-            entry.backend.as_deref().unwrap_or("-"),
-        ]);
+        let owner = (entry.node.as_deref(), entry.backend.as_deref());
+        owners.entry(owner).or_default().push(entry);
     }
-    text.push_str(&lines(&entries));
+    for ((node, backend), entries) in owners {
+        text.push_str(&match (node, backend) {
+            (Some(node), Some(backend)) => format!("{node}, by {backend}\n"),
+            _ => "this node\n".to_owned(),
+        });
+        for entry in entries {
+            let line = format!("  {:<10}  {}", entry.kind, entry.entry);
+            text.push_str(&folded(&line, 14));
+        }
+    }
     for refused in &snapshot.refused {
-        text.push_str(&format!("- {refused}\n"));
+        text.push_str(&folded(&format!("- {refused}"), 2));
     }
     for (line, times) in &snapshot.restored {
-        text.push_str(&format!(
-            "- changed by somebody else {times} times and restored: {line}\n"
-        ));
+        let line = format!("- changed by somebody else {times} times and restored: {line}");
+        text.push_str(&folded(&line, 2));
     }
     for (name, times) in &snapshot.culprits {
         text.push_str(&format!("- {name} removed routes {times} times\n"));
@@ -83,7 +89,10 @@ mod tests {
             "entries": [
                 {"kind": "device", "entry": "pw-vxlan mtu 1450"},
                 {"kind": "route", "entry": "10.200.2.0/24 via 10.200.2.0 on pw-vxlan",
-                    "node": "node-2", "backend": "vxlan"}],
+                    "node": "node-2", "backend": "vxlan"},
+                {"kind": "route", "node": "node-2", "backend": "vxlan",
+                    "entry": "2001:db8:1111:2222::/64 via fe80::8ff:feff:fe08:ff08 on pw-vxlan6 \
+                              from 2001:db8:1111:2223:: mtu 1430"}],
             "restored": {"route to 10.200.2.0/24": 2},
             "culprits": {"process networkd": 2},
             "refused": ["no route to 10.200.3.0/24 of node node-3: because"],
@@ -93,8 +102,9 @@ mod tests {
         for part in [
             "back ends: vxlan; MTU of pods: 1450",
             "1 devices, 1 routes",
-            "pw-vxlan mtu 1450",
-            "node-2",
+            "this node\n  device      pw-vxlan mtu 1450\n",
+            "node-2, by vxlan\n  route       10.200.2.0/24 via 10.200.2.0 on pw-vxlan\n",
+            "on pw-vxlan6 from\n              2001:db8:1111:2223:: mtu 1430\n",
             "changed by somebody else 2 times and restored: route to 10.200.2.0/24",
             "process networkd removed routes 2 times",
             "- no route to 10.200.3.0/24 of node node-3: because",

@@ -26,6 +26,36 @@ fn reaches(lab: &Lab, from: &str, to: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A node's ranges, IPv4 first.
+fn ranges(lab: &Lab, node: &str) -> [String; 2] {
+    let node = lab.get(&["node", node]);
+    let of = |index: usize| node["spec"]["podCIDRs"][index].as_str().map(str::to_owned);
+    let mut ranges = [of(0), of(1)].map(|range| range.expect("one of each family"));
+    ranges.sort_by_key(|range| range.contains(':'));
+    ranges
+}
+
+/// What a command prints of a node, which fits a window of 100 columns.
+fn shown(lab: &Lab, node: &str, command: &[&str]) -> String {
+    let place = ["--lab", &lab.name, "--node", node];
+    let arguments = [command, &place].concat();
+    let text = printed(&output(PODWIRE, &arguments));
+    let wide = text.lines().find(|line| line.chars().count() > 100);
+    assert_eq!(wide, None, "{command:?}");
+    text
+}
+
+/// The findings of `podwire doctor` on a node by one of its checks.
+fn findings(lab: &Lab, node: &str, check: &str) -> Vec<String> {
+    let arguments = ["doctor", "--lab", &lab.name, "--node", node, "-o", "json"];
+    let found = output(PODWIRE, &arguments);
+    let report: Value = serde_json::from_slice(&found.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", printed(&found)));
+    let all = report["findings"].as_array().expect("a list").iter();
+    let of_check = all.filter(|finding| finding["check"] == check);
+    of_check.map(|finding| finding.to_string()).collect()
+}
+
 fn inspect(lab: &Lab, node: &str) -> Value {
     inspect_output(lab, node).unwrap_or_else(|why| panic!("podwire inspect routes: {why}"))
 }
@@ -54,6 +84,80 @@ fn nodes_of_other_subnets_are_refused_by_host_gw_with_the_reason() {
         "{}",
         printed(&found)
     );
+    let text = shown(&lab, "node-1", &["inspect", "routes"]);
+    for range in ranges(&lab, "node-2") {
+        let line = format!("- no route to {range} of node node-2");
+        assert!(text.contains(&line), "{text}");
+    }
+    let refused = findings(&lab, "node-1", "agent");
+    assert_eq!(refused.len(), 2, "one for each family: {refused:?}");
+}
+
+/// What the kernel itself says, asked by another program.
+fn makes(kind: &str) -> bool {
+    let command = format!("unshare --net ip link add name probe type {kind}");
+    output("sh", &["-c", &command]).status.success()
+}
+
+#[test]
+fn the_forwarding_entries_and_what_is_wrong_with_a_node_are_shown_by_commands() {
+    let lab = Lab::up(&["--nodes", "2", "--backend", "vxlan-multicast"], &pods());
+    eventually("the start", PATIENCE, || reaches(&lab, "client", "web"));
+    // What was learned and what belongs to the device, of bridge and tunnel.
+    let text = eventually("both tables", PATIENCE, || {
+        let text = shown(&lab, "node-1", &["inspect", "fdb"]);
+        let (bridge, tunnel) = text
+            .split_once("table of the tunnel pw-mcast\n")
+            .ok_or_else(|| text.clone())?;
+        let learned = |table: &str| {
+            table
+                .lines()
+                .any(|line| line.contains("learned") && line.ends_with("node-2"))
+        };
+        match bridge.contains("table of the bridge pw-mcast-br\n")
+            && learned(bridge)
+            && learned(tunnel)
+        {
+            true => Ok(text),
+            false => Err(text),
+        }
+    });
+    assert!(text.contains("239.112.0.1"), "{text}");
+    let place = ["--lab", &lab.name, "--node", "node-1", "-o", "json"];
+    let entries = output(PODWIRE, &[&["inspect", "fdb"], &place[..]].concat());
+    let entries: Value = serde_json::from_slice(&entries.stdout).expect("JSON");
+    let of_peer = |entry: &&Value| entry["origin"] == "learned" && entry["to"] == "192.168.64.12";
+    let found = entries.as_array().expect("a list").iter().find(of_peer);
+    assert!(found.is_some(), "{entries}");
+
+    // The kernel, as another program finds it.
+    let kernel = findings(&lab, "node-1", "kernel").concat();
+    for (kind, backend) in [("ipip local 127.0.0.1", "ipip"), ("wireguard", "wireguard")] {
+        let named = kernel.contains(&format!("back end {backend}\""));
+        assert_eq!(named, !makes(kind), "{kernel}");
+    }
+    assert!(!kernel.contains("back end vxlan"), "{kernel}");
+    assert!(!kernel.contains("proxy nftables"), "{kernel}");
+
+    // A route of somebody else's in the middle of a peer's range.
+    let [range, _] = ranges(&lab, "node-2");
+    let half = range.replace(".0/24", ".128/25");
+    assert_eq!(
+        findings(&lab, "node-1", "foreign-routes"),
+        Vec::<String>::new()
+    );
+    let route = ["ip", "route", "add", &*half, "dev", "eth0"];
+    lab.node("node-1", &[&route[..], &["proto", "static"]].concat());
+    let found = findings(&lab, "node-1", "foreign-routes").concat();
+    assert!(found.contains(&half), "{found}");
+    eventually("the agent's own word", PATIENCE, || {
+        let found = findings(&lab, "node-1", "agent").concat();
+        let named = found.contains(&half) && found.contains("proto");
+        named.then_some(()).ok_or(found)
+    });
+    // Reported, and left alone.
+    let left = lab.node("node-1", &["ip", "route", "show", &half]);
+    assert!(left.contains("proto static"), "{left}");
 }
 
 #[test]
@@ -88,6 +192,28 @@ fn across_subnets_a_tunnel_is_taken_and_within_one_none() {
 fn a_running_lab_changes_its_back_end_node_by_node_while_pods_talk() {
     let lab = Lab::up(&["--nodes", "2", "--backend", "vxlan"], &pods());
     eventually("the start", PATIENCE, || reaches(&lab, "client", "web"));
+    let routes = shown(&lab, "node-1", &["inspect", "routes"]);
+    let [own, peer] = ["node-1", "node-2"].map(|node| {
+        let [range, _] = ranges(&lab, node);
+        range.replace("/24", "")
+    });
+    for part in [
+        "back ends: vxlan; MTU of pods: 1430",
+        "this node\n  device      pw-vxlan mtu 1450",
+        &format!("node-2, by vxlan\n  route       {peer}/24 via {peer} on pw-vxlan from {own}"),
+    ] {
+        assert!(routes.contains(part), "{part:?} in {routes}");
+    }
+    let entries = shown(&lab, "node-1", &["inspect", "fdb"]);
+    for (device, end) in [("pw-vxlan", "192.168.64.12"), ("pw-vxlan6", "fd00:64::12")] {
+        let heading = format!("table of the tunnel {device}\n");
+        let rest = entries.split(&heading).nth(1).unwrap_or_default();
+        let line = rest.lines().nth(1).unwrap_or_default();
+        assert!(
+            line.contains(end) && line.contains("programmed") && line.ends_with("node-2"),
+            "{entries}"
+        );
+    }
     let change = |node: &str| {
         let arguments = [
             "lab", "backend", "--name", &lab.name, "host-gw", "--node", node,
@@ -131,6 +257,15 @@ fn a_running_lab_changes_its_back_end_node_by_node_while_pods_talk() {
         String::from_utf8_lossy(&asked.stdout),
         "",
         "requests were lost"
+    );
+    // The pod was attached for the tunnel.
+    let older = eventually("the older MTU", PATIENCE, || {
+        let found = findings(&lab, "node-1", "mtu").concat();
+        found.contains("1500").then_some(found.clone()).ok_or(found)
+    });
+    assert!(
+        older.contains("default/client") && older.contains("1430"),
+        "{older}"
     );
     for node in ["node-1", "node-2"] {
         eventually("the old devices to be gone", PATIENCE, || {
