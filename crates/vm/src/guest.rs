@@ -172,6 +172,13 @@ impl Guest {
         self
     }
 
+    /// Kills the guest after so long instead of 240 s.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// Runs the ignored tests of the calling test binary that have `filter` in
     /// their full names, one after the other: here if the kernel has all that
     /// is needed, else in a virtual machine. Fails unless all pass and there

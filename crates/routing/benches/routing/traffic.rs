@@ -1,4 +1,5 @@
-//! TCP from one network namespace to another, by threads of this process.
+//! TCP from one network namespace to another, by threads of this process that
+//! all run on one core.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -11,9 +12,12 @@ use linux::namespace::NetworkNamespace;
 /// Streams of the parallel measurement.
 const STREAMS: usize = 8;
 /// How long streams run before it counts.
-const WARM: Duration = Duration::from_millis(150);
-/// How long one measurement counts.
-const WINDOW: Duration = Duration::from_millis(600);
+const WARM: Duration = Duration::from_millis(50);
+/// How long one measurement counts. Short, so that all ways come in turn many
+/// times: what slows the machine down for a while slows all of them.
+const WINDOW: Duration = Duration::from_millis(200);
+/// How long one operation may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Bits a second and requests a second, the best seen of each: a machine is
 /// only ever slowed down.
@@ -30,6 +34,20 @@ impl Best {
         self.eight_streams = self.eight_streams.max(other.eight_streams);
         self.requests = self.requests.max(other.requests);
     }
+}
+
+/// Keeps the calling thread, and those it starts, on one core: what a packet
+/// costs then shows as less throughput, and no wake-up of another core, whose
+/// time differs tenfold from run to run, is part of it.
+pub(crate) fn stay_on_one_core() -> anyhow::Result<()> {
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    // The last: the first serves more interrupts.
+    let last = (0..rustix::thread::CpuSet::MAX_CPU).rev();
+    let core = last.into_iter().find(|core| allowed.is_set(*core));
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(core.context("this thread may run on no core")?);
+    rustix::thread::sched_setaffinity(None, &one)?;
+    Ok(())
 }
 
 /// One round of everything.
@@ -59,13 +77,13 @@ fn connect(
     (0..count)
         .map(|_| {
             let near = from
-                .run(|| TcpStream::connect_timeout(&target, Duration::from_secs(20)))?
+                .run(|| TcpStream::connect_timeout(&target, PATIENCE))?
                 .with_context(|| format!("connecting to {target}"))?;
             let (far, _) = listener.accept()?;
             for end in [&near, &far] {
                 end.set_nodelay(true)?;
-                end.set_read_timeout(Some(Duration::from_secs(20)))?;
-                end.set_write_timeout(Some(Duration::from_secs(20)))?;
+                end.set_read_timeout(Some(PATIENCE))?;
+                end.set_write_timeout(Some(PATIENCE))?;
             }
             Ok((near, far))
         })

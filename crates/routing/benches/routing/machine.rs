@@ -1,0 +1,36 @@
+//! The back ends this kernel lacks, measured by this very program in a virtual
+//! machine that has them.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+
+/// Set in the guest: the back ends to be measured there.
+pub(crate) const BACKENDS: &str = "PODWIRE_BENCH_BACKENDS";
+/// A line before and after what is meant for people.
+pub(crate) const MARK: &str = "------ measured in the guest ------";
+/// Emulation is slow, and not what is measured here.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What the guest prints.
+pub(crate) fn measure(backends: &[&str]) -> anyhow::Result<String> {
+    let this = std::env::current_exe()?;
+    let guest = vm::Guest::new()
+        .needs(vm::Feature::Ipip)
+        .needs(vm::Feature::Ip6Tunnel)
+        .needs(vm::Feature::WireGuard)
+        .program("wg")
+        .program("bridge")
+        .program("sysctl")
+        .program(&this)
+        .environment(BACKENDS, &backends.join(","))
+        .environment("PODWIRE_BENCH_ROUNDS", "3")
+        .environment("PODWIRE_BENCH_PEERS", "1000")
+        .limit(LIMIT);
+    let (code, output) = guest.run_script(&format!("ip link set lo up\n{}", this.display()))?;
+    ensure!(code == 0, "the guest ended with {code}:\n{output}");
+    let text = output.replace('\r', "");
+    let parts: Vec<&str> = text.split(MARK).collect();
+    ensure!(parts.len() == 3, "no tables from the guest:\n{text}");
+    Ok(parts[1].trim().to_owned())
+}
