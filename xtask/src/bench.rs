@@ -14,18 +14,22 @@ pub(crate) enum Subject {
     Cni,
     /// Pods of two nodes over each back end, beside plain routing and tunnels set up by hand
     Routing,
+    /// Services: rules from nothing and changed, beside kube-proxy's layouts by nft and
+    /// iptables; their cost for packets; the agent's memory
+    Services,
     /// Names answered, beside unbound; needs the packages dnsperf and unbound
     Dns,
 }
 
 /// Builds the programs and runs the benchmark as root.
 pub(crate) fn run(subject: Subject) -> anyhow::Result<()> {
-    setup::install(setup::Purpose::Run)?;
+    setup::install(setup::Purpose::Bench)?;
     shell::run(shell::command("cargo", &["build", "--release", "--bins"]))?;
     let (package, bench) = match subject {
         Subject::Lab => ("podwire-lab", "lab"),
         Subject::Cni => ("podwire-cni", "cni"),
         Subject::Routing => ("podwire-routing", "routing"),
+        Subject::Services => ("podwire-services", "services"),
         Subject::Dns => ("podwire-dns", "dns"),
     };
     let mut command = shell::command("cargo", &["bench", "--package", package, "--bench", bench]);

@@ -7,10 +7,13 @@ use anyhow::{Context, bail};
 use crate::shell;
 
 /// What the machine is made ready for.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Each includes those before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Building and running a lab.
     Run,
+    /// Benchmarks and their peers.
+    Bench,
     /// Also every test and its witnesses.
     Test,
 }
@@ -30,6 +33,14 @@ const fn run(name: &'static str, package: &'static str) -> Program {
     }
 }
 
+const fn bench(name: &'static str, package: &'static str) -> Program {
+    Program {
+        name,
+        package,
+        purpose: Purpose::Bench,
+    }
+}
+
 const fn test(name: &'static str, package: &'static str) -> Program {
     Program {
         name,
@@ -44,13 +55,15 @@ const PROGRAMS: &[Program] = &[
     // The OCI runtime that starts the containers of a lab.
     run("crun", "crun"),
     run("curl", "curl"),
+    // Peers in benchmarks and witnesses in tests.
+    bench("ip", "iproute2"),
+    bench("iptables-legacy-restore", "iptables"),
+    // Also what the iptables proxy runs.
+    bench("iptables-nft-restore", "iptables"),
+    bench("nft", "nftables"),
     // Independent witnesses.
     test("conntrack", "conntrack"),
     test("dig", "bind9-dnsutils"),
-    test("ip", "iproute2"),
-    // Also what the iptables proxy runs.
-    test("iptables-nft-restore", "iptables"),
-    test("nft", "nftables"),
     test("ping", "iputils-ping"),
     test("strace", "strace"),
     test("tcpdump", "tcpdump"),
@@ -77,7 +90,7 @@ const FILES: &[(&str, &str)] = &[("/usr/lib/cni/bridge", "containernetworking-pl
 pub(crate) fn install(purpose: Purpose) -> anyhow::Result<()> {
     let mut packages: Vec<&str> = PROGRAMS
         .iter()
-        .filter(|program| purpose == Purpose::Test || program.purpose == Purpose::Run)
+        .filter(|program| program.purpose <= purpose)
         .filter(|program| shell::find(program.name).is_none())
         .map(|program| program.package)
         .collect();
