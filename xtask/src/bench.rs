@@ -17,13 +17,16 @@ pub(crate) enum Subject {
     /// Services: rules from nothing and changed, beside kube-proxy's layouts by nft and
     /// iptables; their cost for packets; the agent's memory
     Services,
-    /// Names answered, beside unbound; needs the packages dnsperf and unbound
+    /// Names answered, beside unbound; installs it, which starts it on Debian
     Dns,
 }
 
 /// Builds the programs and runs the benchmark as root.
 pub(crate) fn run(subject: Subject) -> anyhow::Result<()> {
-    setup::install(setup::Purpose::Bench)?;
+    setup::install(match subject {
+        Subject::Dns => setup::Purpose::BenchDns,
+        _ => setup::Purpose::Bench,
+    })?;
     shell::run(shell::command("cargo", &["build", "--release", "--bins"]))?;
     let (package, bench) = match subject {
         Subject::Lab => ("podwire-lab", "lab"),

@@ -24,7 +24,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ],
     ))?;
 
-    println!("\nFrom a pod, ten times the Service that both nodes serve:");
+    println!("\nFrom a pod, ten times the Service that both nodes serve, by its name:");
     shell::run(shell::root_command(
         &podwire,
         &[
@@ -38,7 +38,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             "get",
             "--count",
             "10",
-            "http://10.96.0.20:8080/hostname",
+            "http://web:8080/hostname",
         ],
     ))?;
     println!("\nThrough the API, with the ordinary kubectl:");
@@ -55,7 +55,7 @@ Look around:
   sudo {podwire} lab status --name {LAB}
   sudo --preserve-env=KUBECONFIG kubectl get pods -A -o wide
   sudo --preserve-env=KUBECONFIG kubectl scale deployment/catalog --replicas=5
-  sudo {podwire} lab exec --name {LAB} web-0 -- curl -s http://10.96.0.20:8080
+  sudo {podwire} lab exec --name {LAB} web-0 -- curl -s http://web:8080
   sudo {podwire} lab node add --name {LAB}
 Take it down:
   sudo {podwire} lab down --name {LAB}"

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use crate::shell;
 
 /// What the machine is made ready for.
-/// Each includes those before it.
+/// Each of the first three includes those before it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Building and running a lab.
@@ -16,6 +16,15 @@ pub(crate) enum Purpose {
     Bench,
     /// Also every test and its witnesses.
     Test,
+    /// Benchmarks, and the peers of DNS: Debian's unbound starts a server when it
+    /// is installed, which nobody wants who only tests.
+    BenchDns,
+}
+
+impl Purpose {
+    fn includes(self, other: Self) -> bool {
+        other <= self && (self, other) != (Self::BenchDns, Self::Test)
+    }
 }
 
 /// A program and the package that brings it.
@@ -49,6 +58,14 @@ const fn test(name: &'static str, package: &'static str) -> Program {
     }
 }
 
+const fn bench_dns(name: &'static str, package: &'static str) -> Program {
+    Program {
+        name,
+        package,
+        purpose: Purpose::BenchDns,
+    }
+}
+
 const PROGRAMS: &[Program] = &[
     // The linker, and the C and assembly of the cryptography library.
     run("cc", "build-essential"),
@@ -72,6 +89,9 @@ const PROGRAMS: &[Program] = &[
     test("docker-registry", "docker-registry"),
     test("skopeo", "skopeo"),
     test("busybox", "busybox-static"),
+    // Peers: a DNS server to stand in front of, and programs linked with musl.
+    test("dnsmasq", "dnsmasq-base"),
+    test("musl-gcc", "musl-tools"),
     // Peers: runtimes that use the CNI plugin.
     test("containerd", "containerd"),
     test("podman", "podman"),
@@ -80,6 +100,8 @@ const PROGRAMS: &[Program] = &[
     test("setpriv", "util-linux"),
     test("ipvsadm", "ipvsadm"),
     test("wg", "wireguard-tools"),
+    bench_dns("dnsperf", "dnsperf"),
+    bench_dns("unbound", "unbound"),
 ];
 
 /// Files that are no programs of the search path.
@@ -90,7 +112,7 @@ const FILES: &[(&str, &str)] = &[("/usr/lib/cni/bridge", "containernetworking-pl
 pub(crate) fn install(purpose: Purpose) -> anyhow::Result<()> {
     let mut packages: Vec<&str> = PROGRAMS
         .iter()
-        .filter(|program| program.purpose <= purpose)
+        .filter(|program| purpose.includes(program.purpose))
         .filter(|program| shell::find(program.name).is_none())
         .map(|program| program.package)
         .collect();

@@ -489,6 +489,50 @@ mod tests {
         );
     }
 
+    #[rstest::rstest]
+    #[case::instead(include_str!("../../../deploy/dns-replace.yaml"), crate::DnsMode::Replace)]
+    #[case::in_front(include_str!("../../../deploy/dns-cache.yaml"), crate::DnsMode::Cache)]
+    fn the_manifests_of_dns_set_what_the_agent_reads(
+        #[case] text: &str,
+        #[case] mode: crate::DnsMode,
+    ) {
+        // What is commented out is meant to be used, too.
+        let text = text.replace("  # PODWIRE_", "  PODWIRE_");
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&text).expect("it is YAML");
+        let settings = objects
+            .iter()
+            .find(|object| object["kind"] == "ConfigMap")
+            .expect("there is one");
+        let command = <Command as clap::CommandFactory>::command();
+        let mut arguments = vec!["--node".to_owned(), "n".to_owned()];
+        for (variable, value) in settings["data"].as_object().expect("a map") {
+            let argument = command
+                .get_arguments()
+                .find(|argument| argument.get_env().is_some_and(|env| env == &**variable))
+                .unwrap_or_else(|| panic!("nothing reads {variable}"));
+            let option = argument.get_long().expect("options have names");
+            arguments.push(format!("--{option}={}", value.as_str().expect("text")));
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let options = parse(&arguments).expect("understood");
+        assert_eq!(options.dns.dns, mode);
+        // The DaemonSet reads that ConfigMap, and the Service has that address.
+        let manifest = manifest();
+        let set = manifest.iter().find(|object| object["kind"] == "DaemonSet");
+        let container = &set.expect("there is one")["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(
+            container["envFrom"][0]["configMapRef"]["name"],
+            settings["metadata"]["name"]
+        );
+        for service in objects.iter().filter(|object| object["kind"] == "Service") {
+            assert_eq!(
+                service["spec"]["clusterIP"],
+                options.dns.cluster_dns[0].to_string()
+            );
+            assert!(service["spec"]["selector"].is_null());
+        }
+    }
+
     #[test]
     fn the_manifest_allows_what_the_agent_watches() {
         fn allowed<R: api::Resource>(rules: &[Value]) -> bool {

@@ -12,7 +12,7 @@ use api::fake::FakeApi;
 use api::{EndpointSlice, Node, Service};
 use linux::events::{Event, EventSocket, Group};
 use linux::namespace::NetworkNamespace;
-use podwire_agent::{Attach, Options, Period, cleanup, run_until};
+use podwire_agent::{Attach, DnsMode as Mode, Options, Period, cleanup, run_until};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -750,6 +750,68 @@ fn without_cni_configuration_none_is_written() {
         (_, answer) => Err(answer),
     });
     assert!(!host.conflist().exists());
+}
+
+#[test]
+fn dns_is_not_refused_while_an_agent_is_replaced_and_off_gives_its_addresses_back() {
+    let host = Host::new();
+    host.put_own();
+    host.api.put::<Service>(service("web", "10.96.0.20"));
+    let mut options = host.options();
+    options.dns.dns = Mode::Replace;
+    options.dns.cluster_dns = ["10.96.0.10", "fd00:96::a"]
+        .map(|address| address.parse().expect("an address"))
+        .to_vec();
+    let agent = host.start_with(options.clone());
+    host.wait_for_conflist(&conflist(1400, &OWN));
+    let ask = |server: &str| {
+        let name = "web.shop.svc.cluster.local";
+        run(&host.namespace, "dig", &format!("+short @{server} {name}"))
+    };
+    for server in ["10.96.0.10", "fd00:96::a", "169.254.20.10", "fd00:20::10"] {
+        wait(server, || match ask(server) {
+            answer if answer == "10.96.0.20\n" => Ok(()),
+            answer => Err(answer),
+        });
+    }
+    drop(agent);
+    // A socket that is refused says so at once, and at the latest when it is read.
+    let refused = |address: &str, port: u16| {
+        host.namespace
+            .run(|| {
+                let any = if address.contains(':') {
+                    "::"
+                } else {
+                    "0.0.0.0"
+                };
+                let socket = std::net::UdpSocket::bind((any, 0)).expect("a socket");
+                socket.connect((address, port)).expect("there is a route");
+                let patience = Duration::from_millis(300);
+                socket.set_read_timeout(Some(patience)).expect("settable");
+                socket.send(&[0; 12]).expect("sent");
+                let error = socket.recv(&mut [0; 12]).expect_err("nobody answers");
+                error.kind() == std::io::ErrorKind::ConnectionRefused
+            })
+            .expect("the namespace can be entered")
+    };
+    for address in ["10.96.0.10", "fd00:96::a", "169.254.20.10"] {
+        assert!(!refused(address, 53), "{address}: questions wait");
+        assert!(refused(address, 54), "{address}: other ports are refused");
+    }
+    let local = || {
+        let text = ["-4", "-6"]
+            .map(|family| host.ip(&format!("{family} route show table local proto 112")));
+        text.concat().lines().count()
+    };
+    assert_eq!(local(), 4);
+
+    options.dns.dns = Mode::Off;
+    std::fs::remove_file(host.conflist()).expect("it is there");
+    let _agent = host.start_with(options);
+    host.wait_for_conflist(&conflist(1400, &OWN));
+    assert_eq!(local(), 0);
+    let tables = run(&host.namespace, "nft", "list tables");
+    assert!(!tables.contains("podwire_dns"), "{tables}");
 }
 
 #[test]

@@ -70,6 +70,8 @@ pub struct Hit {
     pub answer: Answer,
     /// Little of its time is left: it is worth asking again.
     pub refresh: bool,
+    /// How long it can be given without asking again.
+    pub lasts: Duration,
 }
 
 #[derive(Debug)]
@@ -131,6 +133,10 @@ impl Cache {
         let age = now.saturating_duration_since(kept.at);
         let left = kept.lives.checked_sub(age).filter(|left| !left.is_zero())?;
         let refresh = self.limits.prefetch && left * 10 <= kept.lives;
+        let lasts = match self.limits.prefetch {
+            true => left.saturating_sub(kept.lives / 10),
+            false => left,
+        };
         let mut answer = kept.answer.clone();
         answer.reason = Reason::Cached;
         let age = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
@@ -142,7 +148,11 @@ impl Cache {
                 _ => left.max(1),
             };
         }
-        Some(Hit { answer, refresh })
+        Some(Hit {
+            answer,
+            refresh,
+            lasts,
+        })
     }
 
     /// An answer whose time is over at `now`, but not for longer than allowed.

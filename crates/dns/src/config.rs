@@ -40,8 +40,6 @@ pub struct Config {
     pub threads: usize,
     /// Walk the search list of known pods here.
     pub search_completion: bool,
-    /// Search domains pods have beside the cluster's: the node's own.
-    pub node_search: Vec<Name>,
     /// Questions a second each client may ask, and ten times as many at once; 0: no limit.
     pub client_rate: u32,
     /// Questions that take longer are logged.
@@ -133,7 +131,6 @@ impl Config {
             listen: Vec::new(),
             threads: 2,
             search_completion: true,
-            node_search: Vec::new(),
             client_rate: 0,
             slow: Duration::from_secs(1),
             forwarding: Forwarding::default(),

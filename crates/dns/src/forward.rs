@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::cache::{Cache, Key};
 use crate::config::{Config, Forwarding};
@@ -25,6 +25,8 @@ pub struct Forwarder {
     /// Questions under way, and who else waits for each.
     under_way: Mutex<HashMap<Key, Vec<oneshot::Sender<Answer>>>>,
     places: Arc<Semaphore>,
+    /// Told when there are other servers.
+    changed: Notify,
     metrics: Arc<Metrics>,
 }
 
@@ -37,6 +39,18 @@ pub struct Flags {
     pub checking_disabled: bool,
 }
 
+/// An answer made from the cache alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// The answer.
+    pub answer: Answer,
+    /// How long it holds.
+    pub until: Instant,
+    /// Answers of the cache it was made of: those that say that something is
+    /// there, and those that say that it is not.
+    pub hits: (u8, u8),
+}
+
 impl Forwarder {
     /// Forwards as configured.
     #[must_use]
@@ -46,6 +60,7 @@ impl Forwarder {
             cache: Cache::new(forwarding.cache.clone()),
             under_way: Mutex::default(),
             places: Arc::new(Semaphore::new(forwarding.concurrent)),
+            changed: Notify::new(),
             metrics,
         }
     }
@@ -56,11 +71,25 @@ impl Forwarder {
         self.pool.load_full()
     }
 
-    /// Uses the servers of another configuration from now on; what came from the
-    /// old ones is forgotten.
-    pub fn set_servers(&self, forwarding: &Forwarding) {
+    /// Uses the servers of another configuration from now on. What came from the
+    /// old ones is forgotten, unless the new ones know the same.
+    pub fn set_servers(&self, forwarding: &Forwarding, same: bool) {
         self.pool.store(Arc::new(Pool::new(forwarding)));
-        self.cache.clear();
+        if !same {
+            self.cache.clear();
+        }
+        self.changed.notify_one();
+    }
+
+    /// Looks for servers that lead back here, now and whenever there are others.
+    pub async fn probe_for_loops(&self) {
+        loop {
+            let pool = self.pool();
+            tokio::select! {
+                () = pool.probe_for_loops() => self.changed.notified().await,
+                () = self.changed.notified() => {}
+            }
+        }
     }
 
     /// Bytes and number of answers in the cache, into the metrics.
@@ -79,20 +108,40 @@ impl Forwarder {
         pending: &Pending,
         kind: RecordType,
         flags: Flags,
-    ) -> Option<Answer> {
+    ) -> Option<Known> {
         let mut progress = Progress::new(config, pending);
+        let now = Instant::now();
+        let mut until: Option<Instant> = None;
+        let mut hits = (0u8, 0u8);
         loop {
             let name = match progress.next() {
-                Next::Done(answer) => return Some(answer),
+                Next::Done(answer) => {
+                    // No record of it outlives its own time either.
+                    let records = answer.answers.iter().chain(&answer.authorities);
+                    let shortest = records.map(|record| record.ttl).min().unwrap_or(0);
+                    let shortest = now + Duration::from_secs(shortest.into());
+                    return Some(Known {
+                        answer,
+                        until: until.map_or(shortest, |until| until.min(shortest)),
+                        hits,
+                    });
+                }
                 Next::Ask(name) => name,
             };
             let key = Key::new(name, kind, flags.dnssec_ok, flags.checking_disabled);
-            let hit = self.cache.get(&key, Instant::now())?;
+            let hit = self.cache.get(&key, now)?;
             if hit.refresh {
                 // By the slow way, which refreshes it.
                 return None;
             }
+            let lasts = now + hit.lasts;
+            until = Some(until.map_or(lasts, |until| until.min(lasts)));
             self.count_hit(&hit.answer);
+            let count = match hit.answer.answers.is_empty() {
+                true => &mut hits.1,
+                false => &mut hits.0,
+            };
+            *count = count.saturating_add(1);
             let mut answer = hit.answer;
             adopt_case(&mut answer, &key, name);
             progress.take(Ok(answer));
@@ -300,7 +349,13 @@ impl<'a> Progress<'a> {
     fn take(&mut self, reply: Result<Answer, Failure>) {
         let name = &self.pending.names[self.at];
         self.at += 1;
+        let is_cache = !self.config.authoritative;
         let failed = |failure: &Failure| match failure {
+            // Who is told to go elsewhere has nowhere to go.
+            Failure::None(_) if is_cache => Answer {
+                reason: Reason::NobodyBehind,
+                ..plain(ResponseCode::ServFail)
+            },
             Failure::None(_) => Answer {
                 reason: Reason::NoUpstream,
                 ..plain(ResponseCode::Refused)

@@ -32,5 +32,5 @@ pub mod zone;
 
 pub use config::{Config, PodRecords};
 pub use lookup::{Answer, Outcome, Reason, lookup};
-pub use server::{Server, Shared};
+pub use server::{Server, Shared, Sockets};
 pub use zone::Zone;

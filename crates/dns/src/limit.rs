@@ -13,13 +13,42 @@ const CLIENTS: usize = 4096;
 /// What may be asked at once, in seconds of the rate.
 const BURST: f64 = 10.0;
 
+/// Between two looks for clients that can be forgotten.
+const SWEEP: Duration = Duration::from_secs(1);
+
 /// A token bucket for each client.
 #[derive(Debug)]
 pub struct Limiter {
     /// Tokens a second; 0: no limit.
     rate: f64,
-    parts: Vec<Mutex<HashMap<IpAddr, Bucket>>>,
+    parts: Vec<Mutex<Part>>,
     hasher: RandomState,
+}
+
+#[derive(Debug, Default)]
+struct Part {
+    clients: HashMap<IpAddr, Bucket>,
+    /// When it was looked through last for those that can be forgotten.
+    swept: Option<Instant>,
+}
+
+impl Part {
+    /// Makes room for one more, if there is any to be had.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.clients.len() < CLIENTS {
+            return true;
+        }
+        // Not for each packet of a flood.
+        if self.swept.is_some_and(|at| now.duration_since(at) < SWEEP) {
+            return false;
+        }
+        self.swept = Some(now);
+        // Whoever has been quiet for as long as a bucket takes to fill is as good as new.
+        let full = Duration::from_secs_f64(BURST);
+        self.clients
+            .retain(|_, bucket| now.duration_since(bucket.at) < full);
+        self.clients.len() < CLIENTS
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,16 +79,11 @@ impl Limiter {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let most = self.rate * BURST;
-        if part.len() >= CLIENTS && !part.contains_key(&client) {
-            // Whoever has been quiet for as long as a bucket takes to fill is as good as new.
-            let full = Duration::from_secs_f64(BURST);
-            part.retain(|_, bucket| now.duration_since(bucket.at) < full);
-            if part.len() >= CLIENTS {
-                // More clients than can be told apart: spoofed, most likely.
-                return false;
-            }
+        if !part.clients.contains_key(&client) && !part.make_room(now) {
+            // More clients than can be told apart: spoofed, most likely.
+            return false;
         }
-        let bucket = part.entry(client).or_insert(Bucket {
+        let bucket = part.clients.entry(client).or_insert(Bucket {
             tokens: most,
             at: now,
         });
@@ -109,7 +133,11 @@ mod tests {
         for n in 0..200_000u32 {
             limiter.allows(IpAddr::V4(Ipv4Addr::from_bits(n)), now);
         }
-        let remembered: usize = limiter.parts.iter().map(|p| p.lock().unwrap().len()).sum();
+        let remembered: usize = limiter
+            .parts
+            .iter()
+            .map(|p| p.lock().unwrap().clients.len())
+            .sum();
         assert!(remembered <= PARTS * CLIENTS, "{remembered}");
         let later = now + Duration::from_secs(60);
         assert!(limiter.allows(IpAddr::V4(Ipv4Addr::from_bits(u32::MAX)), later));

@@ -8,9 +8,9 @@ use hickory_proto::rr::rdata::{A, AAAA, CNAME, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::config::{Config, PodRecords};
-use crate::model::{Addressing, Endpoint, Port, Protocol, ServiceKey};
+use crate::model::{Addressing, Port, Protocol, ServiceKey};
 use crate::names::{Labels, Reverse, dashed, reverse, undashed};
-use crate::zone::{Entry, Zone, endpoint_label};
+use crate::zone::{Endpoint, Entry, Zone, endpoint_label};
 
 /// Version of the specification the zone follows.
 pub const SCHEMA_VERSION: &str = "1.1.0";
@@ -112,6 +112,8 @@ pub enum Reason {
     UpstreamFailed(String),
     /// No upstream is configured for the name.
     NoUpstream,
+    /// The cluster DNS in front of which this is a cache has no endpoint.
+    NobodyBehind,
     /// The zone is not known yet.
     NotReady,
 }
@@ -159,6 +161,9 @@ impl fmt::Display for Reason {
             Self::UpstreamFailed(why) => write!(f, "upstream servers failed: {why}"),
             Self::NoUpstream => f.write_str(
                 "the name is not the cluster's and no upstream server is configured for it",
+            ),
+            Self::NobodyBehind => f.write_str(
+                "the cluster's DNS, in front of which this is a cache, has no ready endpoint",
             ),
             Self::NotReady => f.write_str("the cluster's state has not been read yet"),
         }
@@ -404,7 +409,7 @@ impl<'a> Lookup<'a> {
     fn service(&self, entry: &Entry) -> Found {
         let key = || entry.key().clone();
         match entry.addressing() {
-            Some(Addressing::External(target)) => Found::Alias(target.clone(), key()),
+            Some(Addressing::External(target)) => Found::Alias((**target).clone(), key()),
             Some(Addressing::Headless) if entry.is_without_endpoints() => {
                 Found::Nothing(Reason::NoEndpoints(key()))
             }
@@ -727,8 +732,8 @@ fn protocol(label: &[u8]) -> Option<Protocol> {
         .find(|protocol| protocol.label().as_bytes() == label)
 }
 
-fn is_label_of(label: &[u8], endpoint: &Endpoint) -> bool {
-    match &endpoint.hostname {
+fn is_label_of(label: &[u8], endpoint: Endpoint<'_>) -> bool {
+    match endpoint.hostname {
         Some(hostname) => hostname.as_bytes().eq_ignore_ascii_case(label),
         None => dashed(endpoint.address).as_bytes() == label,
     }

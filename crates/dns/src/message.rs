@@ -13,6 +13,9 @@ const PLAIN_SIZE: u16 = 512;
 /// The largest answer sent by UDP: fits the smallest IPv6 MTU unfragmented
 /// (the DNS flag day 2020's number).
 pub const LARGEST_DATAGRAM: u16 = 1232;
+/// Bytes a record takes at least: a pointer, type, class, time to live, length
+/// (RFC 1035 4.1.3).
+const SMALLEST_RECORD: usize = 12;
 /// Bytes of the OPT record of our answers: no options.
 const OPT_SIZE: u16 = 11;
 
@@ -153,13 +156,19 @@ pub fn write(request: &Request, answer: &Answer, limit: usize) -> Vec<u8> {
         message.edns = Some(own);
     }
     let room = limit.saturating_sub(usize::from(message.edns.as_ref().map_or(0, |_| OPT_SIZE)));
-    if let Some(bytes) = encode(&message, limit) {
-        return bytes;
+    // What cannot fit anyhow is not worth encoding.
+    let most = limit / SMALLEST_RECORD;
+    if message.answers.len() <= most {
+        if let Some(bytes) = encode(&message, limit) {
+            return bytes;
+        }
+        message.additionals.clear();
+        if let Some(bytes) = encode(&message, limit) {
+            return bytes;
+        }
     }
     message.additionals.clear();
-    if let Some(bytes) = encode(&message, limit) {
-        return bytes;
-    }
+    message.answers.truncate(most + 1);
     message.metadata.truncation = true;
     message.authorities.clear();
     let mut records = std::mem::take(&mut message.answers);

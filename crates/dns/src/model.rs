@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hickory_proto::rr::Name;
 
@@ -9,9 +10,9 @@ use hickory_proto::rr::Name;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// Namespace.
-    pub namespace: Box<str>,
+    pub namespace: Arc<str>,
     /// Name in the namespace.
-    pub name: Box<str>,
+    pub name: Arc<str>,
 }
 
 impl ServiceKey {
@@ -55,7 +56,7 @@ impl Protocol {
 }
 
 /// A port of a Service or of a slice's endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Port {
     /// Name; empty for the only port of a Service without port names.
     pub name: Box<str>,
@@ -73,7 +74,7 @@ pub enum Addressing {
     /// To the addresses of its endpoints.
     Headless,
     /// To another name (type `ExternalName`).
-    External(Name),
+    External(Box<Name>),
 }
 
 /// A Service.

@@ -63,7 +63,7 @@ pub fn resolve(
         // A chain of aliases that ends nowhere is no search.
         .filter(|_| missing.answers.is_empty())
         .and_then(|client| zone.pod(client))
-        .and_then(|pod| search::next_names(config, pod, name));
+        .and_then(|pod| search::next_names(config, zone.node_search(), pod, name));
     let Some(names) = names else {
         return Step::Done(missing);
     };

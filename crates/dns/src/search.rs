@@ -18,7 +18,12 @@ use crate::names::Labels;
 /// The first is the only one to complete: a client that is told that it does not
 /// exist goes on by itself, and each later one would be walked again.
 #[must_use]
-pub fn next_names(config: &Config, pod: &Pod, name: &Name) -> Option<Vec<Name>> {
+pub fn next_names(
+    config: &Config,
+    node_search: &[Name],
+    pod: &Pod,
+    name: &Name,
+) -> Option<Vec<Name>> {
     if !pod.cluster_first {
         return None;
     }
@@ -37,7 +42,7 @@ pub fn next_names(config: &Config, pod: &Pod, name: &Name) -> Option<Vec<Name>> 
         .ok()?;
     let domains = [svc, config.domain.clone()]
         .into_iter()
-        .chain(config.node_search.iter().cloned())
+        .chain(node_search.iter().cloned())
         .chain([Name::root()]);
     Some(
         domains
@@ -69,8 +74,8 @@ mod tests {
     #[case::the_domain_itself("default.svc.cluster.local.", None)]
     #[case::not_ours("example.com.", None)]
     fn the_first_name_of_a_list_tells_the_rest(#[case] name: &str, #[case] expected: Option<&str>) {
-        let mut config = Config::new(Name::from_ascii("cluster.local.").unwrap());
-        config.node_search = vec![Name::from_ascii("corp.example.").unwrap()];
+        let config = Config::new(Name::from_ascii("cluster.local.").unwrap());
+        let node_search = [Name::from_ascii("corp.example.").unwrap()];
         let mut pod = Pod {
             namespace: "default".into(),
             name: "p".into(),
@@ -78,13 +83,13 @@ mod tests {
             cluster_first: true,
         };
         let name = Name::from_ascii(name).unwrap();
-        let names = next_names(&config, &pod, &name);
+        let names = next_names(&config, &node_search, &pod, &name);
         let names = names.map(|names| {
             let names: Vec<String> = names.iter().map(Name::to_ascii).collect();
             names.join(" ")
         });
         assert_eq!(names.as_deref(), expected);
         pod.cluster_first = false;
-        assert_eq!(next_names(&config, &pod, &name), None);
+        assert_eq!(next_names(&config, &node_search, &pod, &name), None);
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod conntrack;
+pub mod datagram;
 pub mod ethtool;
 pub mod events;
 pub mod fdb;

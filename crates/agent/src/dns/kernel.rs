@@ -2,6 +2,11 @@
 //! has: a local route to each, and a table that keeps DNS at them out of
 //! conntrack. Packets conntrack does not follow pass no NAT chain, so no
 //! Service proxy gets hold of them.
+//!
+//! While one agent takes over from another nobody listens, and the kernel would
+//! refuse what is asked. A resolver that is refused asks the next server, finds
+//! the same one, and gives up; one that hears nothing asks again. So the table
+//! also drops those refusals.
 
 use std::net::IpAddr;
 
@@ -16,6 +21,11 @@ use linux::route::{self, Filter, Kind, Route, Scope, TABLE_LOCAL};
 
 /// Name of the table.
 pub(crate) const TABLE: &str = "podwire_dns";
+
+/// Transport protocols (IANA protocol numbers).
+const ICMP: u8 = 1;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
 
 /// Why it could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +119,16 @@ fn ensure_table(addresses: &[IpAddr]) -> Result<(), nftables::Error> {
     nft.commit(batch)
 }
 
+/// Gives back addresses an agent before this one answered at.
+///
+/// # Errors
+/// When the kernel cannot be asked or refuses.
+pub(crate) fn release() -> Result<(), Error> {
+    ensure_routes(&[])?;
+    remove_table()?;
+    Ok(())
+}
+
 /// Removes the table. The routes go with podwire's others.
 ///
 /// # Errors
@@ -147,7 +167,7 @@ fn chains(addresses: &[IpAddr]) -> Vec<Chain> {
             .map(|address| Rule::new(no_track(*address, is_source)))
             .collect(),
     };
-    let base = |name: &str, hook| Chain {
+    let base = |name: &str, hook, more: Vec<Rule>| Chain {
         name: name.to_owned(),
         base: Some(Base {
             kind: ChainKind::Filter,
@@ -155,13 +175,70 @@ fn chains(addresses: &[IpAddr]) -> Vec<Chain> {
             priority: priority::RAW,
             drop: false,
         }),
-        rules: vec![by_port(2, "questions"), by_port(0, "answers")],
+        rules: [vec![by_port(2, "questions"), by_port(0, "answers")], more].concat(),
     };
+    let errors = [ICMP, ICMPV6].map(|protocol| {
+        let mut rule = protocol_is(protocol);
+        rule.push(Expression::Verdict(Verdict::Jump("refusals".to_owned())));
+        Rule::new(rule)
+    });
     vec![
         untracked("questions", false),
         untracked("answers", true),
-        base("prerouting", Hook::Prerouting),
-        base("output", Hook::Output),
+        Chain {
+            name: "refusals".to_owned(),
+            base: None,
+            rules: addresses
+                .iter()
+                .map(|address| Rule::new(drop_refusal(*address)))
+                .collect(),
+        },
+        base("prerouting", Hook::Prerouting, Vec::new()),
+        base("output", Hook::Output, errors.to_vec()),
+    ]
+}
+
+fn protocol_is(number: u8) -> Vec<Expression> {
+    vec![
+        Expression::Meta {
+            key: Meta::TransportProtocol,
+            into: Register(0),
+        },
+        equal(&[number]),
+    ]
+}
+
+/// Drops "port unreachable" that tells who asked by UDP at an address that nobody
+/// listens there. Known by the question in it: of IPv6 the kernel sends it from an
+/// address of an interface.
+fn drop_refusal(address: IpAddr) -> Vec<Expression> {
+    // Type and code (RFC 792, RFC 4443 3.1); in the question's IP header, which
+    // follows 8 bytes of ICMP, its protocol and destination; its length.
+    let (family, refused, bytes, protocol_at, address_at, header) = match address {
+        IpAddr::V4(address) => (2, [3, 3], address.octets().to_vec(), 9, 16, 20),
+        IpAddr::V6(address) => (10, [1, 4], address.octets().to_vec(), 6, 24, 40),
+    };
+    let payload = |offset, length| Expression::Payload {
+        header: Header::Transport,
+        offset,
+        length,
+        into: Register(0),
+    };
+    vec![
+        Expression::Meta {
+            key: Meta::NetworkFamily,
+            into: Register(0),
+        },
+        equal(&[family]),
+        payload(0, 2),
+        equal(&refused),
+        payload(8 + protocol_at, 1),
+        equal(&[UDP]),
+        payload(8 + address_at, if address.is_ipv4() { 4 } else { 16 }),
+        equal(&bytes),
+        payload(8 + header + 2, 2),
+        equal(&::dns::resolv_conf::PORT.to_be_bytes()),
+        Expression::Verdict(Verdict::Drop),
     ]
 }
 

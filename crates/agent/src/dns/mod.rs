@@ -16,9 +16,11 @@ use std::time::Duration;
 use ::dns::config::Forwarding;
 use ::dns::model::{Protocol, ServiceKey};
 use ::dns::resolv_conf::PORT;
-use ::dns::{PodRecords, Server, Shared};
+use ::dns::{PodRecords, Shared, Sockets};
 use api::{Event, Key};
+use hickory_proto::rr::Name;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 
 use crate::admin::Admin;
 use crate::run::News;
@@ -30,6 +32,9 @@ pub use options::{DnsOptions, Mode, Pods};
 /// Before a server that could not start is tried again: somebody else listens,
 /// and nothing tells when that ends.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long what is asked waits for the cluster's state to be read. After that
+/// it is answered SERVFAIL, as CoreDNS does.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Kinds the zone waits for.
 const SERVICES: u8 = 1;
@@ -48,6 +53,7 @@ pub(crate) struct Dns {
     /// In front of another cluster DNS: who that is.
     behind: Option<Mutex<Behind>>,
     synced: AtomicU8,
+    ready: watch::Sender<bool>,
     problem: Mutex<Option<String>>,
     core: UnboundedSender<News>,
 }
@@ -63,15 +69,24 @@ struct Behind {
 pub(crate) fn prepare(options: &crate::Options, core: &UnboundedSender<News>) -> Option<Arc<Dns>> {
     let wanted = &options.dns;
     if wanted.dns == Mode::Off {
+        // Where an agent before this one answered, others do now.
+        if let Err(error) = kernel::release() {
+            tracing::warn!(
+                "giving back the addresses of DNS: {error}; pods of this node may not reach it"
+            );
+        }
         return None;
     }
     let own: Vec<IpAddr> = wanted.addresses();
     let node = wanted.resolv_conf();
     let config = wanted.config(options, &own, &node);
     let forwarding = config.forwarding.clone();
+    let all_pods = config.pods == PodRecords::Verified;
+    let shared = Shared::new(config);
+    shared.change(|zone| zone.set_node_search(node.search));
     Some(Arc::new(Dns {
-        all_pods: config.pods == PodRecords::Verified,
-        shared: Shared::new(config),
+        all_pods,
+        shared,
         cluster: wanted.cluster_dns.clone(),
         forwarding: Mutex::new(forwarding),
         behind: (wanted.dns == Mode::Cache).then(|| {
@@ -81,6 +96,7 @@ pub(crate) fn prepare(options: &crate::Options, core: &UnboundedSender<News>) ->
             })
         }),
         synced: AtomicU8::new(0),
+        ready: watch::Sender::new(false),
         problem: Mutex::default(),
         core: core.clone(),
     }))
@@ -91,23 +107,37 @@ pub(crate) fn prepare(options: &crate::Options, core: &UnboundedSender<News>) ->
 pub(crate) fn start(dns: &Arc<Dns>, wanted: &DnsOptions, admin: &mut Admin) {
     inspect::add(admin, dns);
     tokio::spawn(serve(dns.clone(), wanted.addresses()));
-    if wanted.dns == Mode::Replace && wanted.dns_upstream.is_empty() {
+    if wanted.dns == Mode::Replace {
         tokio::spawn(upstreams::follow(dns.clone(), wanted.clone()));
     }
 }
 
 /// Keeps the server running until the event loop ends.
+///
+/// It listens at once: what is asked while an agent takes over from the one before
+/// waits in the sockets. The addresses are taken only when there are answers:
+/// whoever answered at them until then goes on so long.
 async fn serve(dns: Arc<Dns>, addresses: Vec<IpAddr>) {
     loop {
-        let started = kernel::ensure(&addresses)
-            .map_err(|error| error.to_string())
-            .and_then(|()| Server::start(&dns.shared).map_err(|error| error.to_string()));
-        match started {
-            Ok(server) => {
-                dns.set_problem(None);
-                tracing::info!("DNS answers at {:?}", server.addresses());
-                // Nothing ends it but the end of this task.
-                std::future::pending::<()>().await;
+        match Sockets::open(dns.shared.config()).map_err(|error| error.to_string()) {
+            Ok(sockets) => {
+                dns.wait_until_ready().await;
+                let started = kernel::ensure(&addresses)
+                    .map_err(|error| error.to_string())
+                    .and_then(|()| {
+                        sockets
+                            .answer(&dns.shared)
+                            .map_err(|error| error.to_string())
+                    });
+                match started {
+                    Ok(server) => {
+                        dns.set_problem(None);
+                        tracing::info!("DNS answers at {:?}", server.addresses());
+                        // Nothing ends it but the end of this task.
+                        std::future::pending::<()>().await;
+                    }
+                    Err(error) => dns.set_problem(Some(error)),
+                }
             }
             Err(error) => dns.set_problem(Some(error)),
         }
@@ -116,6 +146,18 @@ async fn serve(dns: Arc<Dns>, addresses: Vec<IpAddr>) {
 }
 
 impl Dns {
+    /// Returns when the cluster's state has been read, or is late.
+    async fn wait_until_ready(&self) {
+        let mut ready = self.ready.subscribe();
+        let read = tokio::time::timeout(PATIENCE, ready.wait_for(|ready| *ready)).await;
+        if read.is_err() {
+            tracing::warn!(
+                "the cluster's state has not been read within {} s; DNS answers SERVFAIL until it is",
+                PATIENCE.as_secs()
+            );
+        }
+    }
+
     fn set_problem(&self, problem: Option<String>) {
         let mut held = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         if *held != problem {
@@ -206,6 +248,7 @@ impl Dns {
         let all = SERVICES | SLICES | NAMESPACES;
         if self.synced.fetch_or(kind, Ordering::AcqRel) | kind == all {
             self.shared.set_ready();
+            self.ready.send_replace(true);
             // The loop may have ended.
             let _ = self.core.send(News::Dns);
         }
@@ -253,6 +296,13 @@ impl Dns {
         let mut servers: Vec<SocketAddr> = behind.slices.values().flatten().copied().collect();
         servers.sort();
         self.set_upstreams(servers);
+    }
+
+    /// The node's search domains from now on, if they are others.
+    fn set_node_search(&self, domains: Vec<Name>) {
+        if self.shared.read(|zone| zone.node_search() != domains) {
+            self.shared.change(|zone| zone.set_node_search(domains));
+        }
     }
 
     /// Other upstream servers from now on, if they are others.

@@ -43,16 +43,18 @@ pub enum Pods {
 pub struct DnsOptions {
     /// Answer DNS questions of this node and its pods, in place of another
     /// cluster DNS or as a cache in front of it.
-    #[arg(long, value_enum, default_value_t = Mode::Off)]
+    #[arg(long, env = "PODWIRE_DNS", value_enum, default_value_t = Mode::Off)]
     pub dns: Mode,
 
     /// Address of the cluster's DNS, one a family: the cluster address of the
     /// Service kube-system/kube-dns.
-    #[arg(long, value_name = "ADDRESS", required_if_eq_any = [("dns", "replace"), ("dns", "cache")])]
+    #[arg(long, env = "PODWIRE_CLUSTER_DNS", value_delimiter = ',', value_name = "ADDRESS",
+        required_if_eq_any = [("dns", "replace"), ("dns", "cache")])]
     pub cluster_dns: Vec<IpAddr>,
 
     /// Domain Services are named below.
-    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN", value_parser = domain)]
+    #[arg(long, env = "PODWIRE_CLUSTER_DOMAIN", default_value = "cluster.local",
+        value_name = "DOMAIN", value_parser = domain)]
     pub cluster_domain: Name,
 
     /// Further address to answer at, which only this node reaches [default:
@@ -62,11 +64,13 @@ pub struct DnsOptions {
 
     /// Server to ask for names that are not the cluster's, ADDRESS or
     /// ADDRESS:PORT [default: those of the node's resolv.conf].
-    #[arg(long, value_name = "SERVER", value_parser = server)]
+    #[arg(long, env = "PODWIRE_DNS_UPSTREAM", value_delimiter = ',', value_name = "SERVER",
+        value_parser = server)]
     pub dns_upstream: Vec<SocketAddr>,
 
     /// Server to ask for names below a domain.
-    #[arg(long, value_name = "DOMAIN=SERVER", value_parser = stub)]
+    #[arg(long, env = "PODWIRE_DNS_STUB", value_delimiter = ',', value_name = "DOMAIN=SERVER",
+        value_parser = stub)]
     pub dns_stub: Vec<(Name, SocketAddr)>,
 
     /// The node's resolv.conf, for its servers and search domains.
@@ -74,7 +78,7 @@ pub struct DnsOptions {
     pub dns_resolv_conf: PathBuf,
 
     /// Names of pods' addresses.
-    #[arg(long, value_enum, default_value_t = Pods::Disabled)]
+    #[arg(long, env = "PODWIRE_DNS_PODS", value_enum, default_value_t = Pods::Disabled)]
     pub dns_pods: Pods,
 
     /// Time to live of the cluster's names, in seconds.
@@ -180,7 +184,6 @@ impl DnsOptions {
                 .map(|address| SocketAddr::new(*address, PORT))
                 .collect(),
             search_completion: authoritative && !self.dns_no_search_completion,
-            node_search: node.search.clone(),
             client_rate: self.dns_client_rate,
             forwarding: Forwarding {
                 upstreams: match (authoritative, self.dns_upstream.is_empty()) {

@@ -17,7 +17,7 @@ pub(super) fn service(service: &api::Service) -> Option<model::Service> {
                 return None;
             }
             name.set_fqdn(true);
-            model::Addressing::External(name)
+            model::Addressing::External(name.into())
         }
         ServiceType::Unknown => return None,
         _ if spec.cluster_ips.iter().any(|text| &**text == "None") => model::Addressing::Headless,

@@ -32,7 +32,11 @@ async fn try_follow(dns: &Dns, options: &DnsOptions) -> io::Result<()> {
     let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
     loop {
         // What changed between the first reading and the watch counts too.
-        dns.set_upstreams(options.resolv_conf().servers);
+        let node = options.resolv_conf();
+        dns.set_node_search(node.search);
+        if options.dns_upstream.is_empty() {
+            dns.set_upstreams(node.servers);
+        }
         let mut ready = notices.readable().await?;
         // Which file it was does not matter: the servers are compared.
         while let Ok(1..) =

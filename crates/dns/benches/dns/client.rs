@@ -1,6 +1,7 @@
-//! The clients: dnsperf, and a resolver that walks a search list.
+//! The clients: dnsperf, one that asks a question at a time, and a resolver that
+//! walks a search list.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,49 +10,23 @@ use anyhow::{Context as _, ensure};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 
-/// Rate and mean latency.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Measured {
-    pub(crate) rate: f64,
-    pub(crate) latency: Duration,
-}
+/// Questions of one measurement of latency.
+const QUESTIONS: usize = 5000;
 
-impl Default for Measured {
-    fn default() -> Self {
-        Self {
-            rate: 0.0,
-            latency: Duration::MAX,
-        }
-    }
-}
-
-impl Measured {
-    /// Keeps the better rate.
-    pub(crate) fn improve(&mut self, other: Measured) {
-        self.rate = self.rate.max(other.rate);
-    }
-
-    /// Keeps the better latency.
-    pub(crate) fn improve_latency(&mut self, other: Measured) {
-        self.latency = self.latency.min(other.latency);
-    }
-}
-
-/// One run of dnsperf on the second core with `outstanding` questions under way.
-pub(crate) fn measure(
+/// One run of dnsperf on the second core with `outstanding` questions under way:
+/// questions a second.
+pub(crate) fn rate(
     questions: &Path,
     server: SocketAddr,
+    from: Ipv4Addr,
     seconds: u32,
     outstanding: u32,
-) -> anyhow::Result<Measured> {
+) -> anyhow::Result<f64> {
     let output = Command::new("taskset")
         .args(["--cpu-list", "1", "dnsperf"])
-        .args([
-            "-s",
-            &server.ip().to_string(),
-            "-p",
-            &server.port().to_string(),
-        ])
+        .args(["-s", &server.ip().to_string()])
+        .args(["-p", &server.port().to_string()])
+        .args(["-a", &from.to_string()])
         .args(["-l", &seconds.to_string(), "-q", &outstanding.to_string()])
         .arg("-d")
         .arg(questions)
@@ -68,17 +43,68 @@ pub(crate) fn measure(
         figure("Queries lost:")? < figure("Queries sent:")? / 1000.0,
         "dnsperf lost questions: {text}"
     );
-    Ok(Measured {
-        rate: figure("Queries per second:")?,
-        latency: Duration::from_secs_f64(figure("Average Latency (s):")?),
-    })
+    figure("Queries per second:")
+}
+
+/// The median time of one question at a time, by a process of its own on `core`.
+pub(crate) fn latency(
+    questions: &Path,
+    server: SocketAddr,
+    from: Ipv4Addr,
+    core: u32,
+) -> anyhow::Result<Duration> {
+    let output = Command::new("taskset")
+        .args(["--cpu-list", &core.to_string()])
+        .arg(std::env::current_exe()?)
+        .args(["ask", &server.to_string(), &from.to_string()])
+        .arg(questions)
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let nanoseconds = text.trim().parse().with_context(|| {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        format!("asking {server}: {text}{errors}")
+    })?;
+    Ok(Duration::from_nanos(nanoseconds))
+}
+
+/// What such a process does: asks, and prints the median in nanoseconds.
+pub(crate) fn ask(server: SocketAddr, from: Ipv4Addr, questions: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(questions)?;
+    let questions: Vec<Vec<u8>> = text
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, _)| question(&Name::from_ascii(name)?, RecordType::A))
+        .collect::<anyhow::Result<_>>()?;
+    let socket = UdpSocket::bind((from, 0))?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut buffer = [0; 4096];
+    let mut times = Vec::with_capacity(QUESTIONS);
+    for question in questions.iter().cycle().take(QUESTIONS) {
+        let start = Instant::now();
+        socket.send(question)?;
+        socket.recv(&mut buffer)?;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("{}", times[times.len() / 2].as_nanos());
+    Ok(())
+}
+
+fn question(name: &Name, kind: RecordType) -> anyhow::Result<Vec<u8>> {
+    let mut name = name.clone();
+    name.set_fqdn(true);
+    let mut message = Message::new(1, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name, kind));
+    Ok(message.to_vec()?)
 }
 
 /// Asks A and AAAA for `wanted` below each domain of a search list and then
 /// alone, until an answer says it exists: the median of many times.
 pub(crate) fn walk(
     server: SocketAddr,
-    from: &str,
+    from: Ipv4Addr,
     wanted: &str,
     list: &[&str],
 ) -> anyhow::Result<Duration> {
@@ -88,8 +114,8 @@ pub(crate) fn walk(
     let mut buffer = [0; 4096];
     let names: Vec<Name> = list
         .iter()
-        .map(|domain| format!("{wanted}.{domain}."))
-        .chain([format!("{wanted}.")])
+        .map(|domain| format!("{wanted}.{domain}"))
+        .chain([wanted.to_owned()])
         .map(Name::from_ascii)
         .collect::<Result<_, _>>()?;
     let mut times = Vec::new();
@@ -98,10 +124,7 @@ pub(crate) fn walk(
         let mut found = false;
         for name in &names {
             for kind in [RecordType::A, RecordType::AAAA] {
-                let mut message = Message::new(1, MessageType::Query, OpCode::Query);
-                message.metadata.recursion_desired = true;
-                message.add_query(Query::query(name.clone(), kind));
-                socket.send(&message.to_vec()?)?;
+                socket.send(&question(name, kind)?)?;
             }
             for _ in 0..2 {
                 let length = socket.recv(&mut buffer)?;

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use hickory_proto::rr::Name;
@@ -27,18 +28,19 @@ pub(crate) fn service_address(number: u32) -> Ipv4Addr {
 }
 
 /// Serves until standard input ends.
-pub(crate) fn serve(upstream: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn serve(upstream: SocketAddr, told: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     let mut config = Config::new(Name::from_ascii("cluster.local.")?);
     config.listen = vec!["127.0.0.1:0".parse()?];
     config.threads = 1;
     config.forwarding.upstreams = vec![upstream];
-    config.node_search = vec![
+    let search = vec![
         Name::from_ascii("corp.example.")?,
         Name::from_ascii("example.")?,
     ];
     let shared = Shared::new(config);
     shared.change(|zone| {
         zone.add_namespace("default");
+        zone.set_node_search(search);
         zone.set_pod(Pod {
             namespace: "default".into(),
             name: "client".into(),
@@ -72,23 +74,24 @@ pub(crate) fn serve(upstream: SocketAddr) -> anyhow::Result<()> {
     });
     shared.set_ready();
     let server = Server::start(&shared)?;
-    println!("{}", server.addresses()[0]);
+    told(server.addresses()[0]);
     std::io::stdin().lines().for_each(drop);
     Ok(())
 }
 
-/// The process that serves.
+/// A server in a process of its own, on the first core.
 pub(crate) struct Process {
     child: Child,
     pub(crate) address: SocketAddr,
 }
 
 impl Process {
-    pub(crate) fn start(upstream: SocketAddr) -> anyhow::Result<Self> {
+    /// Starts this program with `arguments`; it prints its address when it serves.
+    pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new("taskset")
             .args(["--cpu-list", "0"])
             .arg(std::env::current_exe()?)
-            .args(["serve", &upstream.to_string()])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -101,7 +104,12 @@ impl Process {
         })
     }
 
-    /// Resident memory in MiB.
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Resident memory in MB.
     pub(crate) fn resident(&self) -> anyhow::Result<f64> {
         resident(self.child.id())
     }
@@ -114,7 +122,7 @@ impl Drop for Process {
     }
 }
 
-/// Resident memory of a process in MiB.
+/// Resident memory of a process in MB (10^6 bytes).
 pub(crate) fn resident(process: u32) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let kibibytes: f64 = status
@@ -122,5 +130,16 @@ pub(crate) fn resident(process: u32) -> anyhow::Result<f64> {
         .find_map(|line| line.strip_prefix("VmRSS:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
         .context("VmRSS in /proc/PID/status")?;
-    Ok(kibibytes / 1024.0)
+    Ok(kibibytes * 1024.0 / 1e6)
+}
+
+/// CPU time a process has used, of all its threads (`schedstat`, proc(5)).
+pub(crate) fn cpu_time(process: u32) -> anyhow::Result<Duration> {
+    let mut nanoseconds = 0;
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let first = text.split_whitespace().next().context("schedstat")?;
+        nanoseconds += first.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }

@@ -73,6 +73,10 @@ impl Unbound {
         }
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn resident(&self) -> anyhow::Result<f64> {
         resident(self.child.id())
     }

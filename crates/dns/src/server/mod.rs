@@ -1,9 +1,10 @@
 //! The server: sockets, threads, limits.
 //!
 //! A few threads answer UDP, each with a socket of its own for every address
-//! (`SO_REUSEPORT`, the kernel spreads clients over them). A question of ours,
+//! (`SO_REUSEPORT`, the kernel spreads clients over them). It takes what has
+//! gathered by one system call and answers it by another. A question of ours,
 //! or one the cache knows, is answered by the thread that read it; one it has
-//! answered since the zone changed last, from a template. The others go to one
+//! answered since the zone changed last, as it did then. The others go to one
 //! more thread, with an event loop, that also serves TCP.
 
 mod hot;
@@ -13,7 +14,7 @@ mod udp;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
@@ -24,7 +25,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::mpsc;
 
 use crate::config::{Config, Forwarding};
-use crate::forward::{Flags, Forwarder};
+use crate::forward::{Flags, Forwarder, Known};
 use crate::journal::{Journal, Note};
 use crate::limit::Limiter;
 use crate::lookup::{Answer, Reason};
@@ -32,6 +33,7 @@ use crate::message::{self, Request, Unusable, plain};
 use crate::metrics::{Metrics, Transport};
 use crate::resolver::{Pending, Purpose, Step, resolve};
 use crate::zone::Zone;
+use hot::{About, Scope};
 
 /// Questions that may wait for the event loop, beside those it has taken up.
 const WAITING: usize = 4096;
@@ -76,8 +78,8 @@ pub struct Shared {
     /// change to one Service: a copy of the zone for each change would cost what
     /// the zone costs.
     zone: RwLock<Zone>,
-    /// Of the zone, to be read without waiting for a change.
-    serial: AtomicU32,
+    /// Changes with the zone and the servers in use, to be read without waiting.
+    version: AtomicU64,
     ready: AtomicBool,
     forwarder: Arc<Forwarder>,
     limiter: Limiter,
@@ -89,9 +91,9 @@ pub struct Shared {
 enum Begun {
     /// Nothing is sent.
     Silence,
-    /// This is sent. With a type: it is the answer to every such question until
-    /// the zone changes.
-    Reply(Vec<u8>, Option<RecordType>),
+    /// This is sent. With what is known of it: others may get it too, until the
+    /// zone changes.
+    Reply(Vec<u8>, Option<About>),
     /// Others have to be asked.
     Ask(Box<Job>),
 }
@@ -127,7 +129,7 @@ impl Shared {
             forwarder: Arc::new(Forwarder::new(&config.forwarding, metrics.clone())),
             limiter: Limiter::new(config.client_rate),
             zone: RwLock::new(Zone::new()),
-            serial: AtomicU32::new(0),
+            version: AtomicU64::new(0),
             // A cache knows all it has to.
             ready: AtomicBool::new(!config.authoritative),
             metrics,
@@ -164,13 +166,26 @@ impl Shared {
     pub fn change<T>(&self, change: impl FnOnce(&mut Zone) -> T) -> T {
         let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut zone);
-        self.serial.store(zone.serial(), Ordering::Release);
+        self.version.fetch_add(1, Ordering::AcqRel);
         result
     }
 
-    /// Changes with every change of the zone.
-    fn serial(&self) -> u32 {
-        self.serial.load(Ordering::Acquire)
+    /// Changes with every change of what answers are made from.
+    fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Appends what stands for the search list that is walked for a client:
+    /// nothing, or its namespace.
+    fn class(&self, client: IpAddr, key: &mut Vec<u8>) {
+        if !self.config.search_completion {
+            return;
+        }
+        self.read(|zone| {
+            if let Some(pod) = zone.pod(client).filter(|pod| pod.cluster_first) {
+                key.extend_from_slice(pod.namespace.as_bytes());
+            }
+        });
     }
 
     /// Reads the zone.
@@ -189,9 +204,12 @@ impl Shared {
         self.ready.load(Ordering::Acquire)
     }
 
-    /// Other upstream servers from now on.
+    /// Other upstream servers from now on. What the old ones said is forgotten,
+    /// but by a cache: the servers of the cluster come and go and know the same.
     pub fn set_servers(&self, forwarding: &Forwarding) {
-        self.forwarder.set_servers(forwarding);
+        let same = !self.config.authoritative;
+        self.forwarder.set_servers(forwarding, same);
+        self.version.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Upstream servers that do not answer or lead back here, for people.
@@ -283,7 +301,7 @@ impl Shared {
         let pending = match step {
             Step::Done(answer) => {
                 let reply = self.reply(&request, &answer, client, transport, since);
-                return Begun::Reply(reply, same_for_all(&answer).then_some(kind));
+                return Begun::Reply(reply, about(&answer, kind));
             }
             Step::Ask(pending) => pending,
         };
@@ -298,9 +316,25 @@ impl Shared {
             .forwarder
             .finish_from_cache(&self.config, &pending, kind, flags)
         {
-            Some(answer) => {
+            Some(Known {
+                answer,
+                until,
+                hits,
+            }) => {
                 let reply = self.reply(&request, &answer, client, transport, since);
-                Begun::Reply(reply, None)
+                let about = About {
+                    kind,
+                    code: answer.code,
+                    scope: match pending.purpose {
+                        Purpose::Same | Purpose::Alias(_) => Scope::All,
+                        Purpose::Search(_) => Scope::Class,
+                    },
+                    until: Some(until),
+                    from_cache: hits,
+                    completed: matches!(answer.reason, Reason::Search { .. }),
+                };
+                let lasts = matches!(answer.code, ResponseCode::NoError | ResponseCode::NXDomain);
+                Begun::Reply(reply, lasts.then_some(about))
             }
             None => Begun::Ask(Box::new(Job {
                 request,
@@ -312,11 +346,17 @@ impl Shared {
         }
     }
 
-    /// A question was answered from a template.
-    fn answered_again(&self, client: SocketAddr, kind: RecordType, since: Instant) {
-        self.metrics.request(Transport::Udp, client.is_ipv4(), kind);
-        self.metrics
-            .response(ResponseCode::NoError, since.elapsed());
+    /// A question was answered as one before it.
+    fn answered_again(&self, client: SocketAddr, about: About, since: Instant) {
+        let metrics = &self.metrics;
+        metrics.request(Transport::Udp, client.is_ipv4(), about.kind);
+        metrics.response(about.code, since.elapsed());
+        let (hits, denials) = about.from_cache;
+        metrics.cache_hits.inc_by(hits.into());
+        metrics.cache_denials.inc_by(denials.into());
+        if about.completed {
+            metrics.completed.inc();
+        }
     }
 
     fn is_own_probe(&self, name: &Name) -> bool {
@@ -383,13 +423,23 @@ impl Shared {
     }
 }
 
-/// Whether everybody gets this answer until the zone changes. Absence is not the
-/// same for all: it is where the search lists of pods begin.
-fn same_for_all(answer: &Answer) -> bool {
-    answer.authoritative
-        && answer.code == ResponseCode::NoError
-        && !answer.answers.is_empty()
-        && !matches!(answer.reason, Reason::Search { .. })
+/// What is known of an answer of the zone that others may get too. What exists is
+/// the same for all; absence is where the search lists of pods begin.
+fn about(answer: &Answer, kind: RecordType) -> Option<About> {
+    let completed = matches!(answer.reason, Reason::Search { .. });
+    let scope = match answer.code {
+        ResponseCode::NoError if !completed => Scope::All,
+        ResponseCode::NoError | ResponseCode::NXDomain => Scope::Class,
+        _ => return None,
+    };
+    answer.authoritative.then_some(About {
+        kind,
+        code: answer.code,
+        scope,
+        until: None,
+        from_cache: (0, 0),
+        completed,
+    })
 }
 
 /// Types that are no records: whole zones, and what only servers ask each other.
@@ -398,6 +448,106 @@ fn is_refused(kind: RecordType) -> bool {
         kind,
         RecordType::AXFR | RecordType::IXFR | RecordType::OPT | RecordType::TSIG
     )
+}
+
+/// The sockets of a server that does not answer yet: what it is asked waits in them.
+#[derive(Debug)]
+pub struct Sockets {
+    addresses: Vec<SocketAddr>,
+    listeners: Vec<std::net::TcpListener>,
+    /// Those of each thread, one for each address.
+    datagrams: Vec<Vec<Arc<std::net::UdpSocket>>>,
+}
+
+impl Sockets {
+    /// Listens at the configured addresses, in the network namespace of the
+    /// calling thread.
+    ///
+    /// # Errors
+    /// If an address cannot be listened at; nothing is left behind then.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let mut sockets = Self {
+            addresses: Vec::new(),
+            listeners: Vec::new(),
+            datagrams: vec![Vec::new(); config.threads.max(1)],
+        };
+        for address in &config.listen {
+            // TCP first: where the port is left to the kernel, UDP gets the same.
+            let listener = tcp::listen(*address).map_err(|source| Error::Listen {
+                address: *address,
+                transport: "TCP",
+                source,
+            })?;
+            let address = listener.local_addr().map_err(Error::Start)?;
+            sockets.listeners.push(listener);
+            sockets.addresses.push(address);
+            for thread in &mut sockets.datagrams {
+                let socket = udp::listen(address).map_err(|source| Error::Listen {
+                    address,
+                    transport: "UDP",
+                    source,
+                })?;
+                thread.push(Arc::new(socket));
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// Answers from `shared` from now on.
+    ///
+    /// # Errors
+    /// If a thread cannot be started; nothing is left behind then.
+    pub fn answer(self, shared: &Arc<Shared>) -> Result<Server, Error> {
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Error::Start(error.into()))?;
+        let mut server = Server {
+            stop: Arc::new(stop),
+            threads: Vec::new(),
+            addresses: self.addresses,
+        };
+        let (jobs, inbox) = mpsc::channel(WAITING);
+        let (ended, ending) = tokio::sync::oneshot::channel::<()>();
+        let (loop_shared, start) = (shared.clone(), std::thread::Builder::new());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Start)?;
+        let listeners = self.listeners;
+        // It ends when the threads that hold the other end do.
+        let holder = Arc::new(ended);
+        server.threads.push(
+            start
+                .name("dns".to_owned())
+                .spawn(move || {
+                    runtime.block_on(async {
+                        let serve = tcp::serve(loop_shared, listeners, inbox);
+                        tokio::select! {
+                            () = serve => {}
+                            _ = ending => {}
+                        }
+                    });
+                })
+                .map_err(Error::Start)?,
+        );
+        for (number, sockets) in self.datagrams.into_iter().enumerate() {
+            let (shared, jobs, holder, stop) = (
+                shared.clone(),
+                jobs.clone(),
+                holder.clone(),
+                server.stop.clone(),
+            );
+            server.threads.push(
+                std::thread::Builder::new()
+                    .name(format!("dns-udp-{number}"))
+                    .spawn(move || {
+                        udp::serve(&shared, &sockets, &stop, &jobs);
+                        drop(holder);
+                    })
+                    .map_err(Error::Start)?,
+            );
+        }
+        Ok(server)
+    }
 }
 
 /// A server that runs. Ends when it is dropped.
@@ -416,79 +566,7 @@ impl Server {
     /// If an address cannot be listened at or a thread not be started; nothing
     /// is left behind then.
     pub fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
-        let mut addresses = Vec::new();
-        let mut listeners = Vec::new();
-        let mut sockets: Vec<Vec<Arc<std::net::UdpSocket>>> = Vec::new();
-        for address in &shared.config.listen {
-            // TCP first: where the port is left to the kernel, UDP gets the same.
-            let listener = tcp::listen(*address).map_err(|source| Error::Listen {
-                address: *address,
-                transport: "TCP",
-                source,
-            })?;
-            let address = listener.local_addr().map_err(Error::Start)?;
-            listeners.push(listener);
-            addresses.push(address);
-            for thread in 0..shared.config.threads.max(1) {
-                let socket = udp::listen(address).map_err(|source| Error::Listen {
-                    address,
-                    transport: "UDP",
-                    source,
-                })?;
-                if sockets.len() <= thread {
-                    sockets.push(Vec::new());
-                }
-                sockets[thread].push(Arc::new(socket));
-            }
-        }
-        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| Error::Start(error.into()))?;
-        let mut server = Self {
-            stop: Arc::new(stop),
-            threads: Vec::new(),
-            addresses,
-        };
-        let (jobs, inbox) = mpsc::channel(WAITING);
-        let (ended, ending) = tokio::sync::oneshot::channel::<()>();
-        let (loop_shared, start) = (shared.clone(), std::thread::Builder::new());
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(Error::Start)?;
-        // It ends when the threads that hold the other end do.
-        let holder = Arc::new(ended);
-        server.threads.push(
-            start
-                .name("dns".to_owned())
-                .spawn(move || {
-                    runtime.block_on(async {
-                        let serve = tcp::serve(loop_shared, listeners, inbox);
-                        tokio::select! {
-                            () = serve => {}
-                            _ = ending => {}
-                        }
-                    });
-                })
-                .map_err(Error::Start)?,
-        );
-        for (number, sockets) in sockets.into_iter().enumerate() {
-            let (shared, jobs, holder, stop) = (
-                shared.clone(),
-                jobs.clone(),
-                holder.clone(),
-                server.stop.clone(),
-            );
-            server.threads.push(
-                std::thread::Builder::new()
-                    .name(format!("dns-udp-{number}"))
-                    .spawn(move || {
-                        udp::serve(&shared, &sockets, &stop, &jobs);
-                        drop(holder);
-                    })
-                    .map_err(Error::Start)?,
-            );
-        }
-        Ok(server)
+        Sockets::open(&shared.config)?.answer(shared)
     }
 
     /// Where it listens, with the ports the kernel chose.

@@ -59,8 +59,8 @@ pub(super) async fn serve(
             Err(error) => tracing::error!("serving DNS by TCP: {error}"),
         }
     }
-    let pool = shared.forwarder.pool();
-    tokio::spawn(async move { pool.probe_for_loops().await });
+    let forwarder = shared.forwarder.clone();
+    tokio::spawn(async move { forwarder.probe_for_loops().await });
     while let Some(UdpJob { job, socket }) = jobs.recv().await {
         let shared = shared.clone();
         tokio::spawn(async move {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use linux::datagram::{Inbox, Outbox};
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
@@ -17,8 +18,8 @@ use crate::metrics::Transport;
 
 /// The largest datagram of a client worth reading; more is cut and does not parse.
 const LARGEST: usize = 4096;
-/// Datagrams read from one socket before the others get their turn.
-const TURN: usize = 64;
+/// How often one socket's datagrams are taken before the others get their turn.
+const TURNS: usize = 4;
 /// Asked of the kernel: room for a burst of a few thousand questions.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -57,16 +58,21 @@ pub(super) fn serve(
     stop: &OwnedFd,
     jobs: &mpsc::Sender<UdpJob>,
 ) {
-    let mut buffer = vec![0; LARGEST];
-    let mut hot = Hot::default();
+    let mut desk = Desk {
+        shared,
+        jobs,
+        inbox: Inbox::new(LARGEST),
+        outbox: Outbox::default(),
+        hot: Hot::default(),
+    };
+    let mut fds: Vec<PollFd<'_>> = std::iter::once(PollFd::new(stop, PollFlags::IN))
+        .chain(
+            sockets
+                .iter()
+                .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)),
+        )
+        .collect();
     loop {
-        let mut fds: Vec<PollFd<'_>> = std::iter::once(PollFd::new(stop, PollFlags::IN))
-            .chain(
-                sockets
-                    .iter()
-                    .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)),
-            )
-            .collect();
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
@@ -77,60 +83,84 @@ pub(super) fn serve(
         if !fds[0].revents().is_empty() {
             return;
         }
-        let ready: Vec<usize> = (1..fds.len())
-            .filter(|index| !fds[*index].revents().is_empty())
-            .collect();
-        drop(fds);
-        for index in ready {
-            drain(shared, &sockets[index - 1], &mut buffer, &mut hot, jobs);
+        for (fd, socket) in fds[1..].iter().zip(sockets) {
+            if !fd.revents().is_empty() {
+                desk.drain(socket);
+            }
         }
     }
 }
 
-/// Answers what a socket holds.
-fn drain(
-    shared: &Shared,
-    socket: &Arc<UdpSocket>,
-    buffer: &mut [u8],
-    hot: &mut Hot,
-    jobs: &mpsc::Sender<UdpJob>,
-) {
-    for _ in 0..TURN {
-        let (length, client) = match socket.recv_from(buffer) {
-            Ok(received) => received,
-            // Nothing left, or an ICMP error of an answer sent before.
-            Err(_) => return,
-        };
-        let since = Instant::now();
-        if !shared.admits(client, since) {
-            continue;
+/// What one thread answers with.
+struct Desk<'a> {
+    shared: &'a Shared,
+    jobs: &'a mpsc::Sender<UdpJob>,
+    inbox: Inbox,
+    outbox: Outbox,
+    hot: Hot,
+}
+
+impl Desk<'_> {
+    /// Answers what a socket holds.
+    fn drain(&mut self, socket: &Arc<UdpSocket>) {
+        for _ in 0..TURNS {
+            let count = match self.inbox.receive(socket.as_fd()) {
+                Ok(count) => count,
+                // Nothing left, or an ICMP error of an answer sent before.
+                Err(_) => return,
+            };
+            let since = Instant::now();
+            for index in 0..count {
+                self.answer(socket, index, since);
+            }
+            self.outbox.send(socket.as_fd(), |client, error| {
+                tracing::debug!("answering {client:?}: {error}");
+            });
+            if count < self.inbox.room() {
+                return;
+            }
         }
-        let question = &buffer[..length];
+    }
+
+    /// Answers one of the questions taken last, or gives it away.
+    fn answer(&mut self, socket: &Arc<UdpSocket>, index: usize, since: Instant) {
+        let (shared, hot) = (self.shared, &mut self.hot);
+        let (question, peer) = self.inbox.get(index);
+        let Some(client) = peer.address() else { return };
+        if !shared.admits(client, since) {
+            return;
+        }
         // Read before the zone is: an answer made from an older zone is not kept.
-        let serial = shared.serial();
-        if let Some((reply, kind)) = hot.find(serial, question) {
-            send(socket, reply, client);
-            shared.answered_again(client, kind, since);
-            continue;
+        let version = shared.version();
+        let class = |key: &mut Vec<u8>| shared.class(client.ip(), key);
+        let again = self
+            .outbox
+            .add(peer, |out| hot.find(version, question, since, class, out));
+        if let Some(about) = again {
+            shared.answered_again(client, about, since);
+            return;
         }
         let reply = match shared.begin(question, client, Transport::Udp, since) {
-            Begun::Silence => continue,
-            Begun::Reply(reply, kind) => {
-                if let Some(kind) = kind {
-                    hot.keep(serial, question, &reply, kind);
+            Begun::Silence => return,
+            Begun::Reply(reply, about) => {
+                if let Some(about) = about {
+                    hot.keep(&reply, about, since);
                 }
                 reply
             }
-            Begun::Ask(job) => match jobs.try_send(UdpJob {
+            Begun::Ask(job) => match self.jobs.try_send(UdpJob {
                 job,
                 socket: socket.clone(),
             }) {
-                Ok(()) => continue,
+                Ok(()) => return,
                 Err(mpsc::error::TrySendError::Full(UdpJob { job, .. })) => shared.overloaded(&job),
                 Err(mpsc::error::TrySendError::Closed(_)) => return,
             },
         };
-        send(socket, &reply, client);
+        self.outbox.add(peer, |out| {
+            out.extend_from_slice(&reply);
+            Some(())
+        });
     }
 }
 

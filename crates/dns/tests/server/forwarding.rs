@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use hickory_proto::op::ResponseCode;
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType, rdata::SOA};
 use podwire_dns::config::{CacheLimits, Policy};
 use podwire_dns::model::{Addressing, Service, ServiceKey};
 
-use crate::support::{Upstream, addresses, ask, config, name, refusal, reply, start, wait_for};
+use crate::support::{
+    PATIENCE, Upstream, addresses, ask, config, name, question, refusal, reply, start, wait_for,
+};
 
 #[test]
 fn a_name_outside_is_asked_once_and_then_known() {
@@ -178,7 +180,7 @@ fn an_external_name_comes_with_what_it_leads_to() {
     shared.change(|zone| {
         zone.set_service(Service {
             key: ServiceKey::new("default", "out"),
-            addressing: Addressing::External(name("www.example.com")),
+            addressing: Addressing::External(name("www.example.com").into()),
             ports: Vec::new(),
         });
     });
@@ -205,8 +207,8 @@ fn a_whole_search_list_takes_one_round_trip() {
     });
     let mut config = config();
     config.forwarding.upstreams = vec![upstream.address];
-    config.node_search = vec![name("corp.example")];
     let (shared, server) = start(config);
+    shared.change(|zone| zone.set_node_search(vec![name("corp.example")]));
     let first = "www.example.com.default.svc.cluster.local";
     let answer = ask(server.addresses()[0], first);
     assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
@@ -231,6 +233,81 @@ fn a_whole_search_list_takes_one_round_trip() {
         text.contains("coredns_dns_requests_total{proto=\"udp\",family=\"1\",type=\"A\"} 2\n"),
         "{text}"
     );
+}
+
+#[rstest::rstest]
+#[case::other_views_of_the_world(true)]
+#[case::servers_of_one_cluster(false)]
+fn other_servers_end_what_the_old_ones_said_unless_they_know_the_same(#[case] authoritative: bool) {
+    let servers = [1, 2].map(|n| Upstream::start(move |message, _, _| vec![reply(message, n)]));
+    let mut config = config();
+    config.authoritative = authoritative;
+    config.forwarding.upstreams = vec![servers[0].address];
+    let mut forwarding = config.forwarding.clone();
+    let (shared, server) = start(config);
+    let count = |text: &str| addresses(&ask(server.addresses()[0], text)).len();
+    assert_eq!([count("old.example"), count("old.example")], [1, 1]);
+    forwarding.upstreams = vec![servers[1].address];
+    shared.set_servers(&forwarding);
+    assert_eq!(count("new.example"), 2);
+    assert_eq!(count("old.example"), if authoritative { 2 } else { 1 });
+    // With none left, a cache cannot send its clients elsewhere.
+    forwarding.upstreams.clear();
+    shared.set_servers(&forwarding);
+    let code = ask(server.addresses()[0], "unknown.example")
+        .metadata
+        .response_code;
+    let expected = match authoritative {
+        true => ResponseCode::Refused,
+        false => ResponseCode::ServFail,
+    };
+    assert_eq!(code, expected);
+}
+
+#[test]
+fn a_server_that_leads_back_is_noticed_though_it_came_later() {
+    let (shared, server) = start(config());
+    let mut forwarding = shared.config().forwarding.clone();
+    // Itself.
+    forwarding.upstreams = vec![server.addresses()[0]];
+    shared.set_servers(&forwarding);
+    wait_for("the loop is noticed", || {
+        shared
+            .problems()
+            .iter()
+            .any(|problem| problem.contains("back here"))
+    });
+}
+
+#[test]
+fn who_wants_signatures_gets_the_answer_with_them() {
+    let upstream = Upstream::start(|message, _, _| {
+        let wanted = message
+            .edns
+            .as_ref()
+            .is_some_and(|edns| edns.flags().dnssec_ok);
+        vec![reply(message, if wanted { 2 } else { 1 })]
+    });
+    let mut config = config();
+    config.forwarding.upstreams = vec![upstream.address];
+    let (_shared, server) = start(config);
+    let count = |wanted: bool| {
+        let mut message = Message::from_vec(&question(7, "www.example", RecordType::A)).unwrap();
+        let mut edns = hickory_proto::op::Edns::new();
+        edns.set_dnssec_ok(wanted);
+        message.edns = Some(edns);
+        let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let bytes = message.to_vec().unwrap();
+        socket.send_to(&bytes, server.addresses()[0]).unwrap();
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).unwrap();
+        let answer = Message::from_vec(&buffer[..length]).unwrap();
+        let echoed = answer.edns.as_ref().expect("echoed").flags().dnssec_ok;
+        assert_eq!(echoed, wanted);
+        answer.answers.len()
+    };
+    assert_eq!([true, false, true, false].map(count), [2, 1, 2, 1]);
 }
 
 #[test]

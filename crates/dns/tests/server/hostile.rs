@@ -68,11 +68,82 @@ fn a_server_fed_with_rubbish_serves_others() {
             })
             .collect();
         socket.send_to(&rubbish, server).unwrap();
+        // And questions with a byte of rubbish.
+        let name = "web.default.svc.cluster.local";
+        let mut damaged = question(7, name, RecordType::A);
+        if let Some(byte) = rubbish.first() {
+            let at = usize::from(*byte) % damaged.len();
+            damaged[at] ^= rubbish[rubbish.len() - 1] | 1;
+        }
+        socket.send_to(&damaged, server).unwrap();
     }
     assert_eq!(
         addresses(&ask(server, "web.default.svc.cluster.local")),
         ["10.96.0.20"]
     );
+}
+
+/// A message whose question's name leads to itself, and one whose name is longer
+/// than names are.
+fn endless(id: u16, is_reply: bool) -> Vec<Vec<u8>> {
+    let mut head = id.to_be_bytes().to_vec();
+    head.extend([
+        if is_reply { 0x81 } else { 1 },
+        0,
+        0,
+        1,
+        0,
+        u8::from(is_reply),
+        0,
+        0,
+        0,
+        0,
+    ]);
+    let mut huge = head.clone();
+    for _ in 0..10 {
+        huge.push(63);
+        huge.extend([b'a'; 63]);
+    }
+    huge.extend([0, 0, 1, 0, 1]);
+    let mut itself = head.clone();
+    itself.extend([0xc0, 12, 0, 1, 0, 1]);
+    let mut each_other = head;
+    each_other.extend([0xc0, 14, 0xc0, 12, 0, 1, 0, 1]);
+    vec![huge, itself, each_other]
+}
+
+#[test]
+fn names_that_lead_to_themselves_or_are_too_long_are_malformed() {
+    let (_shared, server) = start(config());
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    for bytes in endless(7, false) {
+        socket.send_to(&bytes, server.addresses()[0]).unwrap();
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).unwrap();
+        assert_eq!(
+            (length, buffer[3] & 15),
+            (12, 1),
+            "FORMERR, the header alone"
+        );
+    }
+}
+
+#[test]
+fn an_upstream_server_that_sends_rubbish_first_is_waited_for() {
+    let upstream = Upstream::start(|message, from, socket| {
+        for bytes in endless(message.metadata.id, true) {
+            socket.send_to(&bytes, from).expect("sent");
+        }
+        socket.send_to(&[], from).expect("sent");
+        socket.send_to(&[0xff; 4000], from).expect("sent");
+        vec![reply(message, 1)]
+    });
+    let mut config = config();
+    config.forwarding.upstreams = vec![upstream.address];
+    let (_shared, server) = start(config);
+    let answer = ask(server.addresses()[0], "www.example.com");
+    assert_eq!(addresses(&answer), ["192.0.2.0"]);
 }
 
 #[test]

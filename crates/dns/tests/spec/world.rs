@@ -62,8 +62,8 @@ impl World {
             "10.96.0.10:53".parse().expect("an address"),
             "[fd00:96::a]:53".parse().expect("an address"),
         ];
-        config.node_search = vec![name("corp.example")];
         let mut zone = Zone::new();
+        zone.set_node_search(vec![name("corp.example")]);
         zone.add_namespace("default");
         zone.add_namespace("empty");
         Self { zone, config }
@@ -87,7 +87,7 @@ impl World {
     }
 
     pub(crate) fn external(self, service: &str, target: &str) -> Self {
-        self.service(service, Addressing::External(name(target)), "")
+        self.service(service, Addressing::External(name(target).into()), "")
     }
 
     /// `endpoints`: an address, or `hostname=address`.
