@@ -51,6 +51,9 @@ pub enum Dns {
     /// Every node, at the address of the Service kube-system/kube-dns.
     #[default]
     Replace,
+    /// What you deploy behind that Service (pods of kube-system with the label
+    /// k8s-app=kube-dns); every node keeps its answers.
+    Cache,
     /// Nobody, or what you deploy.
     Off,
 }
@@ -59,6 +62,7 @@ impl fmt::Display for Dns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Replace => "replace",
+            Self::Cache => "cache",
             Self::Off => "off",
         })
     }

@@ -160,7 +160,7 @@ async fn serve(
     Ok(())
 }
 
-/// The Service whose address pods ask. Without endpoints: each node answers
+/// The Service whose address pods ask. Without endpoints where each node answers
 /// itself.
 async fn make_dns_service(client: &kube::Client, config: &Config) -> Result<(), Error> {
     let resource = api_resource("", "v1", "Service", "services");
@@ -171,7 +171,7 @@ async fn make_dns_service(client: &kube::Client, config: &Config) -> Result<(), 
         false => "IPv6",
     });
     let port = |name: &str, protocol: &str| json!({"name": name, "port": 53, "protocol": protocol});
-    let service = json!({
+    let mut service = json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": "kube-dns", "labels": {"k8s-app": "kube-dns"}},
@@ -183,6 +183,9 @@ async fn make_dns_service(client: &kube::Client, config: &Config) -> Result<(), 
             "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
         },
     });
+    if config.dns == Dns::Cache {
+        service["spec"]["selector"] = json!({"k8s-app": "kube-dns"});
+    }
     // What runs again after a fall finds its own.
     let parameters = PatchParams::apply("podwire-lab").force();
     api.patch("kube-dns", &parameters, &Patch::Apply(&service))

@@ -49,6 +49,28 @@ pub(crate) fn runs_again(lab: &Lab, node: &str, part: &str, before: &str) {
     );
 }
 
+/// The number of the lab's control plane: the one process with this lab's
+/// directory and the control plane among its arguments.
+pub(crate) fn control_plane(lab: &Lab) -> i32 {
+    let mark = format!("/{}", lab.name);
+    std::fs::read_dir("/proc")
+        .expect("/proc is mounted")
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok())
+        .find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<_> = line
+                .split(|byte| *byte == 0)
+                .map(String::from_utf8_lossy)
+                .collect();
+            words.get(1).is_some_and(|word| word == "control-plane")
+                && words
+                    .iter()
+                    .any(|word| word.ends_with(&mark) || *word == lab.name)
+        })
+        .expect("the control plane runs")
+}
+
 fn two_nodes() -> Lab {
     Lab::up(
         &["--nodes", "2"],
@@ -153,25 +175,7 @@ fn a_killed_control_plane_goes_on_from_its_store() {
     let lab = two_nodes();
     lab.kubectl(&["create", "configmap", "kept", "--from-literal=a=1"]);
     let uid = lab.get(&["configmap", "kept"])["metadata"]["uid"].clone();
-    // The lab's control plane is the one process with this lab's directory and
-    // the control plane among its arguments.
-    let mark = format!("/{}", lab.name);
-    let pid = std::fs::read_dir("/proc")
-        .expect("/proc is mounted")
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok())
-        .find(|pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<_> = line
-                .split(|byte| *byte == 0)
-                .map(String::from_utf8_lossy)
-                .collect();
-            words.get(1).is_some_and(|word| word == "control-plane")
-                && words
-                    .iter()
-                    .any(|word| word.ends_with(&mark) || *word == lab.name)
-        })
-        .expect("the control plane runs");
+    let pid = control_plane(&lab);
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(pid).expect("a process has a number"),
         rustix::process::Signal::KILL,
