@@ -362,16 +362,12 @@ impl Kernel {
             Some(held) => held,
             None => self.read()?,
         };
-        if let Some(wanted) = difference.table {
-            let before = held.table;
+        if difference.table.is_some() {
             let nft = self.nftables()?;
-            match table::write(nft, before, wanted) {
+            match table::write(nft, &held.table, &wanted.devices) {
                 Ok(()) => {
                     outcome.changed += 1;
-                    held.table = match wanted {
-                        true => Table::Complete,
-                        false => Table::Absent,
-                    };
+                    held.table = table::wanted(&wanted.devices);
                 }
                 Err(error) => outcome.failures.push(error.into()),
             }
@@ -1019,7 +1015,7 @@ pub fn remove_table() -> Result<bool, linux::nftables::Error> {
     if held == Table::Absent {
         return Ok(false);
     }
-    table::write(&mut nft, held, false)?;
+    table::write(&mut nft, &held, &BTreeMap::new())?;
     Ok(true)
 }
 

@@ -11,7 +11,7 @@ use crate::model::{
     RouteKey, RouteTarget, State, TunnelPeer, WireguardSettings, overlap,
 };
 
-use crate::table::{TABLE, Table};
+use crate::table::{self, TABLE, Table};
 
 /// The protocol number of podwire's routes (`rtm_protocol`).
 pub const PROTOCOL: u8 = linux::PODWIRE_ROUTE_PROTOCOL;
@@ -250,10 +250,8 @@ impl fmt::Display for Foreign {
 
 /// Compares what is wanted with what the kernel holds.
 pub fn difference(wanted: &State, held: &Held) -> Difference {
-    let table = match (wanted.devices.is_empty(), held.table) {
-        (true, Table::Absent) | (false, Table::Complete) => None,
-        (is_empty, _) => Some(!is_empty),
-    };
+    let table =
+        (held.table != table::wanted(&wanted.devices)).then_some(!wanted.devices.is_empty());
     let mut difference = Difference {
         table,
         ..Difference::default()
@@ -584,10 +582,8 @@ mod tests {
     /// The kernel, as far as a difference concerns it.
     fn carry_out(wanted: &State, difference: &Difference, held: &Held) -> Held {
         let mut held = held.clone();
-        match difference.table {
-            Some(true) => held.table = Table::Complete,
-            Some(false) => held.table = Table::Absent,
-            None => {}
+        if difference.table.is_some() {
+            held.table = table::wanted(&wanted.devices);
         }
         let go = |held: &mut Held, name: &DeviceName| {
             held.devices.remove(name);

@@ -1,31 +1,82 @@
-//! The nftables table of routing, `inet podwire_routing`: what packets need that
-//! enter and leave tunnels. It is there while there are devices, and the same
-//! whichever they are.
+//! The nftables table of routing, there while there are devices:
+//!
+//! - TCP connections through a tunnel are told the segment size that fits it (most
+//!   firewalls drop the ICMP errors that would tell them otherwise). Only what
+//!   opens a connection is looked at by name of the device;
+//! - the tunnels' own packets are not tracked: nothing translates them, and a
+//!   second entry for every node and flow would cost each packet a lookup;
+//! - the node's own packets into a tunnel get its tunnel address.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use linux::nftables::{
     Base, Batch, Chain, ChainKind, Comparison, Expression, Family, FibAddress, Header, Hook, Meta,
-    Nftables, RTN_LOCAL, Register, Rule, priority,
+    Nftables, RTN_LOCAL, Register, Rule, Verdict, priority,
 };
 
-use crate::model::DEVICE_PREFIX;
+use crate::model::{DEVICE_PREFIX, Device, DeviceKind, DeviceName};
 
 /// Name of the table.
 pub const TABLE: &str = "podwire_routing";
 
-/// What the kernel holds of the table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The table, as it is or should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Table {
-    /// Nothing.
+    /// Nothing of its name.
     #[default]
     Absent,
-    /// All of it.
-    Complete,
-    /// Something else under its name.
-    Other,
+    /// Its chains, by name.
+    Holds(BTreeMap<String, Content>),
+}
+
+/// What is in a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    base: Option<Base>,
+    /// `None` for a rule podwire could not have made.
+    rules: Vec<Option<Vec<Expression>>>,
+}
+
+/// The table these devices want.
+pub fn wanted(devices: &BTreeMap<DeviceName, Device>) -> Table {
+    if devices.is_empty() {
+        return Table::Absent;
+    }
+    let content = |chain: Chain| {
+        let rules = chain.rules.into_iter();
+        let content = Content {
+            base: chain.base,
+            rules: rules.map(|rule| Some(rule.expressions)).collect(),
+        };
+        (chain.name, content)
+    };
+    Table::Holds(chains(devices).into_iter().map(content).collect())
+}
+
+/// How the packets of a tunnel are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outer {
+    /// Sent to this UDP port.
+    Udp(u16),
+    /// Sent to this UDP port, or from it.
+    UdpBothWays(u16),
+    /// Of this IP protocol.
+    Protocol(u8),
+}
+
+fn outer(device: &Device) -> Option<Outer> {
+    Some(match device.kind {
+        DeviceKind::Vxlan(vxlan) => Outer::Udp(vxlan.port),
+        DeviceKind::Wireguard => Outer::UdpBothWays(device.wireguard.as_ref()?.port),
+        // IANA: IPv4 and IPv6 as what is carried.
+        DeviceKind::Ipip(_) => Outer::Protocol(4),
+        DeviceKind::Ip6Tunnel => Outer::Protocol(41),
+        DeviceKind::Bridge => return None,
+    })
 }
 
 /// Its chains.
-pub fn chains() -> [Chain; 2] {
+fn chains(devices: &BTreeMap<DeviceName, Device>) -> Vec<Chain> {
     let base = |kind, hook, priority| {
         Some(Base {
             kind,
@@ -58,12 +109,30 @@ pub fn chains() -> [Chain; 2] {
         equal(&RTN_LOCAL.to_ne_bytes()),
         Expression::Masquerade { flags: 0 },
     ]);
-    [
+    let mut opens = opens().to_vec();
+    opens.push(Expression::Verdict(Verdict::Jump(TUNNELS.to_owned())));
+    let outer: BTreeSet<Outer> = devices.values().filter_map(outer).collect();
+    let untracked = |name: &str, hook, leaving: bool| Chain {
+        name: name.to_owned(),
+        base: base(ChainKind::Filter, hook, priority::RAW),
+        rules: outer
+            .iter()
+            .map(|outer| untracked(*outer, leaving))
+            .collect(),
+    };
+    vec![
+        Chain {
+            name: TUNNELS.to_owned(),
+            base: None,
+            rules: vec![clamp(Meta::OutInterfaceName), clamp(Meta::InInterfaceName)],
+        },
         Chain {
             name: "segments".to_owned(),
             base: base(ChainKind::Filter, Hook::Forward, priority::MANGLE),
-            rules: vec![clamp(Meta::OutInterfaceName), clamp(Meta::InInterfaceName)],
+            rules: vec![Rule::new(opens).comment("what opens a TCP connection")],
         },
+        untracked("arriving", Hook::Prerouting, false),
+        untracked("leaving", Hook::Output, true),
         Chain {
             name: "sources".to_owned(),
             base: base(ChainKind::Nat, Hook::Postrouting, priority::SRCNAT),
@@ -75,6 +144,12 @@ pub fn chains() -> [Chain; 2] {
     ]
 }
 
+/// Name of the chain for what opens a connection.
+const TUNNELS: &str = "tunnels";
+/// Numbers of transport protocols.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
 fn equal(value: &[u8]) -> Expression {
     Expression::Compare {
         comparison: Comparison::Equal,
@@ -83,19 +158,51 @@ fn equal(value: &[u8]) -> Expression {
     }
 }
 
-/// TCP packets with SYN and without RST get the segment size of the path.
-fn clamp() -> [Expression; 8] {
-    const TCP: u8 = 6;
-    /// Byte of the TCP header that holds the flags (RFC 9293, section 3.1).
-    const FLAGS: u32 = 13;
-    const SYN: u8 = 0x02;
-    const RST: u8 = 0x04;
+/// Goes on with packets of a transport protocol.
+fn transport(protocol: u8) -> [Expression; 2] {
     [
         Expression::Meta {
             key: Meta::TransportProtocol,
             into: Register(0),
         },
-        equal(&[TCP]),
+        equal(&[protocol]),
+    ]
+}
+
+/// Takes a tunnel's packets out of connection tracking.
+fn untracked(outer: Outer, leaving: bool) -> Rule {
+    let (protocol, port) = match outer {
+        Outer::Udp(port) => (UDP, Some((port, false))),
+        Outer::UdpBothWays(port) => (UDP, Some((port, leaving))),
+        Outer::Protocol(protocol) => (protocol, None),
+    };
+    let mut expressions = transport(protocol).to_vec();
+    if let Some((port, is_source)) = port {
+        expressions.extend([
+            Expression::Payload {
+                header: Header::Transport,
+                // RFC 768: the source port comes first.
+                offset: if is_source { 0 } else { 2 },
+                length: 2,
+                into: Register(0),
+            },
+            equal(&port.to_be_bytes()),
+        ]);
+    }
+    expressions.push(Expression::NoTrack);
+    Rule::new(expressions).comment("a tunnel's own packets")
+}
+
+/// Goes on with TCP packets with SYN and without RST.
+fn opens() -> [Expression; 5] {
+    /// Byte of the TCP header that holds the flags (RFC 9293, section 3.1).
+    const FLAGS: u32 = 13;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    let [load, compare] = transport(TCP);
+    [
+        load,
+        compare,
         Expression::Payload {
             header: Header::Transport,
             offset: FLAGS,
@@ -109,6 +216,16 @@ fn clamp() -> [Expression; 8] {
             xor: vec![0],
         },
         equal(&[SYN]),
+    ]
+}
+
+/// The segment size becomes that of the path, where it is larger. The kernel
+/// wants a rule that writes it to say itself that the packet is TCP.
+fn clamp() -> [Expression; 5] {
+    let [load, compare] = transport(TCP);
+    [
+        load,
+        compare,
         Expression::PathSegmentSize { into: Register(0) },
         Expression::NetworkOrder {
             from: Register(0),
@@ -126,33 +243,43 @@ pub fn read(nft: &mut Nftables) -> Result<Table, linux::nftables::Error> {
     if !nft.tables(Family::Inet)?.iter().any(|name| name == TABLE) {
         return Ok(Table::Absent);
     }
-    let live = nft.chains(Family::Inet, TABLE)?;
     let rules = nft.rules(Family::Inet, TABLE)?;
-    let wanted = chains();
-    let same = live.len() == wanted.len()
-        && wanted.iter().all(|chain| {
-            let held = rules.iter().filter(|rule| rule.chain == chain.name);
-            live.iter()
-                .any(|live| live.name == chain.name && live.base == chain.base)
-                && held
-                    .map(|rule| rule.expressions.as_ref())
-                    .eq(chain.rules.iter().map(|rule| Some(&rule.expressions)))
-        });
-    Ok(if same { Table::Complete } else { Table::Other })
+    let chains = nft.chains(Family::Inet, TABLE)?.into_iter();
+    let content = |base, name: &str| Content {
+        base,
+        rules: rules
+            .iter()
+            .filter(|rule| rule.chain == name)
+            .map(|rule| rule.expressions.clone())
+            .collect(),
+    };
+    Ok(Table::Holds(
+        chains
+            .map(|chain| {
+                let content = content(chain.base, &chain.name);
+                (chain.name, content)
+            })
+            .collect(),
+    ))
 }
 
-/// Makes the table what it should be, or removes it, in one transaction.
+/// Makes the table what these devices want, in one transaction; removes it when
+/// there are none.
 ///
 /// # Errors
 /// When the kernel refuses; nothing has changed then.
-pub fn write(nft: &mut Nftables, held: Table, wanted: bool) -> Result<(), linux::nftables::Error> {
+pub fn write(
+    nft: &mut Nftables,
+    held: &Table,
+    devices: &BTreeMap<DeviceName, Device>,
+) -> Result<(), linux::nftables::Error> {
     let mut batch = Batch::new(Family::Inet, TABLE, None);
-    if held != Table::Absent {
+    if *held != Table::Absent {
         batch.delete_table();
     }
-    if wanted {
+    if !devices.is_empty() {
         batch.add_table();
-        for chain in chains() {
+        for chain in chains(devices) {
             batch.add_chain_with_rules(&chain);
         }
     }

@@ -414,6 +414,27 @@ fn connections_of_pods_with_an_older_mtu_get_segments_that_fit_the_tunnel() {
     }
 }
 
+#[rstest]
+#[case::vxlan("vxlan", "8472")]
+#[case::vxlan_gpe("vxlan-gpe", "4790")]
+fn a_tunnels_own_packets_are_not_tracked_and_the_pods_are(
+    #[case] backend: &str,
+    #[case] port: &str,
+) {
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&[backend]);
+    cluster.apply_all();
+    cluster.assert_connected();
+    for host in &cluster.hosts {
+        for family in ["ipv4", "ipv6"] {
+            let command = format!("conntrack -L -f {family}");
+            let tracked = ok(&host.namespace, &command);
+            assert!(tracked.contains("icmp"), "{tracked}");
+            assert!(!tracked.contains(&format!("dport={port}")), "{tracked}");
+        }
+    }
+}
+
 #[test]
 fn the_table_goes_with_the_last_device_and_comes_back_after_a_fault() {
     let mut cluster = Cluster::new(2);

@@ -37,6 +37,14 @@ fn snapshot(world: &World) -> Result<RoutingSnapshot, String> {
         .map_err(|error| error.to_string())
 }
 
+/// Memory of this process, MiB.
+fn memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("readable");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
+    number.expect("a number of KiB") / 1024
+}
+
 /// The agent and the API server share this process, and the build is not
 /// optimised: the times are printed for comparison, not judged.
 #[test]
@@ -48,7 +56,7 @@ fn a_change_among_five_thousand_nodes_costs_what_changed() {
     for number in 0..PEERS {
         world.api.put::<Node>(peer(number, number));
     }
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), memory());
     world.start(0, |options| options.backend = "vxlan".into());
     wait("everything of 5,000 peers", || {
         let found = snapshot(&world)?.counts;
@@ -58,12 +66,11 @@ fn a_change_among_five_thousand_nodes_costs_what_changed() {
             false => Err(format!("{found:?}")),
         }
     });
+    let (took, grown) = (start.elapsed(), memory().saturating_sub(before));
     let before = snapshot(&world).expect("it answers");
     println!(
-        "{PEERS} peers from cold: {:?}, {} requests, {:?}",
-        start.elapsed(),
-        before.requests,
-        before.counts
+        "{PEERS} peers from cold: {took:?}, {grown} MiB more, {} requests, {:?}",
+        before.requests, before.counts
     );
     let start = Instant::now();
     world.api.put::<Node>(peer(7, PEERS + 7));
