@@ -9,7 +9,7 @@ use linux::nftables::{
 };
 
 use crate::compile::{self, Masqueraded, Number, SetNames, TABLE};
-use crate::difference::{Programmed, Ranges, Shadow};
+use crate::difference::{Programmed, Ranges, Shadow, Slots};
 use crate::model::{Backend, Family, FrontendKey, Protocol};
 
 /// How often reading is begun anew because somebody committed meanwhile.
@@ -76,7 +76,7 @@ impl ReadFrontend {
         self.slots.sort_unstable();
         let programmed = Programmed {
             number: self.number,
-            slots: self.slots.into(),
+            slots: Slots::each(self.slots),
         };
         (programmed, foreign)
     }

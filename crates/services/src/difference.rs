@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use linux::nftables::{Chain, Element};
@@ -15,9 +16,62 @@ use crate::table::{Changes, Table};
 pub struct Programmed {
     /// Its number; absent if only leftovers of slots are there.
     pub number: Option<Number>,
-    /// Backends by slot, sorted by slot; with affinity also by id.
-    pub slots: Box<[(u32, Backend)]>,
+    /// Backends by slot; with affinity also by id.
+    pub slots: Slots,
 }
+
+/// Backends by slot.
+#[derive(Debug, Clone)]
+pub enum Slots {
+    /// Slot n has the n-th of a list that the table holds too: so it is with all
+    /// that never changed, and costs no memory.
+    InOrder(Arc<[Backend]>),
+    /// Sorted by slot.
+    Each(Box<[(u32, Backend)]>),
+}
+
+impl Slots {
+    /// Of a list sorted by slot.
+    #[must_use]
+    pub fn each(slots: Vec<(u32, Backend)>) -> Self {
+        Self::Each(slots.into())
+    }
+
+    /// The same; one of `lists` is shared if slots are in its order.
+    fn sharing(slots: Vec<(u32, Backend)>, lists: [&Arc<[Backend]>; 2]) -> Self {
+        let in_order = |list: &Arc<[Backend]>| {
+            let all = (0..).zip(list.iter().copied());
+            list.len() == slots.len() && all.eq(slots.iter().copied())
+        };
+        match lists.into_iter().find(|list| in_order(list)) {
+            Some(list) => Self::InOrder(Arc::clone(list)),
+            None => Self::each(slots),
+        }
+    }
+
+    /// Slots and their backends, sorted by slot.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Backend)> {
+        let (list, each) = match self {
+            Self::InOrder(list) => (&**list, &[][..]),
+            Self::Each(each) => (&[][..], &**each),
+        };
+        (0..).zip(list.iter().copied()).chain(each.iter().copied())
+    }
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self::each(Vec::new())
+    }
+}
+
+impl PartialEq for Slots {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Slots {}
 
 /// What an element about a backend yields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,17 +91,17 @@ impl Programmed {
     fn id(&self, backend: &Backend) -> Option<u32> {
         self.slots
             .iter()
-            .find(|(slot, known)| *slot >= IDS && known == backend)
+            .find(|(slot, known)| *slot >= IDS && *known == *backend)
             .map(|(slot, _)| slot & (IDS - 1) & !NEAR_SLOTS)
     }
 
     /// What its elements yield, sorted by slot.
     fn yields(&self) -> impl Iterator<Item = (u32, Yield)> {
         self.slots.iter().map(|(slot, backend)| {
-            let id = (self.is_sticky() && *slot < IDS)
-                .then(|| self.id(backend))
+            let id = (self.is_sticky() && slot < IDS)
+                .then(|| self.id(&backend))
                 .flatten();
-            (*slot, id.map_or(Yield::Backend(*backend), Yield::Id))
+            (slot, id.map_or(Yield::Backend(backend), Yield::Id))
         })
     }
 }
@@ -165,13 +219,13 @@ impl Difference {
 /// Gives each wanted backend a slot from `first` on without a gap. One that has
 /// a slot in that range keeps it; so a change costs the slots it must, and what
 /// a previous agent left is taken over as it is.
-fn assign(old: &[(u32, Backend)], wanted: &[Backend], first: u32, slots: &mut Vec<(u32, Backend)>) {
+fn assign(old: &Slots, wanted: &[Backend], first: u32, slots: &mut Vec<(u32, Backend)>) {
     let end = first + wanted.len() as u32;
     let mut places: Vec<Option<Backend>> = vec![None; wanted.len()];
     let mut missing: BTreeSet<Backend> = wanted.iter().copied().collect();
-    for (slot, backend) in old {
-        if (first..end).contains(slot) && missing.remove(backend) {
-            places[(slot - first) as usize] = Some(*backend);
+    for (slot, backend) in old.iter() {
+        if (first..end).contains(&slot) && missing.remove(&backend) {
+            places[(slot - first) as usize] = Some(backend);
         }
     }
     let mut missing = missing.into_iter();
@@ -235,7 +289,7 @@ pub fn difference(table: &Table, shadow: &Shadow, changes: &Changes) -> Differen
             }
             Programmed {
                 number: Some(wanted.number),
-                slots: slots.into(),
+                slots: Slots::sharing(slots, [&frontend.cluster, &frontend.local]),
             }
         });
         if new.as_ref().unwrap_or(&nothing) == old {

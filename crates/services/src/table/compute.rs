@@ -6,24 +6,26 @@ use std::sync::Arc;
 
 use super::Entry;
 use super::frontend::{Frontend, FrontendKind, HealthCheck};
-use super::reading::Port;
+use super::reading::{Port, Wanted};
 use crate::endpoints::{Candidate, State, better, judge_cluster, judge_local, used};
 use crate::model::{Backend, Family, FrontendKey, NodeFacts, ServiceName, TrafficPolicy};
 
-/// What a Service comes to, apart from its frontends.
+/// What a Service comes to, apart from what its frontends are. It is worked out
+/// before a change and after it instead of being kept: there are many Services
+/// and few changes.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Computed {
+pub(super) struct Outline {
     /// Frontends it claims, sorted.
-    pub(super) claims: Box<[FrontendKey]>,
+    pub(super) claims: Vec<FrontendKey>,
     /// Cluster addresses it holds.
-    pub(super) cluster_ips: Box<[IpAddr]>,
+    pub(super) cluster_ips: Vec<IpAddr>,
     /// Load-balancer and permitted external addresses it holds.
-    pub(super) external_ips: Box<[IpAddr]>,
-    /// Addresses of its endpoints on this node.
-    pub(super) local: Box<[IpAddr]>,
+    pub(super) external_ips: Vec<IpAddr>,
+    /// Addresses of its endpoints on this node, sorted.
+    pub(super) local: Vec<IpAddr>,
     pub(super) health_check: Option<HealthCheck>,
     /// External addresses that are not permitted.
-    pub(super) refused: Box<[IpAddr]>,
+    pub(super) refused: Vec<IpAddr>,
 }
 
 /// The families of cluster addresses, in order.
@@ -33,41 +35,78 @@ pub(super) fn families(cluster_ips: &[IpAddr]) -> impl Iterator<Item = Family> {
         .filter(|family| cluster_ips.iter().any(|a| Family::of(*a) == *family))
 }
 
-/// What one Service comes to.
-pub(super) fn compute(
-    entry: &Entry,
-    name: &Arc<ServiceName>,
-    facts: &NodeFacts,
-    node_port_addresses: &[IpAddr],
-) -> (BTreeMap<FrontendKey, Frontend>, Computed) {
-    let mut frontends = BTreeMap::new();
-    let mut computed = Computed::default();
-    let Some(service) = entry
+/// The Service, if anything of it is programmed.
+fn programmed(entry: &Entry) -> Option<&Wanted> {
+    entry
         .service
-        .as_deref()
+        .as_ref()
         .filter(|service| service.not_programmed().is_none())
-    else {
-        return (frontends, computed);
-    };
-    let permitted = |address: &IpAddr| {
+}
+
+/// Its external addresses: those that are permitted, and the others.
+fn external_ips(service: &Wanted, facts: &NodeFacts) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    service.external_ips().iter().partition(|address| {
         facts
             .external_ip_cidrs
             .iter()
-            .any(|range| range.contains(address))
+            .any(|range| range.contains(*address))
+    })
+}
+
+/// The frontends that one port of a Service claims in a family; of two with the
+/// same key the first counts.
+fn claimed<'a>(
+    service: &'a Wanted,
+    external: &'a [IpAddr],
+    node_port_addresses: &'a [IpAddr],
+    family: Family,
+    port: &'a Port,
+) -> impl Iterator<Item = (FrontendKey, FrontendKind)> + 'a {
+    let balancer = service.load_balancer_ips();
+    let lists = [
+        (port.port, &*service.cluster_ips, FrontendKind::ClusterIp),
+        (port.port, balancer, FrontendKind::LoadBalancer),
+        (port.port, external, FrontendKind::ExternalIp),
+        (port.node_port, node_port_addresses, FrontendKind::NodePort),
+    ];
+    lists
+        .into_iter()
+        .filter_map(|(number, list, kind)| Some((number?, list, kind)))
+        .flat_map(move |(number, list, kind)| {
+            let own = list.iter().filter(move |a| Family::of(**a) == family);
+            own.map(move |address| {
+                let key = FrontendKey {
+                    address: *address,
+                    protocol: port.protocol,
+                    port: number,
+                };
+                (key, kind)
+            })
+        })
+}
+
+/// What one Service comes to, apart from what its frontends are.
+pub(super) fn outline(entry: &Entry, facts: &NodeFacts, node_port_addresses: &[IpAddr]) -> Outline {
+    let Some(service) = programmed(entry) else {
+        return Outline::default();
     };
-    let (external, refused): (Vec<IpAddr>, Vec<IpAddr>) =
-        service.external_ips.iter().partition(|ip| permitted(ip));
+    let (external, refused) = external_ips(service, facts);
+    let mut claims = Vec::new();
     let mut local = Vec::new();
     let mut local_endpoints = 0;
+    let any_here = entry
+        .slices
+        .iter()
+        .flat_map(|slice| &slice.endpoints)
+        .any(|endpoint| endpoint.is_on(facts));
     for family in families(&service.cluster_ips) {
-        let of_family = |list: &[IpAddr]| -> Vec<IpAddr> {
-            list.iter()
-                .copied()
-                .filter(|a| Family::of(*a) == family)
-                .collect()
-        };
         let mut ready_here = BTreeSet::new();
         for port in &service.ports {
+            let own = claimed(service, &external, node_port_addresses, family, port);
+            claims.extend(own.map(|(key, _)| key));
+            if !any_here {
+                continue;
+            }
             let candidates = collect(entry, facts, family, port);
             for (backend, state) in candidates.iter().filter(|(_, state)| state.local) {
                 local.push(backend.address);
@@ -75,6 +114,45 @@ pub(super) fn compute(
                     ready_here.insert(backend.address);
                 }
             }
+        }
+        local_endpoints = local_endpoints.max(ready_here.len());
+    }
+    local.sort_unstable();
+    local.dedup();
+    claims.sort_unstable();
+    claims.dedup();
+    let balancer = service.load_balancer_ips().iter();
+    Outline {
+        claims,
+        cluster_ips: service.cluster_ips.to_vec(),
+        external_ips: balancer.chain(&external).copied().collect(),
+        local,
+        health_check: service
+            .health_check_node_port()
+            .filter(|_| service.external_policy == TrafficPolicy::Local)
+            .map(|port| HealthCheck {
+                port,
+                local_endpoints,
+            }),
+        refused,
+    }
+}
+
+/// The frontends one Service claims.
+pub(super) fn frontends(
+    entry: &Entry,
+    name: &Arc<ServiceName>,
+    facts: &NodeFacts,
+    node_port_addresses: &[IpAddr],
+) -> BTreeMap<FrontendKey, Frontend> {
+    let mut frontends = BTreeMap::new();
+    let Some(service) = programmed(entry) else {
+        return frontends;
+    };
+    let (external, _) = external_ips(service, facts);
+    for family in families(&service.cluster_ips) {
+        for port in &service.ports {
+            let candidates = collect(entry, facts, family, port);
             let cluster: Arc<[Backend]> = used(&candidates, judge_cluster(&candidates)).into();
             let near: Arc<[Backend]> = used(&candidates, judge_local(&candidates)).into();
             let serving: Vec<Backend> = candidates
@@ -87,16 +165,11 @@ pub(super) fn compute(
             } else {
                 serving.into()
             };
-            let mut claim = |address: IpAddr, number: u16, kind: FrontendKind| {
+            for (key, kind) in claimed(service, &external, node_port_addresses, family, port) {
                 let policy = if kind.is_external() {
                     service.external_policy
                 } else {
                     service.internal_policy
-                };
-                let key = FrontendKey {
-                    address,
-                    protocol: port.protocol,
-                    port: number,
                 };
                 frontends.entry(key).or_insert_with(|| Frontend {
                     service: Arc::clone(name),
@@ -111,50 +184,14 @@ pub(super) fn compute(
                     serving: Arc::clone(&serving),
                     affinity: service.affinity,
                     sources: match kind {
-                        FrontendKind::LoadBalancer => service.sources[family as usize].clone(),
+                        FrontendKind::LoadBalancer => service.sources(family).cloned(),
                         _ => None,
                     },
                 });
-            };
-            if let Some(number) = port.port {
-                for (list, kind) in [
-                    (&*service.cluster_ips, FrontendKind::ClusterIp),
-                    (&*service.load_balancer_ips, FrontendKind::LoadBalancer),
-                    (&*external, FrontendKind::ExternalIp),
-                ] {
-                    for address in of_family(list) {
-                        claim(address, number, kind);
-                    }
-                }
-            }
-            if let Some(node_port) = port.node_port {
-                for address in of_family(node_port_addresses) {
-                    claim(address, node_port, FrontendKind::NodePort);
-                }
             }
         }
-        local_endpoints = local_endpoints.max(ready_here.len());
     }
-    local.sort_unstable();
-    local.dedup();
-    computed.claims = frontends.keys().copied().collect();
-    computed.cluster_ips = service.cluster_ips.clone();
-    computed.external_ips = service
-        .load_balancer_ips
-        .iter()
-        .chain(&external)
-        .copied()
-        .collect();
-    computed.local = local.into();
-    computed.refused = refused.into();
-    computed.health_check = service
-        .health_check_node_port
-        .filter(|_| service.external_policy == TrafficPolicy::Local)
-        .map(|port| HealthCheck {
-            port,
-            local_endpoints,
-        });
-    (frontends, computed)
+    frontends
 }
 
 /// The endpoints of one port over all slices, sorted, each address and port

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::compute::{collect, families};
+use super::compute::{Outline, collect, families, outline};
 use super::{Entry, Table};
 use crate::endpoints::{Excluded, State, judge_cluster, judge_local};
 use crate::model::{Backend, Family, FrontendKey, Protocol, ServiceName};
@@ -61,17 +61,27 @@ impl Table {
     pub fn problems(&self, name: &ServiceName) -> Vec<Problem> {
         self.entries
             .get_key_value(name)
-            .map_or_else(Vec::new, |(name, entry)| self.problems_of(name, entry))
+            .map_or_else(Vec::new, |(name, entry)| {
+                self.problems_of(name, entry, &self.outline(entry))
+            })
     }
 
-    pub(super) fn problems_of(&self, name: &Arc<ServiceName>, entry: &Entry) -> Vec<Problem> {
+    pub(super) fn outline(&self, entry: &Entry) -> Outline {
+        outline(entry, &self.facts, &self.node_port_addresses)
+    }
+
+    pub(super) fn problems_of(
+        &self,
+        name: &Arc<ServiceName>,
+        entry: &Entry,
+        outline: &Outline,
+    ) -> Vec<Problem> {
         let Some(service) = entry.service.as_ref().filter(|s| !s.foreign) else {
             return Vec::new();
         };
         let mut problems: Vec<Problem> = service.problems.to_vec();
         problems.extend(
-            entry
-                .computed
+            outline
                 .refused
                 .iter()
                 .map(|address| Problem::ExternalIpRefused { address: *address }),
@@ -82,7 +92,7 @@ impl Table {
                 .iter()
                 .flat_map(|slice| slice.problems.to_vec()),
         );
-        problems.extend(entry.computed.claims.iter().filter_map(|key| {
+        problems.extend(outline.claims.iter().filter_map(|key| {
             let holder = &self.frontends.get(key)?.service;
             (holder != name).then(|| Problem::Taken {
                 frontend: *key,

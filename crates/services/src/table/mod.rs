@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use changes::Changes;
-use compute::{Computed, compute};
+use compute::{Outline, frontends};
 pub use explanation::{ExplainedEndpoint, ExplainedPort, Explanation};
 pub use frontend::{Frontend, FrontendKind, HealthCheck};
 use reading::{Names, Slice, Wanted, read_service, read_slice};
@@ -26,11 +26,10 @@ use crate::model::{
 /// its slices.
 #[derive(Debug, Default)]
 struct Entry {
-    service: Option<Box<Wanted>>,
+    service: Option<Wanted>,
     /// Sorted by name. A list, since most Services have one or two.
     slices: Vec<Slice>,
-    computed: Computed,
-    /// Whether something of it was left out when last computed.
+    /// Whether something of it was left out when last looked at.
     troubled: bool,
 }
 
@@ -81,7 +80,7 @@ impl Table {
             changes: Changes::default(),
             reports: BTreeSet::new(),
         };
-        table.node_port_addresses = table.wanted_node_port_addresses();
+        table.node_port_addresses = table.wanted_node_port_addresses(&table.facts);
         table
     }
 
@@ -116,10 +115,10 @@ impl Table {
         let claims = self
             .entries
             .get(name)
-            .map_or(&[][..], |entry| &entry.computed.claims);
+            .map_or_else(Vec::new, |entry| self.outline(entry).claims);
         claims
-            .iter()
-            .filter_map(|key| Some((*key, self.frontend(key)?)))
+            .into_iter()
+            .filter_map(|key| Some((key, self.frontend(&key)?)))
             .filter(|(_, frontend)| *frontend.service == *name)
             .collect()
     }
@@ -186,19 +185,17 @@ impl Table {
     pub fn set_service(&mut self, service: Service) {
         let read = read_service(&mut self.names, &service);
         let name = Arc::new(service.name);
-        let entry = self.entries.entry(Arc::clone(&name)).or_default();
-        if entry.service.as_deref() == Some(&read) {
-            return;
+        let entry = self.entries.get(&name);
+        if entry.and_then(|entry| entry.service.as_ref()) != Some(&read) {
+            self.change(name, |entry| entry.service = Some(read));
         }
-        entry.service = Some(Box::new(read));
-        self.recompute(&name);
     }
 
     /// A Service is gone.
     pub fn remove_service(&mut self, name: &ServiceName) {
-        if let Some(entry) = self.entries.get_mut(name) {
-            entry.service = None;
-            self.recompute(name);
+        if let Some((name, _)) = self.entries.get_key_value(name) {
+            let name = Arc::clone(name);
+            self.change(name, |entry| entry.service = None);
         }
     }
 
@@ -225,19 +222,20 @@ impl Table {
             self.drop_slice(&before, &slice.name);
         }
         let read = read_slice(&mut self.names, slice, own);
-        let entry = self.entries.entry(Arc::clone(&name)).or_default();
-        match entry
-            .slices
-            .binary_search_by(|known| (*known.name).cmp(&slice.name))
-        {
-            Ok(place) if entry.slices[place] == read => return false,
-            Ok(place) => entry.slices[place] = read,
-            Err(place) => {
+        let place = self.entries.get(&name).map_or(Err(0), |entry| {
+            entry
+                .slices
+                .binary_search_by(|known| known.name.cmp(&read.name))
+                .map(|place| (place, entry.slices[place] == read))
+        });
+        match place {
+            Ok((_, true)) => return false,
+            Ok((place, false)) => self.change(name, |entry| entry.slices[place] = read),
+            Err(place) => self.change(name, |entry| {
                 entry.slices.reserve_exact(1);
                 entry.slices.insert(place, read);
-            }
+            }),
         }
-        self.recompute(&name);
         true
     }
 
@@ -250,13 +248,13 @@ impl Table {
     }
 
     fn drop_slice(&mut self, service: &ServiceName, slice: &str) {
-        if let Some(entry) = self.entries.get_mut(service)
+        if let Some((name, entry)) = self.entries.get_key_value(service)
             && let Ok(place) = entry
                 .slices
                 .binary_search_by(|known| (*known.name).cmp(slice))
         {
-            entry.slices.remove(place);
-            self.recompute(service);
+            let name = Arc::clone(name);
+            self.change(name, |entry| _ = entry.slices.remove(place));
         }
     }
 
@@ -268,31 +266,66 @@ impl Table {
         self.changes.facts = true;
         let all = facts.node != self.facts.node || facts.zone != self.facts.zone;
         let external = facts.external_ip_cidrs != self.facts.external_ip_cidrs;
-        self.facts = facts;
-        let addresses = self.wanted_node_port_addresses();
+        let addresses = self.wanted_node_port_addresses(&facts);
         let node_ports = addresses != self.node_port_addresses;
-        self.node_port_addresses = addresses;
-        self.recompute_those(|service| {
-            all || (external && !service.external_ips.is_empty())
+        let concerned = self.outlines(|service| {
+            all || (external && !service.external_ips().is_empty())
                 || (node_ports && has_node_port(service))
         });
+        self.facts = facts;
+        self.node_port_addresses = addresses;
+        self.settle_all(concerned);
     }
 
-    fn recompute_those(&mut self, concerned: impl Fn(&Wanted) -> bool) {
-        let names: Vec<Arc<ServiceName>> = self
-            .entries
+    /// What Services come to as things are.
+    fn outlines(&self, concerned: impl Fn(&Wanted) -> bool) -> Vec<(Arc<ServiceName>, Outline)> {
+        self.entries
             .iter()
-            .filter(|(_, entry)| entry.service.as_deref().is_some_and(&concerned))
-            .map(|(name, _)| Arc::clone(name))
-            .collect();
-        for name in names {
-            self.recompute(&name);
+            .filter(|(_, entry)| entry.service.as_ref().is_some_and(&concerned))
+            .map(|(name, entry)| (Arc::clone(name), self.outline(entry)))
+            .collect()
+    }
+
+    /// Takes up that these Services, of which it is said what they came to so
+    /// far, are to be worked out anew.
+    fn settle_all(&mut self, concerned: Vec<(Arc<ServiceName>, Outline)>) {
+        let mut moved = false;
+        for (name, old) in concerned {
+            if let Some((name, entry)) = self.entries.remove_entry(&name) {
+                moved |= self.settle(name, entry, &old);
+            }
+        }
+        self.follow(moved);
+    }
+
+    /// Changes what is known under a name.
+    fn change(&mut self, name: Arc<ServiceName>, change: impl FnOnce(&mut Entry)) {
+        let (name, mut entry) = self
+            .entries
+            .remove_entry(&name)
+            .unwrap_or_else(|| (name, Box::default()));
+        let old = self.outline(&entry);
+        change(&mut entry);
+        let moved = self.settle(name, entry, &old);
+        self.follow(moved);
+    }
+
+    /// Services' addresses moved, or did not: node ports may answer at others.
+    fn follow(&mut self, moved: bool) {
+        if !moved || self.facts.node_port_addresses == NodePortAddresses::Primary {
+            return;
+        }
+        let addresses = self.wanted_node_port_addresses(&self.facts);
+        if addresses != self.node_port_addresses {
+            let concerned = self.outlines(has_node_port);
+            self.node_port_addresses = addresses;
+            // Moves no address of a Service, so nothing more follows.
+            self.settle_all(concerned);
         }
     }
 
-    /// Where node ports are to answer, as facts and Services are now.
-    fn wanted_node_port_addresses(&self) -> Vec<IpAddr> {
-        let facts = &self.facts;
+    /// Where node ports are to answer with these facts and Services as they are.
+    fn wanted_node_port_addresses(&self, facts: &NodeFacts) -> Vec<IpAddr> {
         let known = facts.addresses.iter().chain(&facts.local_addresses);
         // A Service's address that the node happens to have is none of its own.
         let known =
@@ -316,15 +349,11 @@ impl Table {
         self.cluster_ips.contains_key(address) || self.external_ips.contains_key(address)
     }
 
-    /// Works out a Service anew and notes what differs.
-    fn recompute(&mut self, name: &ServiceName) {
-        let Some((name, mut entry)) = self.entries.remove_entry(name) else {
-            return;
-        };
-        let (frontends, computed) = compute(&entry, &name, &self.facts, &self.node_port_addresses);
-        let old = std::mem::replace(&mut entry.computed, computed);
-        let new = &entry.computed;
-
+    /// Works out a Service anew, notes what differs and puts it back. Returns
+    /// whether addresses of it came or went.
+    fn settle(&mut self, name: Arc<ServiceName>, mut entry: Box<Entry>, old: &Outline) -> bool {
+        let new = &self.outline(&entry);
+        let frontends = frontends(&entry, &name, &self.facts, &self.node_port_addresses);
         let mut external = HashSet::new();
         for (counts, changed, old, new) in [
             (
@@ -363,24 +392,17 @@ impl Table {
         for (key, frontend) in frontends {
             self.claim(key, frontend);
         }
-        let addresses_moved =
-            old.cluster_ips != new.cluster_ips || old.external_ips != new.external_ips;
+        let moved = old.cluster_ips != new.cluster_ips || old.external_ips != new.external_ips;
         let was_troubled = entry.troubled;
         let known = entry.service.is_some() || !entry.slices.is_empty();
-        entry.troubled = known && !self.problems_of(&name, &entry).is_empty();
+        entry.troubled = known && !self.problems_of(&name, &entry, new).is_empty();
         if was_troubled || entry.troubled {
             self.reports.insert(Arc::clone(&name));
         }
         if known {
             self.entries.insert(name, entry);
         }
-        if addresses_moved && self.facts.node_port_addresses != NodePortAddresses::Primary {
-            let addresses = self.wanted_node_port_addresses();
-            if addresses != self.node_port_addresses {
-                self.node_port_addresses = addresses;
-                self.recompute_those(has_node_port);
-            }
-        }
+        moved
     }
 
     /// A Service wants a frontend. The first by name gets it.

@@ -56,10 +56,15 @@ impl Known {
             ready: self.ready,
             serving: self.serving,
             terminating: self.terminating,
-            local: self.node.as_deref() == Some(facts.node.as_str()),
+            local: self.is_on(facts),
             zone_hint,
             node_hint,
         }
+    }
+
+    /// Whether it runs on this node.
+    pub(super) fn is_on(&self, facts: &NodeFacts) -> bool {
+        self.node.as_deref() == Some(facts.node.as_str())
     }
 }
 
@@ -77,17 +82,24 @@ pub(super) fn hint(hints: &[Arc<str>], here: Option<&str>) -> Hint {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) cluster_ips: Box<[IpAddr]>,
-    pub(super) load_balancer_ips: Box<[IpAddr]>,
-    pub(super) external_ips: Box<[IpAddr]>,
-    /// For each family; `None` is everybody.
-    pub(super) sources: [Option<Arc<[IpNet]>>; 2],
+    /// Most Services have none.
+    pub(super) outside: Option<Box<Outside>>,
     pub(super) ports: Box<[Port]>,
     pub(super) internal_policy: TrafficPolicy,
     pub(super) external_policy: TrafficPolicy,
     pub(super) affinity: Option<u32>,
-    pub(super) health_check_node_port: Option<u16>,
     pub(super) foreign: bool,
     pub(super) problems: Box<[Problem]>,
+}
+
+/// What a Service has for callers from outside, apart from node ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Outside {
+    load_balancer_ips: Box<[IpAddr]>,
+    external_ips: Box<[IpAddr]>,
+    /// For each family; `None` is everybody.
+    sources: [Option<Arc<[IpNet]>>; 2],
+    health_check_node_port: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +111,27 @@ pub(super) struct Port {
 }
 
 impl Wanted {
+    pub(super) fn load_balancer_ips(&self) -> &[IpAddr] {
+        self.outside
+            .as_ref()
+            .map_or(&[], |outside| &outside.load_balancer_ips)
+    }
+
+    pub(super) fn external_ips(&self) -> &[IpAddr] {
+        self.outside
+            .as_ref()
+            .map_or(&[], |outside| &outside.external_ips)
+    }
+
+    /// Who may use the load-balancer addresses of a family; `None` is everybody.
+    pub(super) fn sources(&self, family: Family) -> Option<&Arc<[IpNet]>> {
+        self.outside.as_ref()?.sources[family as usize].as_ref()
+    }
+
+    pub(super) fn health_check_node_port(&self) -> Option<u16> {
+        self.outside.as_ref()?.health_check_node_port
+    }
+
     /// Why nothing of it is to be programmed.
     pub(super) fn not_programmed(&self) -> Option<&'static str> {
         if self.foreign {
@@ -194,18 +227,21 @@ pub(super) fn read_service(names: &mut Names, service: &Service) -> Wanted {
         .health_check_node_port
         .filter(|number| *number != 0)
         .and_then(|port| number("spec.healthCheckNodePort", "", port));
-    Wanted {
-        cluster_ips,
+    let outside = Outside {
         load_balancer_ips,
         external_ips,
         sources,
+        health_check_node_port,
+    };
+    Wanted {
+        cluster_ips,
+        outside: (outside != Outside::default()).then(|| Box::new(outside)),
         ports,
         internal_policy: service.internal_policy,
         external_policy: service.external_policy,
         affinity: service
             .affinity
             .map(|seconds| seconds.clamp(1, LONGEST_AFFINITY)),
-        health_check_node_port,
         foreign: service.foreign,
         problems: problems.into(),
     }
