@@ -8,6 +8,7 @@ use ipam::{Attachment, Pod};
 use linux::link::{self, MacAddress};
 
 use crate::error::Error;
+use crate::version::Version;
 
 /// What the runtime wants (`CNI_COMMAND`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,27 @@ pub enum Command {
 }
 
 impl Command {
+    /// As `CNI_COMMAND` has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Version => "VERSION",
+            Self::Status => "STATUS",
+            Self::Gc => "GC",
+        }
+    }
+
+    /// The first version of the specification that has it.
+    pub fn since(self) -> Version {
+        match self {
+            Self::Add | Self::Del | Self::Version => Version::V0_1_0,
+            Self::Check => Version::V0_4_0,
+            Self::Status | Self::Gc => Version::V1_1_0,
+        }
+    }
+
     /// Reads `CNI_COMMAND`.
     pub fn from_environment(variables: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         const NAME: &str = "CNI_COMMAND";

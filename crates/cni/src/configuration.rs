@@ -293,6 +293,37 @@ struct RuntimeConfig {
     port_mappings: Option<Vec<Mapping>>,
     /// How fast the pod may receive and send.
     bandwidth: Option<Bandwidth>,
+    /// Name service of the pod, passed on in the result.
+    dns: Option<RuntimeDns>,
+}
+
+/// Name service as a runtime gives it; results have other names for its parts.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default)]
+struct RuntimeDns {
+    /// Addresses of name servers.
+    servers: Vec<String>,
+    /// Domains that short names are searched in.
+    searches: Vec<String>,
+    /// Options of the resolver.
+    options: Vec<String>,
+}
+
+impl RuntimeDns {
+    /// As a result has it.
+    fn into_result(self) -> Value {
+        let mut result = serde_json::Map::new();
+        for (key, list) in [
+            ("nameservers", self.servers),
+            ("search", self.searches),
+            ("options", self.options),
+        ] {
+            if !list.is_empty() {
+                result.insert(key.to_owned(), list.into());
+            }
+        }
+        result.into()
+    }
 }
 
 /// See the specification's CONVENTIONS.
@@ -546,7 +577,10 @@ impl Configuration {
                 socket: raw.policy_socket.into(),
                 patience: Duration::from_secs(raw.policy_seconds.into()),
             }),
-            dns: raw.dns,
+            dns: match raw.runtime_config.dns {
+                Some(dns) => Some(dns.into_result()),
+                None => raw.dns,
+            },
             previous: raw.prev_result,
             addresses,
             mac,

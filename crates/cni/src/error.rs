@@ -3,6 +3,8 @@
 use ipam::ranges::RangeError;
 use serde_json::{Value, json};
 
+use crate::version::Version;
+
 /// A failed operation, as told to the runtime.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -11,6 +13,18 @@ pub enum Error {
         "CNI version {0:?} is not supported; supported are 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0"
     )]
     Version(String),
+    /// The configuration's version does not have the operation.
+    #[error(
+        "CNI version {version} of the network configuration does not have {command}, which came with {since}"
+    )]
+    Command {
+        /// The operation.
+        command: &'static str,
+        /// The configuration's version.
+        version: Version,
+        /// The first version that has it.
+        since: Version,
+    },
     /// A key of the configuration has a value this plugin cannot serve.
     #[error("unsupported value of {key} in the network configuration: {value}")]
     Unsupported {
@@ -81,7 +95,7 @@ impl Error {
     /// above for podwire's own.
     pub fn code(&self) -> u32 {
         match self {
-            Self::Version(_) => 1,
+            Self::Version(_) | Self::Command { .. } => 1,
             Self::Unsupported { .. } => 2,
             Self::UnknownContainer { .. } => 3,
             Self::Environment { .. } => 4,

@@ -17,6 +17,7 @@ mod table;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use ipam::Store;
@@ -220,28 +221,26 @@ pub(crate) fn publish(
             return Ok(Some(batch));
         }
         let mut missing = Elements::new();
-        for (set, elements) in &wanted {
-            let present = present(nftables, set)?;
-            for element in elements {
-                match present.get(&element.key) {
-                    Some(value) if *value == element.value => continue,
-                    Some(value) => {
-                        refuse_if_held(root, mappings, value.as_ref())?;
-                        batch.delete_elements(set, [element]);
-                    }
-                    None => {}
+        for (set, element, present) in find(nftables, &wanted)? {
+            match present {
+                Some(present) if present.value == element.value => continue,
+                Some(present) => {
+                    refuse_if_held(root, mappings, present.value.as_ref())?;
+                    batch.delete_elements(set, [element]);
                 }
-                missing.entry(set).or_default().push(element.clone());
+                None => {}
             }
+            missing.entry(set).or_default().push(element.clone());
         }
         add(&mut batch, &missing);
         Ok((!missing.is_empty()).then_some(batch))
     })?;
-    forget(mappings, |mapping, connection| {
+    forget(mappings, pod, |mapping, connection| {
         let target = (connection.reply.source, connection.reply.source_port);
         !pod.iter()
             .any(|pod| target == (*pod, mapping.container_port))
     })
+    .map(drop)
 }
 
 fn add(batch: &mut Batch, elements: &Elements) {
@@ -250,11 +249,24 @@ fn add(batch: &mut Batch, elements: &Elements) {
     }
 }
 
-fn present(nftables: &mut Nftables, set: &str) -> Result<HashMap<Vec<u8>, Option<Value>>, Error> {
-    let elements = nftables.elements(table::FAMILY, TABLE, set)?;
-    Ok(elements
+/// An element, its set, and what the table holds of its key.
+type Comparison<'a> = (&'static str, &'a Element, Option<Element>);
+
+/// Compares elements with the table.
+fn find<'a>(nftables: &mut Nftables, elements: &'a Elements) -> Result<Vec<Comparison<'a>>, Error> {
+    let wanted: Vec<_> = elements
+        .iter()
+        .flat_map(|(set, elements)| elements.iter().map(move |element| (*set, element)))
+        .collect();
+    let keys: Vec<_> = wanted
+        .iter()
+        .map(|(set, element)| (*set, element.key.as_slice()))
+        .collect();
+    let found = nftables.find(table::FAMILY, TABLE, &keys)?;
+    Ok(wanted
         .into_iter()
-        .map(|element| (element.key, element.value))
+        .zip(found)
+        .map(|((set, element), found)| (set, element, found))
         .collect())
 }
 
@@ -300,11 +312,12 @@ fn change(
     Err(linux::nftables::Error::GenerationChanged.into())
 }
 
-/// Closes the mappings of a pod; those that lead elsewhere by now stay.
-pub(crate) fn withdraw(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> {
-    let mut ours = elements(mappings, pod, true);
+/// Closes the mappings of a pod; those that lead elsewhere by now stay. Returns
+/// sockets that take long to close.
+pub(crate) fn withdraw(mappings: &[Mapping], pod: &[IpAddr]) -> Result<Vec<OwnedFd>, Error> {
+    let ours = elements(mappings, pod, true);
     if ours.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let mut nftables = Nftables::open()?;
     let generation = nftables.generation()?.id;
@@ -313,17 +326,21 @@ pub(crate) fn withdraw(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error
         let generation = generation.or(first.take());
         let mut batch = table::batch(generation);
         let mut any = false;
-        for (set, elements) in &mut ours {
-            let present = present(nftables, set)?;
-            elements.retain(|element| present.get(&element.key) == Some(&element.value));
-            any |= !elements.is_empty();
-            batch.delete_elements(set, elements.iter());
+        for (set, element, present) in find(nftables, &ours)? {
+            if present.is_some_and(|present| present.value == element.value) {
+                any = true;
+                batch.delete_elements(set, [element]);
+            }
         }
         Ok(any.then_some(batch))
     })?;
-    forget(mappings, |_, connection| {
+    let conntrack = forget(mappings, pod, |_, connection| {
         pod.contains(&connection.reply.source)
-    })
+    })?;
+    // Where there is no descriptor left, the socket is closed here and now.
+    let mut open: Vec<_> = nftables.as_fd().try_clone_to_owned().into_iter().collect();
+    open.extend(conntrack.and_then(|socket| socket.as_fd().try_clone_to_owned().ok()));
+    Ok(open)
 }
 
 /// Closes what leads to an address in `ranges` that nobody holds.
@@ -357,52 +374,48 @@ pub(crate) fn verify(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> 
         return Ok(());
     }
     let mut nftables = Nftables::open()?;
-    for (set, elements) in &wanted {
-        let present = present(&mut nftables, set)?;
-        for element in elements {
-            if present.get(&element.key) != Some(&element.value) {
-                let asked: Vec<_> = mappings.iter().map(Mapping::to_string).collect();
-                return Err(Error::Mismatch(format!(
-                    "the node's table inet {TABLE} lacks what {} needs in {set}",
-                    asked.join(", ")
-                )));
-            }
+    for (set, element, present) in find(&mut nftables, &wanted)? {
+        if present.is_none_or(|present| present.value != element.value) {
+            let asked: Vec<_> = mappings.iter().map(Mapping::to_string).collect();
+            return Err(Error::Mismatch(format!(
+                "the node's table inet {TABLE} lacks what {} needs in {set}",
+                asked.join(", ")
+            )));
         }
     }
     Ok(())
 }
 
 /// Deletes the connections without a handshake that a change made wrong: the
-/// kernel would go on sending their packets where it sent the first.
+/// kernel would go on sending their packets where it sent the first. Returns the
+/// socket it needed.
 fn forget(
     mappings: &[Mapping],
+    pod: &[IpAddr],
     wrong: impl Fn(&Mapping, &conntrack::Connection) -> bool,
-) -> Result<(), Error> {
-    let protocols: HashSet<_> = mappings
-        .iter()
-        .map(|mapping| mapping.protocol)
-        .filter(|protocol| *protocol != Protocol::Tcp)
-        .collect();
-    if protocols.is_empty() {
-        return Ok(());
-    }
-    let mut conntrack = Conntrack::open()?;
-    for protocol in protocols {
-        for family in [conntrack::Family::V4, conntrack::Family::V6] {
-            for connection in conntrack.list(family, protocol.number())? {
-                let concerned = mappings.iter().any(|mapping| {
-                    mapping.protocol == protocol
-                        && mapping.host_port == connection.original.destination_port
-                        && mapping
-                            .host_ip
-                            .is_none_or(|host| host == connection.original.destination)
-                        && wrong(mapping, &connection)
-                });
+) -> Result<Option<Conntrack>, Error> {
+    let mut used = None;
+    for mapping in mappings.iter().filter(|m| m.protocol != Protocol::Tcp) {
+        let conntrack = match &mut used {
+            Some(conntrack) => conntrack,
+            None => used.insert(Conntrack::open()?),
+        };
+        for address in pod {
+            let family = match address {
+                IpAddr::V4(_) => conntrack::Family::V4,
+                IpAddr::V6(_) => conntrack::Family::V6,
+            };
+            let protocol = mapping.protocol.number();
+            for connection in conntrack.list_to_port(family, protocol, mapping.host_port)? {
+                let concerned = mapping
+                    .host_ip
+                    .is_none_or(|host| host == connection.original.destination)
+                    && wrong(mapping, &connection);
                 if concerned {
                     conntrack.delete(&connection)?;
                 }
             }
         }
     }
-    Ok(())
+    Ok(used)
 }

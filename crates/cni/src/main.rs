@@ -1,20 +1,9 @@
 //! The plugin's binary: see the library.
 
-use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 
-use podwire_cni::reaper;
-
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments
-        .next()
-        .is_some_and(|first| first == reaper::ARGUMENT)
-    {
-        return reap(arguments.next());
-    }
     let mut output = Vec::new();
     let variables = |name: &str| std::env::var_os(name);
     let outcome = podwire_cni::plugin::run(&variables, &mut io::stdin().lock(), &mut output);
@@ -27,13 +16,5 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
-    }
-}
-
-/// The plugin's own process in the background; a runtime never asks for it.
-fn reap(root: Option<OsString>) -> ExitCode {
-    match root.as_deref().map(|root| reaper::run(Path::new(root))) {
-        Some(Ok(())) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub(crate) const NOTE_SANDBOX: &str = "sandbox";
 pub(crate) const NOTE_NAMESPACE: &str = "namespace";
 /// Note of a reservation: the hardware address of the pod's interface.
 const NOTE_MAC: &str = "mac";
+/// Note of a reservation: that an interface limits what the pod sends.
+const NOTE_LIMITED: &str = "limited";
 /// Note of a reservation: which pods share a cable (attach mode `direct`).
 pub(crate) const NOTE_PAIR: &str = "pair";
 /// Note of a reservation: the ports of the node that lead to the pod, as JSON.
@@ -143,9 +146,15 @@ fn execute(
     if command == Command::Version {
         return Ok(Some(versions(&value)));
     }
-    version_of(&value)?
-        .as_str()
-        .clone_into(&mut context.version);
+    let version = version_of(&value)?;
+    version.as_str().clone_into(&mut context.version);
+    if version < command.since() {
+        return Err(Error::Command {
+            command: command.as_str(),
+            version,
+            since: command.since(),
+        });
+    }
     match command {
         Command::Add => {
             let arguments = Arguments::from_environment(variables)?;
@@ -228,7 +237,7 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         });
     }
     let interface = &arguments.attachment.interface;
-    let mut inside = namespace.visit(Socket::open_route)??;
+    let mut inside = namespace.visit_from(&own, Socket::open_route)??;
     if link::get(&mut inside, interface)?.is_some() {
         // Whatever it is, it is not this ADD's to touch or to undo.
         return Err(Error::Environment {
@@ -249,6 +258,7 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
     let order = Order {
         configuration,
         attachment: &arguments.attachment,
+        home: &own,
         namespace: &namespace,
         sandbox: path,
         addresses: &addresses,
@@ -296,6 +306,9 @@ fn notes(
                 .clone()
                 .map(|pair| (NOTE_PAIR.to_owned(), pair)),
         );
+    }
+    if configuration.bandwidth.egress_rate != 0 {
+        notes.insert(NOTE_LIMITED.to_owned(), "true".to_owned());
     }
     if !configuration.port_mappings.is_empty() {
         let ports = json!(configuration.port_mappings).to_string();
@@ -366,17 +379,15 @@ fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
     // Whatever the path leads to now, the node's interfaces are not the pod's.
     let own = NetworkNamespace::current()?;
     let namespace = namespace.filter(|namespace| matches!(namespace.is_same_as(&own), Ok(false)));
-    let left = remove(
-        network,
-        &store,
-        attachment,
-        reservation.as_ref(),
-        namespace.as_ref(),
-    )?;
+    let place = Place {
+        home: &own,
+        pod: namespace.as_ref(),
+    };
+    let left = remove(network, &store, attachment, reservation.as_ref(), &place)?;
     // Also when there was nothing of this pod: a DEL that was killed is repeated,
     // and what it had set aside is nobody else's to think of.
-    if left || store.is_releasing()? {
-        reaper::start(&network.state)?;
+    if left.behind || !left.open.is_empty() || store.is_releasing()? {
+        reaper::start(&network.state, left.open)?;
     }
     Ok(())
 }
@@ -390,52 +401,78 @@ fn mappings(reservation: &Reservation) -> Result<Vec<Mapping>, Error> {
     }
 }
 
-/// Takes an attachment out of use; whether that left something to the reaper.
+/// The namespaces of an attachment.
+struct Place<'a> {
+    /// The node's, in which this thread is.
+    home: &'a NetworkNamespace,
+    /// The pod's, when it is there.
+    pod: Option<&'a NetworkNamespace>,
+}
+
+/// What taking an attachment out of use leaves to the background.
+#[derive(Default)]
+struct Left {
+    /// Whether the reaper has something to delete.
+    behind: bool,
+    /// Sockets that take long to close.
+    open: Vec<OwnedFd>,
+}
+
+/// Takes an attachment out of use.
 fn remove(
     network: &Network,
     store: &Store,
     attachment: &Attachment,
     reservation: Option<&Reservation>,
-    namespace: Option<&NetworkNamespace>,
-) -> Result<bool, Error> {
+    place: &Place<'_>,
+) -> Result<Left, Error> {
+    let mut left = Left::default();
     if let Some(reservation) = reservation {
-        hostports::withdraw(&mappings(reservation)?, &reservation.addresses)?;
+        left.open = hostports::withdraw(&mappings(reservation)?, &reservation.addresses)?;
     }
     let cable = match reservation {
         Some(reservation) => Shared::of(store, reservation)?,
         None => None,
     };
+    let note = |name| reservation.and_then(|reservation| reservation.notes.get(name));
     let remains = Remains {
         attachment,
         cable: cable.as_ref(),
-        bridge: reservation
-            .and_then(|reservation| reservation.notes.get(NOTE_BRIDGE))
-            .unwrap_or(&network.bridge),
+        bridge: note(NOTE_ATTACH)
+            .is_none_or(|mode| mode == AttachMode::Bridge.as_str())
+            .then(|| note(NOTE_BRIDGE).unwrap_or(&network.bridge).as_str()),
+        // Without a reservation nothing says so.
+        limited: reservation.is_none() || note(NOTE_LIMITED).is_some(),
         addresses: reservation.map_or(&[][..], |reservation| &reservation.addresses),
-        mac: attach::pod_mac(
-            attachment,
-            reservation
-                .and_then(|reservation| reservation.notes.get(NOTE_MAC))
-                .and_then(|mac| mac.parse().ok()),
-        ),
-        namespace,
+        mac: attach::pod_mac(attachment, note(NOTE_MAC).and_then(|mac| mac.parse().ok())),
+        home: place.home,
+        namespace: place.pod,
     };
     let links = attach::detach(&mut Socket::open_route()?, &remains)?;
-    Ok(store.retire(attachment)?.is_some() || links)
+    left.behind = store.retire(attachment)?.is_some() || links;
+    Ok(left)
+}
+
+/// The namespace that an attachment was made in, if it lives on: the interface of
+/// a pod that has no other end on the node is to be found there.
+fn sandbox(reservation: &Reservation, home: &NetworkNamespace) -> Option<NetworkNamespace> {
+    let namespace = NetworkNamespace::open(reservation.notes.get(NOTE_SANDBOX)?).ok()?;
+    // The path may lead to another one by now.
+    let identity = namespace.identity().ok()?;
+    let same = reservation.notes.get(NOTE_NAMESPACE) == Some(&identity.to_string());
+    (same && matches!(namespace.is_same_as(home), Ok(false))).then_some(namespace)
 }
 
 /// Takes what is left of a reservation whose sandbox is gone out of use; the
 /// rest is the reaper's.
 pub(crate) fn free(store: &Store, reservation: &Reservation) -> Result<(), Error> {
     let network = Network::named(store.network());
-    remove(
-        &network,
-        store,
-        &reservation.attachment,
-        Some(reservation),
-        None,
-    )
-    .map(drop)
+    let place = Place {
+        home: &NetworkNamespace::current()?,
+        pod: None,
+    };
+    let attachment = &reservation.attachment;
+    remove(&network, store, attachment, Some(reservation), &place).map(drop)
 }
 
 /// Opens the ports of an attached pod again where the node has lost them; whether
@@ -502,6 +539,7 @@ fn check(configuration: &Configuration, arguments: &Arguments) -> Result<(), Err
     let order = Order {
         configuration,
         attachment,
+        home: &NetworkNamespace::current()?,
         namespace: &namespace,
         sandbox: arguments.required_namespace()?,
         addresses: &[],
@@ -526,21 +564,31 @@ fn collect_garbage(network: &Network) -> Result<(), Error> {
         )
     })?;
     let store = store(network)?;
+    let home = NetworkNamespace::current()?;
     let mut first_failure = None;
     for reservation in store.list()? {
         let attachment = &reservation.attachment;
         if valid.contains(attachment) {
             continue;
         }
+        let sandbox = sandbox(&reservation, &home);
+        let place = Place {
+            home: &home,
+            pod: sandbox.as_ref(),
+        };
         // One that cannot be removed must not keep the others.
-        if let Err(error) = remove(network, &store, attachment, Some(&reservation), None) {
+        if let Err(error) = remove(network, &store, attachment, Some(&reservation), &place) {
             first_failure.get_or_insert(error);
         }
     }
     // Cables without a reservation: the state directory was emptied.
+    let place = Place {
+        home: &home,
+        pod: None,
+    };
     for attachment in attach::attachments(&mut Socket::open_route()?, &network.name)? {
         if !valid.contains(&attachment)
-            && let Err(error) = remove(network, &store, &attachment, None, None)
+            && let Err(error) = remove(network, &store, &attachment, None, &place)
         {
             first_failure.get_or_insert(error);
         }

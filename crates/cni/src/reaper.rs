@@ -1,8 +1,8 @@
 //! The slow end of DEL. Deleting a link makes the kernel wait for all readers
 //! (an RCU barrier of 20 to 30 ms), for many links as long as for one. So DEL
 //! takes a pod's links out of use and sets them aside: down, renamed, in a
-//! group of their own. A process in the background, one at a time for each
-//! state directory, deletes the whole group with one request, then gives the
+//! group of their own. A process in the background (a copy of the plugin's,
+//! [`linux::background`]), one at a time for each state directory, deletes the whole group with one request, then gives the
 //! addresses of its pods back, and begins anew if more came meanwhile.
 //!
 //! What is set aside is in the kernel and in the state directory, not in a
@@ -13,27 +13,25 @@
 //! retired; so the links of every retired reservation are in the group (or gone)
 //! when the group is deleted afterwards.
 
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use ipam::{Releasing, Store};
-use linux::link;
 use linux::netlink::Socket;
+use linux::{background, link};
 
 use crate::error::Error;
-use crate::install::PLUGIN;
 
 /// The group of links that are to be deleted: "pwx" and a zero.
 pub const GROUP: u32 = 0x7077_7800;
 
-/// First argument of the plugin's binary as the process in the background.
-pub const ARGUMENT: &str = "reap";
+/// Name of the process in the background, as `ps -c` shows it.
+const NAME: &CStr = c"podwire-reaper";
 
 /// A name for a link that is set aside: `pwx` and 12 hexadecimal digits that no
 /// other has. The names of pods' links are free for new ones at once.
@@ -109,45 +107,36 @@ fn retired(root: &Path) -> Result<Vec<(Store, Vec<Releasing>)>, Error> {
 }
 
 /// Has what is set aside deleted in the background: by the process that is at
-/// it, else by a new one. Where none can be started, deletes it here and now.
-pub(crate) fn start(root: &Path) -> Result<(), Error> {
-    // A program that only links the plugin is none that could be started as it.
-    let program = std::env::current_exe().ok();
-    let plugin = program.filter(|path| path.file_name().is_some_and(|name| name == PLUGIN));
-    let (Some(plugin), Ok(turn)) = (plugin, Turn::open(root)) else {
+/// it, else by a new one, in which `open` is closed. Where there can be none,
+/// deletes it here and now.
+pub(crate) fn start(root: &Path, open: Vec<OwnedFd>) -> Result<(), Error> {
+    let Ok(turn) = Turn::open(root) else {
         return reap(root);
     };
-    if !turn.attempt()? {
-        // The other looks again after it has given its turn back.
+    // The other looks again after it has given its turn back.
+    let turn = turn.attempt()?.then_some(turn);
+    let mut keep: Vec<_> = open.iter().map(AsFd::as_fd).collect();
+    keep.extend(turn.as_ref().map(|turn| turn.file.as_fd()));
+    if keep.is_empty() {
         return Ok(());
     }
-    // The new process has the turn from its first moment, as its standard
-    // input; the end of this one does not give it back.
-    let started = Command::new(plugin)
-        .arg(ARGUMENT)
-        .arg(root)
-        .stdin(turn.file)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn();
+    // The new process has the turn from its first moment; the end of this one
+    // does not give it back.
+    let started = background::run(&keep, || {
+        let _ = rustix::thread::set_name(NAME);
+        if let Some(turn) = &turn {
+            // What fails is left to the next one.
+            let _ = take(turn, root);
+        }
+    });
     match started {
-        // With the end of this process it becomes a child of init's.
-        Ok(_child) => Ok(()),
-        Err(_) => work(root).map(drop),
+        Err(_) if turn.is_some() => work(root).map(drop),
+        _ => Ok(()),
     }
 }
 
-/// What the process in the background does. Its standard input is its turn.
-///
-/// # Errors
-///
-/// When the kernel or the state directory refuses.
-pub fn run(root: &Path) -> Result<(), Error> {
-    let input = io::stdin().as_fd().try_clone_to_owned();
-    let turn = Turn {
-        file: input.map_err(|error| failed(&error))?.into(),
-    };
+/// What the process in the background does.
+fn take(turn: &Turn, root: &Path) -> Result<(), Error> {
     while turn.attempt()? {
         work(root)?;
         turn.file.unlock().map_err(|error| failed(&error))?;

@@ -133,19 +133,20 @@ fn an_add_killed_at_any_moment_can_be_repeated_or_collected(#[case] mode: &str) 
 }
 
 /// System calls that change something that outlasts the process, as `strace`
-/// names them: `openat` makes files and opens settings, `clone3` starts the
+/// names them: `openat` makes files and opens settings, `clone` starts the
 /// process in the background.
-const CHANGES: [&str; 8] = [
-    "sendto", "linkat", "rename", "unlink", "mkdir", "write", "openat", "clone3",
+const CHANGES: [&str; 9] = [
+    "sendto", "linkat", "rename", "unlink", "mkdir", "write", "pwrite64", "openat", "clone",
 ];
 
 /// System calls that change nothing but the process itself.
-const HARMLESS: [&str; 48] = [
+const HARMLESS: [&str; 50] = [
     "access",
     "arch_prctl",
     "bind",
     "brk",
     "close",
+    "close_range",
     "connect",
     "dup2",
     "execve",
@@ -170,6 +171,7 @@ const HARMLESS: [&str; 48] = [
     "poll",
     "ppoll",
     "pread64",
+    "prctl",
     "prlimit64",
     "read",
     "readlink",
@@ -184,16 +186,32 @@ const HARMLESS: [&str; 48] = [
     "set_robust_list",
     "set_tid_address",
     "setns",
-    "setpgid",
+    "setsid",
     "setsockopt",
     "sigaltstack",
     "socket",
     "statx",
 ];
 
+/// The interface whose network macvlan pods are on: the one that stays.
+const MASTER: &str = "pwbr0";
+
 /// What is there to undo altogether: port mappings and shaping too.
 fn everything(node: &Node, mode: &str) -> Value {
     let mut configuration = node.configuration(mode.trim_end_matches('+'));
+    configuration["pair"] = json!("two");
+    configuration["master"] = json!(MASTER);
+    if mode == "macvlan" {
+        let parent = linux::link::add_bridge(&linux::link::Bridge {
+            name: MASTER,
+            ..linux::link::Bridge::default()
+        });
+        node.namespace
+            .route_socket()
+            .unwrap()
+            .execute(&parent)
+            .unwrap();
+    }
     if mode.ends_with('+') {
         configuration["runtimeConfig"] = json!({
             "portMappings": [
@@ -228,6 +246,8 @@ fn assert_no_mappings(node: &Node) {
 #[rstest]
 #[case::bridge("bridge+")]
 #[case::routed("routed+")]
+#[case::macvlan("macvlan")]
+#[case::direct("direct")]
 fn every_system_call_is_known_to_change_something_or_not(#[case] mode: &str) {
     let node = Node::new();
     let configuration = everything(&node, mode);
@@ -263,6 +283,8 @@ fn every_system_call_is_known_to_change_something_or_not(#[case] mode: &str) {
 #[case::bridge("bridge")]
 #[case::routed("routed")]
 #[case::everything("routed+")]
+#[case::macvlan("macvlan")]
+#[case::direct("direct")]
 fn killed_before_any_system_call_that_changes_something_leaves_nothing(#[case] mode: &str) {
     let node = Node::new();
     let configuration = everything(&node, mode);

@@ -61,6 +61,36 @@ fn the_result_is_in_the_schema_of_the_version_asked_for(#[case] version: &str) {
     node.assert_clean();
 }
 
+/// CHECK came with 0.4.0, GC and STATUS with 1.1.0; a runtime that asks for them
+/// with an older configuration is told so, as by the reference plugins.
+#[test]
+fn each_version_has_its_operations() {
+    let node = Node::new();
+    let pod = Pod::new("one");
+    for version in VERSIONS {
+        let mut configuration = node.configuration("routed");
+        configuration["cniVersion"] = json!(version);
+        configuration["prevResult"] = node.call("ADD", &configuration, &pod).ok();
+        let attachment = json!({"containerID": "one", "ifname": "eth0"});
+        configuration["cni.dev/valid-attachments"] = json!([attachment]);
+        for (command, since) in [("CHECK", "0.4.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")] {
+            let outcome = node.call(command, &configuration, &pod);
+            if version >= since {
+                outcome.ok();
+                continue;
+            }
+            assert_eq!(outcome.code(), 1, "{version} {command}");
+            let message = outcome.stdout["msg"].as_str().unwrap();
+            assert!(
+                message.contains(command) && message.contains(since),
+                "{message}"
+            );
+        }
+        node.call("DEL", &configuration, &pod).ok();
+    }
+    node.assert_clean();
+}
+
 #[test]
 fn version_lists_all_versions_and_echoes_the_one_asked_with() {
     let node = Node::new();
@@ -312,11 +342,16 @@ fn addresses_and_hardware_addresses_can_be_asked_for() {
         "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
         "bandwidth": {"ingressRate": 1000000},
         "aliases": ["web"],
+        "dns": {"servers": ["10.96.0.10"], "searches": ["shop.svc.cluster.local"], "options": ["ndots:5"]},
     });
     let pod = Pod::new("one");
     let result = node.call("ADD", &configuration, &pod).ok();
     assert_eq!(result["ips"][0]["address"], "10.200.1.77/24");
     assert_eq!(result["ips"][1]["address"], "fd00:200:0:1::77/64");
+    assert_eq!(
+        result["dns"],
+        json!({"nameservers": ["10.96.0.10"], "search": ["shop.svc.cluster.local"], "options": ["ndots:5"]})
+    );
     assert_eq!(
         ip(&pod.namespace, "link show eth0")[0]["address"],
         "0a:58:0a:c8:01:4d"

@@ -277,8 +277,23 @@ impl RangeSet {
 
     /// The addresses that may be handed out, in order.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.spans.iter().flat_map(|span| {
-            let mut next = Some(span.first);
+        self.addresses_after(None)
+    }
+
+    /// Those of [`Self::addresses`] that come after one of the set; all of them
+    /// when it is not in the set.
+    pub fn addresses_after(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
+        let last = last.and_then(|last| {
+            let at = self.spans.iter().position(|span| span.contains(last))?;
+            Some((at, number(last)))
+        });
+        let spans = self.spans.iter().enumerate();
+        spans.flat_map(move |(at, span)| {
+            let mut next = match last {
+                Some((earlier, _)) if at < earlier => None,
+                Some((same, number)) if at == same => number.checked_add(1),
+                _ => Some(span.first),
+            };
             std::iter::from_fn(move || {
                 loop {
                     let number = next.filter(|number| *number <= span.last)?;

@@ -8,7 +8,7 @@
 //! | `attachments/KEY.json` | the same file (a hard link), found by container and interface |
 //! | `releasing/KEY.INODE.json` | the attachment's file once it was detached, while the slow removal of its interface goes on; its addresses are still held, and the attachment may reserve others |
 //! | `released` | addresses that were given back, oldest first |
-//! | `lock` | locked while anything of the network changes |
+//! | `lock` | locked while anything of the network changes; in it, of each family the last address that was given for the first time |
 //!
 //! Who reserves holds the file of the attachment locked until the [`Lease`] is
 //! dropped: a reservation that nobody uses yet and whose file nobody holds is
@@ -25,7 +25,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -42,6 +42,10 @@ pub const DEFAULT_ROOT: &str = "/run/podwire/ipam";
 /// Addresses remembered as given back. Ranges with fewer addresses are
 /// remembered whole; larger ones take fresh addresses first anyway.
 const REMEMBERED: usize = 1024;
+/// Bytes of the note in the lock's file, and how many sets it is of at most:
+/// longer addresses do not exist.
+const FRESH_BYTES: usize = 512;
+const FRESH_SETS: usize = 8;
 /// Holders named in the error of a full pool.
 const NAMED_HOLDERS: usize = 10;
 /// Suffix of the files.
@@ -265,7 +269,67 @@ pub struct Store {
 
 /// The lock, held until it is dropped or its process dies.
 struct Locked {
-    _file: File,
+    file: File,
+}
+
+/// Which addresses were in use before: hints, whose loss or damage means nothing
+/// worse than an address used again a little early, or found a little late.
+struct Memory<'a> {
+    lock: &'a Locked,
+    /// Of each set the last address that was given for the first time.
+    fresh: Vec<IpAddr>,
+    /// Whether that changed.
+    changed: bool,
+    /// The file `released`: addresses given back, oldest first, one a line.
+    released: String,
+}
+
+impl<'a> Memory<'a> {
+    fn of(store: &Store, lock: &'a Locked) -> Self {
+        let mut text = [0; FRESH_BYTES];
+        let length = lock.file.read_at(&mut text, 0).unwrap_or(0);
+        let text = String::from_utf8_lossy(&text[..length]);
+        Self {
+            lock,
+            fresh: text.lines().filter_map(|line| line.parse().ok()).collect(),
+            changed: false,
+            released: store.released_text(),
+        }
+    }
+
+    fn last_fresh(&self, set: &RangeSet) -> Option<IpAddr> {
+        self.fresh.iter().copied().find(|a| set.contains(*a))
+    }
+
+    fn set_fresh(&mut self, set: &RangeSet, address: IpAddr) {
+        self.fresh.retain(|earlier| !set.contains(*earlier));
+        self.fresh.push(address);
+        self.changed = true;
+    }
+
+    fn is_resting(&self, address: IpAddr) -> bool {
+        let text = address.to_string();
+        self.released.lines().any(|line| line == text)
+    }
+
+    fn resting(&self) -> impl Iterator<Item = IpAddr> {
+        self.released.lines().filter_map(|line| line.parse().ok())
+    }
+
+    /// Remembers what was given for the first time, by one write.
+    fn save(&self) {
+        if !self.changed {
+            return;
+        }
+        let newest = self.fresh.iter().rev().take(FRESH_SETS);
+        let mut text: String = newest.map(|address| format!("{address}\n")).collect();
+        // Over all that was there before.
+        text.extend(std::iter::repeat_n(
+            '\n',
+            FRESH_BYTES.saturating_sub(text.len()),
+        ));
+        let _ = self.lock.file.write_all_at(text.as_bytes(), 0);
+    }
 }
 
 impl Store {
@@ -334,11 +398,10 @@ impl Store {
         // Half made by one that died, or of an earlier configuration.
         self.remove(&file, found.as_ref())?;
 
-        let held = self.held()?;
-        let released = self.released();
+        let mut memory = Memory::of(self, &lock);
         let mut addresses = Vec::with_capacity(sets.len());
         for set in sets {
-            addresses.push(self.choose(set, &claim.wanted, &held, &released)?);
+            addresses.push(self.choose(set, &claim.wanted, &mut memory)?);
         }
         if let Some(stray) = claim.wanted.iter().find(|a| !addresses.contains(a)) {
             return Err(Error::NotInRanges(*stray));
@@ -349,7 +412,7 @@ impl Store {
             addresses,
             notes: claim.notes.clone(),
         };
-        let hold = self.write(&reservation, &file)?;
+        let hold = self.write(&reservation, &file, &memory)?;
         drop(lock);
         Ok(Lease {
             addresses: describe(&reservation.addresses, sets)
@@ -404,18 +467,19 @@ impl Store {
         }
     }
 
+    /// Chooses an address. What it costs does not depend on how many are held:
+    /// files are looked for one by one, of addresses that are likely to be free.
     fn choose(
         &self,
         set: &RangeSet,
         wanted: &[IpAddr],
-        held: &HashSet<IpAddr>,
-        released: &[IpAddr],
+        memory: &mut Memory<'_>,
     ) -> Result<IpAddr, Error> {
         if let Some(wanted) = wanted.iter().find(|address| set.contains(**address)) {
             if !set.allows(*wanted) {
                 return Err(Error::NotInRanges(*wanted));
             }
-            if held.contains(wanted) {
+            if self.is_held(*wanted)? {
                 let holder = read(&self.address_file(*wanted))?;
                 return Err(Error::Taken {
                     address: *wanted,
@@ -424,31 +488,45 @@ impl Store {
             }
             return Ok(*wanted);
         }
-        let resting: HashSet<_> = released.iter().copied().collect();
-        set.addresses()
-            .find(|address| !held.contains(address) && !resting.contains(address))
-            .or_else(|| {
-                // All were in use once: the one that has rested longest.
-                released
-                    .iter()
-                    .copied()
-                    .find(|address| set.allows(*address) && !held.contains(address))
-            })
-            .ok_or_else(|| Error::Full {
-                ranges: set.describe(),
-                held: self
-                    .list()
-                    .unwrap_or_default()
-                    .into_iter()
-                    .chain(
-                        self.releasing()
-                            .unwrap_or_default()
-                            .into_iter()
-                            .filter_map(|retired| retired.reservation),
-                    )
-                    .filter(|r| r.addresses.iter().any(|a| set.contains(*a)))
-                    .collect(),
-            })
+        let last = memory.last_fresh(set);
+        for address in set.addresses_after(last) {
+            // One that was asked for may have been in use before its turn.
+            if !memory.is_resting(address) && !self.is_held(address)? {
+                memory.set_fresh(set, address);
+                return Ok(address);
+            }
+        }
+        // All were in use once: the one that has rested longest.
+        for address in memory.resting() {
+            if set.allows(address) && !self.is_held(address)? {
+                return Ok(address);
+            }
+        }
+        // Not remembered as given back.
+        for address in set.addresses() {
+            if !self.is_held(address)? {
+                return Ok(address);
+            }
+        }
+        Err(self.full(set))
+    }
+
+    fn is_held(&self, address: IpAddr) -> Result<bool, Error> {
+        Ok(inode(&self.address_file(address))?.is_some())
+    }
+
+    fn full(&self, set: &RangeSet) -> Error {
+        let retired = self.releasing().unwrap_or_default();
+        Error::Full {
+            ranges: set.describe(),
+            held: self
+                .list()
+                .unwrap_or_default()
+                .into_iter()
+                .chain(retired.into_iter().filter_map(|r| r.reservation))
+                .filter(|r| r.addresses.iter().any(|a| set.contains(*a)))
+                .collect(),
+        }
     }
 
     /// Gives back what an attachment holds, and returns it. Fine when it holds
@@ -630,7 +708,9 @@ impl Store {
             }
         }
         for set in sets {
-            self.choose(set, &[], &held, &[])?;
+            if set.addresses().all(|address| held.contains(&address)) {
+                return Err(self.full(set));
+            }
         }
         Ok(())
     }
@@ -666,12 +746,13 @@ impl Store {
         let file = OpenOptions::new()
             .create(create)
             .truncate(false)
+            .read(true)
             .write(true)
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
         file.lock().map_err(failed)?;
-        Ok(Locked { _file: file })
+        Ok(Locked { file })
     }
 
     fn attachment_file(&self, attachment: &Attachment) -> PathBuf {
@@ -695,14 +776,22 @@ impl Store {
     /// Addresses given back, oldest first. A missing or damaged file means
     /// nothing worse than an address used again a little early.
     fn released(&self) -> Vec<IpAddr> {
-        fs::read_to_string(self.directory.join("released"))
-            .unwrap_or_default()
+        self.released_text()
             .lines()
             .filter_map(|line| line.parse().ok())
             .collect()
     }
 
-    fn write(&self, reservation: &Reservation, file: &Path) -> Result<Hold, Error> {
+    fn released_text(&self) -> String {
+        fs::read_to_string(self.directory.join("released")).unwrap_or_default()
+    }
+
+    fn write(
+        &self,
+        reservation: &Reservation,
+        file: &Path,
+        memory: &Memory<'_>,
+    ) -> Result<Hold, Error> {
         let mut text = serde_json::to_vec_pretty(reservation)
             .expect("a reservation is text, lists and maps of text");
         text.push(b'\n');
@@ -724,16 +813,15 @@ impl Store {
         }
         // Taken out of the list of resting ones, so that its next rest counts
         // from its next release.
-        let released = self.released();
-        let rest: Vec<_> = released
-            .iter()
-            .filter(|address| !reservation.addresses.contains(address))
-            .copied()
-            .collect();
-        if rest.len() != released.len() {
+        if reservation.addresses.iter().any(|a| memory.is_resting(*a)) {
+            let rest: Vec<_> = memory
+                .resting()
+                .filter(|address| !reservation.addresses.contains(address))
+                .collect();
             // A full disk must not undo what is complete.
             let _ = self.write_released(&rest);
         }
+        memory.save();
         Ok(hold)
     }
 

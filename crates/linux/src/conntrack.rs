@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::netfilter::socket::{DumpEnd, NetfilterSocket};
 use crate::netfilter::wire::{Attributes, Message, NLM_F_ACK, NLM_F_DUMP, Writer};
@@ -122,6 +123,8 @@ impl Family {
 }
 
 /// A connection to the conntrack of one network namespace.
+///
+/// Closing it can take as long as closing [`crate::nftables::Nftables`] does.
 #[derive(Debug)]
 pub struct Conntrack {
     socket: NetfilterSocket,
@@ -129,6 +132,12 @@ pub struct Conntrack {
 
 const fn message(kind: u16) -> u16 {
     SUBSYSTEM << 8 | kind
+}
+
+impl AsFd for Conntrack {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Conntrack {
@@ -153,6 +162,23 @@ impl Conntrack {
         self.list_filtered(family, protocol, None)
     }
 
+    /// Connections whose first packet went to a port of any address. As
+    /// [`Self::list`], but the kernel hands over no others where it can sort them
+    /// out.
+    ///
+    /// # Errors
+    /// If the kernel cannot list them.
+    pub fn list_to_port(
+        &mut self,
+        family: Family,
+        protocol: u8,
+        port: u16,
+    ) -> Result<Vec<Connection>, Error> {
+        let mut found = self.list_filtered(family, protocol, Some((None, port)))?;
+        found.retain(|connection| connection.original.destination_port == port);
+        Ok(found)
+    }
+
     /// Connections whose first packet went to an address and port. As
     /// [`Self::list`], but the kernel hands over few others.
     ///
@@ -168,7 +194,7 @@ impl Conntrack {
             IpAddr::V4(_) => Family::V4,
             IpAddr::V6(_) => Family::V6,
         };
-        let mut found = self.list_filtered(family, protocol, Some((destination, port)))?;
+        let mut found = self.list_filtered(family, protocol, Some((Some(destination), port)))?;
         found.retain(|connection| {
             let original = &connection.original;
             (original.destination, original.destination_port) == (destination, port)
@@ -180,7 +206,7 @@ impl Conntrack {
         &mut self,
         family: Family,
         protocol: u8,
-        to: Option<(IpAddr, u16)>,
+        to: Option<(Option<IpAddr>, u16)>,
     ) -> Result<Vec<Connection>, Error> {
         let unsupported = [
             rustix::io::Errno::INVAL.raw_os_error(),
@@ -205,7 +231,7 @@ impl Conntrack {
         &mut self,
         family: Family,
         protocol: u8,
-        filter: Option<Option<(IpAddr, u16)>>,
+        filter: Option<Option<(Option<IpAddr>, u16)>>,
     ) -> io::Result<Vec<Connection>> {
         let sequence = self.socket.next_sequence();
         let mut writer = Writer::default();
@@ -217,7 +243,7 @@ impl Conntrack {
                 flags |= FILTER_DESTINATION_PORT;
                 // Of IPv6 addresses the kernel passes those that differ
                 // (`ctnetlink_filter_match_tuple`): by port alone, then.
-                if let IpAddr::V4(v4) = address {
+                if let Some(IpAddr::V4(v4)) = address {
                     flags |= FILTER_DESTINATION;
                     let addresses = writer.open(1); // CTA_TUPLE_IP
                     writer.put(2, &v4.octets()); // CTA_IP_V4_DST

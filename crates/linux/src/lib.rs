@@ -5,6 +5,7 @@
 //! and is the only crate of the workspace that contains `unsafe`.
 
 pub mod address;
+pub mod background;
 pub mod conntrack;
 pub mod datagram;
 pub mod ethtool;

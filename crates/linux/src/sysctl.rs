@@ -8,7 +8,14 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+/// Longest number a setting holds, in bytes, with room to spare.
+const LONGEST: usize = 64;
 
 /// A failed access to a setting.
 #[derive(Debug, thiserror::Error)]
@@ -120,11 +127,18 @@ impl Setting {
     /// Reads the setting.
     pub fn read(&self) -> Result<i64, Error> {
         let path = self.path()?;
-        let text = fs::read_to_string(&path).map_err(|source| Error::Read {
+        let mut text = [0; LONGEST];
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let read = rustix::fs::openat(CWD, &path, flags, Mode::empty())
+            .and_then(|file| rustix::io::read(&file, &mut text));
+        let length = read.map_err(|errno| Error::Read {
             path: path.clone(),
-            source,
+            source: errno.into(),
         })?;
-        text.trim().parse().map_err(|_| Error::NotANumber { path })
+        std::str::from_utf8(&text[..length])
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .ok_or(Error::NotANumber { path })
     }
 
     /// Writes the setting. One that has the value already need not be writable
@@ -152,6 +166,59 @@ impl Setting {
     }
 }
 
+/// The settings of one interface and family, for changing several of them: the
+/// way to them is walked once, which takes the kernel longer the more network
+/// namespaces there are.
+#[derive(Debug)]
+pub struct InterfaceSettings {
+    family: Family,
+    interface: String,
+    folder: OwnedFd,
+}
+
+impl InterfaceSettings {
+    /// Finds them; `None` when the kernel has none (no such interface, or not
+    /// the family).
+    ///
+    /// # Errors
+    /// When they are there and cannot be opened.
+    pub fn open(family: Family, interface: &str) -> Result<Option<Self>, Error> {
+        // Checks the name.
+        let path = Setting::new(format!("{}/conf/{interface}", family.folder())).path()?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
+            Ok(folder) => Ok(Some(Self {
+                family,
+                interface: interface.to_owned(),
+                folder,
+            })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::Read {
+                path,
+                source: errno.into(),
+            }),
+        }
+    }
+
+    /// As [`Setting::write_if_present`].
+    ///
+    /// # Errors
+    /// When the setting is there, has another value and cannot be written.
+    pub fn write_if_present(&self, leaf: &str, value: i64) -> Result<bool, Error> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let written = rustix::fs::openat(&self.folder, leaf, flags, Mode::empty())
+            .and_then(|file| rustix::io::write(&file, value.to_string().as_bytes()));
+        match written {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            // Says what is wrong, unless the value is what it should be.
+            Err(_) => {
+                Setting::of_interface(self.family, &self.interface, leaf).write_if_present(value)
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +235,30 @@ mod tests {
             assert_eq!(one.run(|| setting.read()).unwrap().unwrap(), 1 - before);
             assert_eq!(other.run(|| setting.read()).unwrap().unwrap(), before);
         }
+    }
+
+    #[test]
+    fn settings_of_an_interface_are_found_once_and_written_by_name() {
+        let namespace = NetworkNamespace::create().unwrap();
+        namespace
+            .run(|| {
+                for family in [Family::V4, Family::V6] {
+                    let settings = InterfaceSettings::open(family, "lo").unwrap().unwrap();
+                    let setting = Setting::of_interface(family, "lo", "accept_redirects");
+                    for value in [0, 1, 0] {
+                        assert!(
+                            settings
+                                .write_if_present("accept_redirects", value)
+                                .unwrap()
+                        );
+                        assert_eq!(setting.read().unwrap(), value);
+                    }
+                    assert!(!settings.write_if_present("there_is_none", 0).unwrap());
+                    assert!(InterfaceSettings::open(family, "none0").unwrap().is_none());
+                    assert!(InterfaceSettings::open(family, "..").is_err());
+                }
+            })
+            .unwrap();
     }
 
     #[test]

@@ -28,13 +28,17 @@ struct Chain {
     _state: TempDir,
 }
 
+/// Where podwire's reservations and the reference's are kept: in memory, as
+/// podwire's are on a node, so that no disk is compared.
+const STATE: &str = "/run";
+
 fn ranges() -> Value {
     json!([[{"subnet": "10.200.0.0/22"}], [{"subnet": "fd00:200::/64"}]])
 }
 
 /// podwire's own plugin, which maps ports and shapes by itself.
 pub(crate) fn podwire(attach: &str, mappings: bool) -> anyhow::Result<Box<dyn Subject>> {
-    let state = TempDir::new()?;
+    let state = TempDir::new_in(STATE)?;
     let configuration = json!({
         "cniVersion": "1.0.0", "name": "bench", "type": "podwire-cni", "attach": attach,
         "logFile": state.path().join("cni.log"),
@@ -50,7 +54,7 @@ pub(crate) fn podwire(attach: &str, mappings: bool) -> anyhow::Result<Box<dyn Su
 
 /// The reference chain.
 pub(crate) fn reference(mappings: bool) -> anyhow::Result<Box<dyn Subject>> {
-    let state = TempDir::new()?;
+    let state = TempDir::new_in(STATE)?;
     let bridge = json!({
         "cniVersion": "1.0.0", "name": "bench", "type": "bridge", "bridge": "cni0",
         "isGateway": true, "hairpinMode": true,

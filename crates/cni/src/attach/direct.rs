@@ -7,7 +7,6 @@
 
 use ipam::{Attachment, Reservation, Store};
 use linux::link::{self, VethEnd};
-use linux::namespace::NetworkNamespace;
 use linux::netlink::Socket;
 use sha2::{Digest as _, Sha256};
 
@@ -160,16 +159,15 @@ pub(super) fn detach(
     let Some(namespace) = remains.namespace else {
         return Ok(aside);
     };
-    let mut inside = namespace.visit(Socket::open_route)??;
+    let mut inside = namespace.visit_from(remains.home, Socket::open_route)??;
     let own = link::get(&mut inside, &remains.attachment.interface)?;
     let Some(own) = own.filter(|own| own.mac == Some(remains.mac)) else {
         return Ok(aside);
     };
-    let node = NetworkNamespace::current()?;
     if cable.wanted {
         let end = VethEnd {
             name: &cable.waiting,
-            namespace: Some(&node),
+            namespace: Some(remains.home),
             ..VethEnd::default()
         };
         attempt(&mut inside, &link::hand_over(own.index, &end))?;
@@ -177,7 +175,7 @@ pub(super) fn detach(
     }
     // Both ends, when the other waits on the node, or the one that is left.
     let name = reaper::aside_name();
-    let requests = link::retire_to(own.index, &node, &name, reaper::GROUP);
+    let requests = link::retire_to(own.index, remains.home, &name, reaper::GROUP);
     attempt(&mut inside, &requests)?;
     Ok(true)
 }

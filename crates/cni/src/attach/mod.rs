@@ -44,6 +44,8 @@ pub struct Order<'a> {
     pub configuration: &'a Configuration,
     /// Container and interface.
     pub attachment: &'a Attachment,
+    /// The node's namespace, in which the calling thread is.
+    pub home: &'a NetworkNamespace,
     /// The pod's namespace.
     pub namespace: &'a NetworkNamespace,
     /// Its path, for the result.
@@ -113,11 +115,15 @@ pub struct Remains<'a> {
     /// The cable it shares with another pod.
     pub cable: Option<&'a Shared>,
     /// Name of the bridge it may be attached to.
-    pub bridge: &'a str,
+    pub bridge: Option<&'a str>,
+    /// Whether there may be an interface that limits what the pod sends.
+    pub limited: bool,
     /// Addresses it holds.
     pub addresses: &'a [IpAddr],
     /// The hardware address of the pod's interface.
     pub mac: MacAddress,
+    /// The node's namespace, in which the calling thread is.
+    pub home: &'a NetworkNamespace,
     /// The pod's namespace, when it is still there.
     pub namespace: Option<&'a NetworkNamespace>,
 }
@@ -130,7 +136,10 @@ pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<bool, Error>
         return direct::detach(socket, cable, remains);
     }
     let cable = link::get(socket, &host_interface(remains.attachment))?;
-    let shaper = link::get(socket, &bandwidth::interface(remains.attachment))?;
+    let shaper = match remains.limited {
+        true => link::get(socket, &bandwidth::interface(remains.attachment))?,
+        false => None,
+    };
     let mut requests = Vec::new();
     for link in [&cable, &shaper].into_iter().flatten() {
         requests.extend(link::retire(
@@ -140,7 +149,8 @@ pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<bool, Error>
         ));
     }
     if !remains.addresses.is_empty()
-        && let Some(bridge) = link::get(socket, remains.bridge)?
+        && let Some(bridge) = remains.bridge
+        && let Some(bridge) = link::get(socket, bridge)?
     {
         requests.extend(
             remains
@@ -164,7 +174,7 @@ fn detach_inside(
     remains: &Remains<'_>,
     cable: Option<&link::Link>,
 ) -> Result<bool, Error> {
-    let mut socket = namespace.visit(Socket::open_route)??;
+    let mut socket = namespace.visit_from(remains.home, Socket::open_route)??;
     let Some(own) = link::get(&mut socket, &remains.attachment.interface)? else {
         return Ok(false);
     };
@@ -181,9 +191,8 @@ fn detach_inside(
         // Known by its address: another interface of the name, for which ADD
         // was refused, is not ours to delete.
         Some("macvlan") if own.mac == Some(remains.mac) => {
-            let node = NetworkNamespace::current()?;
             let name = reaper::aside_name();
-            let requests = link::retire_to(own.index, &node, &name, reaper::GROUP);
+            let requests = link::retire_to(own.index, remains.home, &name, reaper::GROUP);
             attempt(&mut socket, &requests)?;
             Ok(true)
         }
@@ -333,7 +342,7 @@ fn make_cable(
             if let Some(left) = link::get(socket, &name)? {
                 let requests = link::retire(left.index, &reaper::aside_name(), reaper::GROUP);
                 attempt(socket, &requests)?;
-                reaper::start(&order.configuration.network.state)?;
+                reaper::start(&order.configuration.network.state, Vec::new())?;
             }
             socket.execute(&request)?;
         }

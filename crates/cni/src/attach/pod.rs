@@ -7,7 +7,7 @@ use linux::address::{self, Address};
 use linux::link::{self, MacAddress};
 use linux::netlink::{Request, Socket};
 use linux::route::{self, Filter, Route};
-use linux::sysctl::{Family, Setting};
+use linux::sysctl::{Family, InterfaceSettings, Setting};
 use linux::{namespace, neighbour};
 
 use super::{DEADLINE, Order, family};
@@ -43,7 +43,7 @@ pub(super) fn furnish(
 ) -> Result<(), Error> {
     order
         .namespace
-        .visit(|| settings(&order.attachment.interface, legs))??;
+        .visit_from(order.home, || settings(&order.attachment.interface, legs))??;
     inside.execute_all(&requests(index, legs, &order.configuration.routes))?;
     Ok(())
 }
@@ -67,9 +67,9 @@ pub(super) fn wait(
 ) -> Result<(), Error> {
     let addresses: Vec<_> = legs.iter().map(|leg| leg.address.addr()).collect();
     let usable = address::are_usable(inside, index, &addresses)?
-        || order
-            .namespace
-            .visit(|| address::wait_until_usable(inside, index, &addresses, DEADLINE))??;
+        || order.namespace.visit_from(order.home, || {
+            address::wait_until_usable(inside, index, &addresses, DEADLINE)
+        })??;
     if usable {
         return Ok(());
     }
@@ -82,29 +82,25 @@ pub(super) fn wait(
 /// No waiting for duplicate addresses, no addresses and routes from router
 /// advertisements or redirects: a pod has what it was given.
 fn settings(interface: &str, legs: &[Leg]) -> Result<(), Error> {
-    let mut settings = Vec::new();
     for leg in legs {
         let family = family(&leg.address.addr());
-        let mut set = |interface: &str, leaf: &str, value| {
-            settings.push((Setting::of_interface(family, interface, leaf), value));
+        let settings = InterfaceSettings::open(family, interface)?;
+        let set = |leaf: &str, value| match &settings {
+            Some(settings) => settings.write_if_present(leaf, value),
+            None => Ok(false),
         };
-        set(interface, "accept_redirects", 0);
+        set("accept_redirects", 0)?;
         match family {
             // On hosts the kernel accepts redirects if either says so.
-            Family::V4 => set("all", "accept_redirects", 0),
+            Family::V4 => {
+                Setting::of_interface(family, "all", "accept_redirects").write_if_present(0)?;
+            }
             Family::V6 => {
                 // Some runtimes switch IPv6 off in new namespaces.
-                set(interface, "disable_ipv6", 0);
-                set(interface, "accept_dad", 0);
-                set(interface, "accept_ra", 0);
+                set("disable_ipv6", 0)?;
+                set("accept_dad", 0)?;
+                set("accept_ra", 0)?;
             }
-        }
-    }
-    for (setting, value) in settings {
-        if !setting.write_if_present(value)? && value != 0 {
-            return Err(Error::NotAvailable(format!(
-                "the kernel lacks the setting {setting:?}"
-            )));
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! A blocking NETLINK_NETFILTER socket.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use rustix::net::{RecvFlags, SendFlags, sockopt};
@@ -44,6 +45,12 @@ impl Refusal {
 
     pub(crate) fn error(&self) -> io::Error {
         io::Error::from_raw_os_error(self.errno)
+    }
+}
+
+impl AsFd for NetfilterSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -172,6 +179,39 @@ impl NetfilterSocket {
                 }
             }
         }
+    }
+
+    /// Sends `count` requests, numbered from `first` on, each of which the kernel
+    /// answers by one message or refuses, and hands the answers over with their
+    /// places.
+    pub(crate) fn ask(
+        &mut self,
+        bytes: &[u8],
+        first: u32,
+        count: usize,
+        mut each: impl FnMut(usize, Result<Message<'_>, Refusal>),
+    ) -> io::Result<()> {
+        self.send(bytes)?;
+        let mut missing = count;
+        while missing > 0 {
+            let datagram = self.receive()?;
+            for message in Messages(datagram) {
+                let Some(at) = message
+                    .sequence
+                    .checked_sub(first)
+                    .and_then(|at| usize::try_from(at).ok())
+                    .filter(|at| *at < count)
+                else {
+                    continue;
+                };
+                missing = missing.saturating_sub(1);
+                match message.kind {
+                    NLMSG_ERROR => each(at, Err(Refusal::of(message))),
+                    _ => each(at, Ok(message)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sends a dump request and hands over each message of the answer.

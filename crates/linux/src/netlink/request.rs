@@ -31,13 +31,13 @@ const UNKNOWN_KIND: &str = "Unknown device type";
 
 impl Request {
     /// A request of any netlink family. `purpose` is a verb phrase ("add route
-    /// 10.0.0.0/24") that completes "cannot …". `NLM_F_REQUEST` and
-    /// `NLM_F_ACK` are added to `flags`.
+    /// 10.0.0.0/24") that completes "cannot …". `NLM_F_REQUEST`, and
+    /// `NLM_F_ACK` where it is needed, are added to `flags`.
     pub fn new(purpose: impl Into<String>, message_type: u16, flags: u16, body: Vec<u8>) -> Self {
         Self {
             purpose: purpose.into(),
             message_type,
-            flags: flags | NLM_F_REQUEST | NLM_F_ACK,
+            flags: flags | NLM_F_REQUEST,
             body,
             needs: None,
         }
@@ -83,13 +83,18 @@ impl Request {
     }
 
     /// Appends the encoded message to `buffer`. Port 0: the kernel fills it in.
-    pub(super) fn encode(&self, sequence: u32, buffer: &mut Vec<u8>) {
+    /// Without `acknowledged`, the kernel answers only when it refuses.
+    pub(super) fn encode(&self, sequence: u32, acknowledged: bool, buffer: &mut Vec<u8>) {
         let start = buffer.len();
         let length = u32::try_from(HEADER_LENGTH + self.body.len())
             .expect("a request is far below 4 GiB: attributes hold 64 KiB each");
         buffer.extend(length.to_ne_bytes());
         buffer.extend(self.message_type.to_ne_bytes());
-        buffer.extend(self.flags.to_ne_bytes());
+        let flags = match acknowledged {
+            true => self.flags | NLM_F_ACK,
+            false => self.flags,
+        };
+        buffer.extend(flags.to_ne_bytes());
         buffer.extend(sequence.to_ne_bytes());
         buffer.extend(0u32.to_ne_bytes());
         buffer.extend(&self.body);
@@ -100,7 +105,7 @@ impl Request {
     #[cfg(test)]
     pub(crate) fn encoded(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        self.encode(1, &mut bytes);
+        self.encode(1, true, &mut bytes);
         bytes
     }
 

@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use netlink_packet_core::{DecodeError, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
+use netlink_packet_core::{
+    DecodeError, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLMSG_DONE, NLMSG_ERROR,
+};
 use netlink_sys::{SocketAddr, protocols};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -13,9 +15,9 @@ use super::{Error, Message, Messages, Refusal, Request};
 /// The kernel sends dumps in pieces of at most 32 KiB when the reader's buffer
 /// allows it; single messages stay below 64 KiB but for a few huge attributes.
 const RECEIVE_BUFFER: usize = 64 * 1024;
-/// Requests sent before their acknowledgements are read. An acknowledgement
-/// takes about 800 bytes of the socket's receive queue; the default queue of
-/// 208 KiB holds this many with room to spare, so that none is ever lost.
+/// Requests sent before their answers are read. A refusal takes about 800 bytes
+/// of the socket's receive queue; the default queue of 208 KiB holds this many
+/// with room to spare, so that none is ever lost.
 const PIPELINE: usize = 128;
 /// Bytes sent in one `sendmsg`; the default send buffer is 208 KiB.
 const PIPELINE_BYTES: usize = 64 * 1024;
@@ -175,8 +177,8 @@ impl Socket {
         self.execute_all(std::slice::from_ref(request))
     }
 
-    /// Sends all requests, many in one `sendmsg`, and waits for all
-    /// acknowledgements. The kernel carries out every request in order, also
+    /// Sends all requests, many in one `sendmsg`, and waits until they are carried
+    /// out. The kernel carries out every request in order, also
     /// those behind a failed one; the first failure is returned.
     pub fn execute_all(&mut self, requests: &[Request]) -> Result<(), Error> {
         self.attempt_all(requests)?.into_iter().collect()
@@ -191,13 +193,15 @@ impl Socket {
             let mut bytes = std::mem::take(&mut self.send_buffer);
             bytes.clear();
             let mut sequences = Vec::new();
-            for request in rest {
-                if sequences.len() == PIPELINE || bytes.len() >= PIPELINE_BYTES {
-                    break;
-                }
+            let mut rest_of_pipeline = rest.iter().take(PIPELINE).peekable();
+            while let Some(request) = rest_of_pipeline.next() {
                 let sequence = self.next_sequence();
                 sequences.push(sequence);
-                request.encode(sequence, &mut bytes);
+                let last = rest_of_pipeline.peek().is_none() || bytes.len() >= PIPELINE_BYTES;
+                request.encode(sequence, last, &mut bytes);
+                if last {
+                    break;
+                }
             }
             let (now, later) = rest.split_at(sequences.len());
             self.sent += u64::try_from(now.len()).unwrap_or(u64::MAX);
@@ -210,16 +214,17 @@ impl Socket {
         Ok(outcomes)
     }
 
-    /// Reads the acknowledgement of each of `requests`.
+    /// Reads the answers to `requests`: the kernel carries them out one after the
+    /// other while they are sent, refuses some, and acknowledges the last.
     fn acknowledgements(
         &mut self,
         requests: &[Request],
         sequences: &[u32],
         outcomes: &mut Vec<Result<(), Error>>,
     ) -> Result<(), Error> {
-        let mut found: Vec<Option<Result<(), Refusal>>> = vec![None; requests.len()];
-        let mut missing = requests.len();
-        while missing > 0 {
+        let mut found: Vec<Result<(), Refusal>> = vec![Ok(()); requests.len()];
+        let mut complete = requests.is_empty();
+        while !complete {
             let datagram = self
                 .receive()
                 .map_err(|source| transport(requests[0].purpose(), source))?;
@@ -231,14 +236,13 @@ impl Socket {
                 if message.message_type != NLMSG_ERROR {
                     continue;
                 }
-                if let (Some(outcome), None) = (message.outcome(), &found[at]) {
-                    found[at] = Some(outcome);
-                    missing -= 1;
+                if let Some(outcome) = message.outcome() {
+                    found[at] = outcome;
+                    complete |= at + 1 == requests.len();
                 }
             }
         }
         for (request, outcome) in requests.iter().zip(found) {
-            let outcome = outcome.unwrap_or(Ok(()));
             outcomes.push(outcome.map_err(|refusal| request.refused(refusal)));
         }
         Ok(())
@@ -291,7 +295,7 @@ impl Socket {
         self.sent += 1;
         let mut bytes = std::mem::take(&mut self.send_buffer);
         bytes.clear();
-        request.encode(sequence, &mut bytes);
+        request.encode(sequence, false, &mut bytes);
         let sent = self.send(&bytes);
         self.send_buffer = bytes;
         sent.map_err(|source| transport(purpose, source))?;
@@ -317,15 +321,10 @@ impl Socket {
                     continue;
                 }
                 interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                let complete;
                 match message.message_type {
                     NLMSG_ERROR | NLMSG_DONE => match message.outcome() {
-                        Some(Ok(())) if malformed.is_some() => {
-                            return Err(Error::Malformed {
-                                purpose: purpose.to_owned(),
-                                reason: malformed.unwrap_or_default(),
-                            });
-                        }
-                        Some(Ok(())) => return Ok((!interrupted).then_some(found)),
+                        Some(Ok(())) => complete = true,
                         Some(Err(refusal)) => {
                             return Err(request.refused(refusal));
                         }
@@ -336,11 +335,24 @@ impl Socket {
                             });
                         }
                     },
-                    _ => match decode(message) {
-                        Ok(Some(item)) => found.push(item),
-                        Ok(None) => {}
-                        Err(error) => malformed = Some(error.to_string()),
-                    },
+                    _ => {
+                        match decode(message) {
+                            Ok(Some(item)) => found.push(item),
+                            Ok(None) => {}
+                            Err(error) => malformed = Some(error.to_string()),
+                        }
+                        // One of several is followed by NLMSG_DONE.
+                        complete = message.flags & NLM_F_MULTIPART == 0;
+                    }
+                }
+                if let (true, Some(reason)) = (complete, malformed.take()) {
+                    return Err(Error::Malformed {
+                        purpose: purpose.to_owned(),
+                        reason,
+                    });
+                }
+                if complete {
+                    return Ok((!interrupted).then_some(found));
                 }
             }
         }

@@ -440,7 +440,7 @@ fn byte_order(fields: &[super::object::DataType]) -> u32 {
     }
 }
 
-fn write_element(w: &mut Writer, element: &Element, with_value: bool) {
+pub(super) fn write_element(w: &mut Writer, element: &Element, with_value: bool) {
     let open = w.open(1); // NFTA_LIST_ELEM
     let key = w.open(1);
     w.put(1, &element.key);
