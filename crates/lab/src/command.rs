@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cluster::{self, Cluster, api_resource, message};
-use crate::config::{Backend, is_label};
+use crate::config::{Backend, Proxy, is_label};
 use crate::manifests::{Object, Resource, Source};
 use crate::paths::{LABS, Paths};
 use crate::progress::Progress;
@@ -95,6 +95,12 @@ enum Command {
         /// The node; all, and those added later, when absent
         #[arg(long)]
         node: Option<String>,
+    },
+    /// Change how Services are brought into the kernel, on all nodes and those added later
+    Proxy {
+        /// The proxy
+        #[arg(value_enum)]
+        proxy: Proxy,
     },
     /// Add and remove nodes, and run programs on them
     #[command(subcommand)]
@@ -200,6 +206,7 @@ pub fn run(options: &Options) -> Result<u8, Error> {
         Command::Exec { .. } => need("running a program in a pod")?,
         Command::Load { .. } => need("loading images")?,
         Command::Backend { .. } => need("changing the back end")?,
+        Command::Proxy { .. } => need("changing the proxy")?,
         Command::Node(NodeCommand::Add { .. }) => need("adding a node")?,
         Command::Node(NodeCommand::Remove { .. }) => need("removing a node")?,
         Command::Node(NodeCommand::Exec { .. }) => need("running a program on a node")?,
@@ -230,7 +237,19 @@ pub fn run(options: &Options) -> Result<u8, Error> {
         Command::Kubeconfig => kubeconfig(&options.name, &paths, output),
         Command::Logs { process } => logs(&options.name, &paths, process.as_deref()),
         Command::Backend { backend, node } => {
-            change_backend(&paths, *backend, node.clone(), output)
+            let node = node.clone();
+            let backend = *backend;
+            change(
+                &paths,
+                &Request::Backend { backend, node },
+                "backend",
+                &backend,
+                output,
+            )
+        }
+        Command::Proxy { proxy } => {
+            let request = Request::Proxy { proxy: *proxy };
+            change(&paths, &request, "proxy", proxy, output)
         }
         Command::Node(NodeCommand::Add {
             node,
@@ -589,24 +608,26 @@ fn logs(name: &str, paths: &Paths, process: Option<&str>) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn change_backend(
+/// Tells the nodes that `what` is another one now.
+fn change(
     paths: &Paths,
-    backend: Backend,
-    node: Option<String>,
+    request: &Request,
+    what: &str,
+    now: &(impl serde::Serialize + std::fmt::Display),
     output: Output,
 ) -> Result<u8, Error> {
-    let (answer, _) = exec::ask(paths, &Request::Backend { backend, node })?;
+    let (answer, _) = exec::ask(paths, request)?;
     let Answer::Told(nodes) = answer else {
         return Err(Error::new(
             "the supervisor gave an answer to another question",
         ));
     };
     match output {
-        Output::Json => print_json(&json!({"backend": backend, "nodes": nodes}))?,
+        Output::Json => print_json(&json!({what: now, "nodes": nodes}))?,
         Output::Text => {
             let lines: String = nodes
                 .iter()
-                .map(|node| format!("{node} goes on with {backend}\n"))
+                .map(|node| format!("{node} goes on with {now}\n"))
                 .collect();
             print(&lines)?;
         }

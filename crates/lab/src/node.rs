@@ -70,6 +70,8 @@ pub(crate) struct Spec {
 pub(crate) enum Order {
     /// The agent goes on with another back end.
     Backend(Backend),
+    /// The agent goes on with another proxy.
+    Proxy(Proxy),
 }
 
 /// What the deciding thread is told.
@@ -418,8 +420,11 @@ fn supervise(spec: &Spec, agent_log: &File, kubelet_log: &File) -> Result<(), Er
                     }
                 }
             }
-            Ok(Event::Ordered(Order::Backend(backend))) => {
-                spec.backend = backend;
+            Ok(Event::Ordered(order)) => {
+                match order {
+                    Order::Backend(backend) => spec.backend = backend,
+                    Order::Proxy(proxy) => spec.proxy = proxy,
+                }
                 let (agent, arguments, _) = &mut services[0];
                 *arguments = agent_arguments(&spec);
                 // It is started again with them when it has ended.

@@ -15,7 +15,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::config::Backend;
+use crate::config::{Backend, Proxy};
 
 /// This program's version of the protocol.
 const VERSION: u32 = 1;
@@ -54,6 +54,11 @@ pub(crate) enum Request {
         /// The node; all, and those to come, when absent.
         node: Option<String>,
     },
+    /// Another proxy for Services, on all nodes and those to come.
+    Proxy {
+        /// Which.
+        proxy: Proxy,
+    },
     /// One node less. Its Node object is the caller's affair.
     RemoveNode {
         /// Its name.
@@ -75,7 +80,7 @@ pub(crate) enum Answer {
     Added(NodeStatus),
     /// To `RemoveNode`: no process of it is left.
     Removed,
-    /// To `Backend`: the agents of these nodes were told.
+    /// To `Backend` and `Proxy`: the agents of these nodes were told.
     Told(Vec<String>),
     /// Why not.
     Refused(String),

@@ -22,7 +22,7 @@ use rustix::process::{Pid, Signal, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::config::{Backend, Config, is_label, node_number};
+use crate::config::{Backend, Config, Proxy, is_label, node_number};
 use crate::init::{Reaper, Service, describe};
 use crate::internet;
 use crate::lock::Lock;
@@ -136,6 +136,22 @@ struct Node {
     orders: Option<PipeWriter>,
     /// Who waits for its end.
     removing: Option<UnixStream>,
+}
+
+impl Node {
+    /// Tells its first process what changes; `false` if it does not run: it is
+    /// told at its start.
+    fn tell(&mut self, order: &Order) -> Result<bool, String> {
+        let (Some(orders), Some(_)) = (&mut self.orders, self.service.process()) else {
+            return Ok(false);
+        };
+        let mut line = serde_json::to_vec(order).map_err(|error| error.to_string())?;
+        line.push(b'\n');
+        orders
+            .write_all(&line)
+            .map_err(|error| format!("cannot tell {}: {error}", self.name))?;
+        Ok(true)
+    }
 }
 
 struct Supervisor {
@@ -606,15 +622,8 @@ impl Supervisor {
         }
         if node.is_none() {
             self.file.config.backend = backend;
-            let path = self.paths.config();
-            // Also what later starts of the control plane and of this command read.
-            serde_json::to_vec_pretty(&self.file)
-                .map_err(io::Error::other)
-                .and_then(|json| fs::write(&path, json))
-                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            self.write_config()?;
         }
-        let mut line = serde_json::to_vec(&Order::Backend(backend)).map_err(|e| e.to_string())?;
-        line.push(b'\n');
         let mut told = Vec::new();
         for known in self.nodes.values_mut() {
             if node.is_some_and(|name| name != known.name) {
@@ -622,15 +631,40 @@ impl Supervisor {
             }
             let before = known.backend;
             known.backend = node.map(|_| backend);
-            if let (Some(orders), Some(_)) = (&mut known.orders, known.service.process()) {
-                orders.write_all(&line).map_err(|error| {
+            match known.tell(&Order::Backend(backend)) {
+                Ok(true) => told.push(known.name.clone()),
+                Ok(false) => {}
+                Err(why) => {
                     known.backend = before;
-                    format!("cannot tell {}: {error}", known.name)
-                })?;
+                    return Err(why);
+                }
+            }
+        }
+        Ok(told)
+    }
+
+    /// Changes the proxy of all nodes and those to come. Returns the nodes whose
+    /// agents were told.
+    fn change_proxy(&mut self, proxy: Proxy) -> Result<Vec<String>, String> {
+        self.file.config.proxy = proxy;
+        self.write_config()?;
+        let mut told = Vec::new();
+        for known in self.nodes.values_mut() {
+            if known.tell(&Order::Proxy(proxy))? {
                 told.push(known.name.clone());
             }
         }
         Ok(told)
+    }
+
+    /// Keeps the configuration for later starts of the control plane and for the
+    /// commands that read it.
+    fn write_config(&self) -> Result<(), String> {
+        let path = self.paths.config();
+        serde_json::to_vec_pretty(&self.file)
+            .map_err(io::Error::other)
+            .and_then(|json| fs::write(&path, json))
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 
     fn remove_node(&mut self, name: &str, stream: UnixStream) {
@@ -705,6 +739,10 @@ impl Supervisor {
                     Err(why) => answer(&stream, &Answer::Refused(why), None),
                 }
             }
+            Request::Proxy { proxy } => match self.change_proxy(proxy) {
+                Ok(told) => answer(&stream, &Answer::Told(told), None),
+                Err(why) => answer(&stream, &Answer::Refused(why), None),
+            },
             Request::AddNode {
                 name,
                 subnet,

@@ -71,7 +71,8 @@ pub(crate) struct Options {
     /// [default: host-gw]
     #[arg(long, value_enum, conflicts_with = "cni_conf")]
     backend: Option<Backend>,
-    /// What brings Services into the nodes' kernel [default: nftables]
+    /// What brings Services into the nodes' kernel; podwire lab proxy changes it
+    /// [default: nftables]
     #[arg(long, value_enum)]
     proxy: Option<Proxy>,
     /// Send directly within a subnet and by the tunnel across subnets
@@ -318,7 +319,10 @@ fn same(name: &str, options: &Options, paths: &Paths) -> Result<(), Error> {
         ));
     }
     if options.proxy.is_some_and(|proxy| proxy != running.proxy) {
-        differences.push(format!("--proxy {}", running.proxy));
+        differences.push(format!(
+            "--proxy {} (which podwire lab proxy changes)",
+            running.proxy
+        ));
     }
     if options.cross_subnet && !running.cross_subnet {
         differences.push("no --cross-subnet".to_owned());
