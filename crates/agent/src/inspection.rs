@@ -80,11 +80,11 @@ pub struct BackendView {
     pub counted: Option<Counted>,
 }
 
-/// What the kernel counted. Translation sees the first packet of each
-/// connection only, so packets are connections.
+/// What the kernel counted. Of the nftables and iptables proxies it is first packets
+/// of connections, since translation sees no others; of IPVS all from clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// First packets.
+    /// Packets.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,

@@ -175,6 +175,12 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = IpvsScheduler::Rr)]
     pub ipvs_scheduler: IpvsScheduler,
 
+    /// Of proxy ipvs: leave ARP for the addresses of Services to others, such as
+    /// an announcer of load-balancer addresses. Sets
+    /// net.ipv4.conf.all.arp_ignore=1 and arp_announce=2.
+    #[arg(long)]
+    pub ipvs_strict_arp: bool,
+
     /// How pods' packets get to other nodes. Nodes that differ use a way both
     /// have, so that a cluster can change from one to another node by node.
     #[arg(long, default_value = "host-gw", value_name = "NAME",
@@ -311,6 +317,7 @@ impl Options {
                 IpvsScheduler::Lc => Scheduler::LeastConnections,
                 IpvsScheduler::Sh => Scheduler::SourceHash,
             },
+            strict_arp: self.ipvs_strict_arp,
             iptables: self.iptables.map(|variant| match variant {
                 IptablesVariant::Nft => Variant::Nft,
                 IptablesVariant::Legacy => Variant::Legacy,

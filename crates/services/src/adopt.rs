@@ -485,12 +485,17 @@ pub(crate) fn read_backend(
     let Some(Value::Bytes(value)) = &element.value else {
         return None;
     };
+    let backend = read_place(value, family)?;
+    (compile::backend_element(&key, slot, backend) == *element).then_some((key, slot, backend))
+}
+
+/// Reads what [`compile::backend_bytes`] writes.
+pub(crate) fn read_place(value: &[u8], family: Family) -> Option<Backend> {
     let (address, port) = value.split_at_checked(address_length(family))?;
-    let backend = Backend {
+    Some(Backend {
         address: read_address(address, family)?,
         port: u16::from_be_bytes([*port.first()?, *port.get(1)?]),
-    };
-    (compile::backend_element(&key, slot, backend) == *element).then_some((key, slot, backend))
+    })
 }
 
 fn read_ranges(mut elements: Vec<Element>, family: Family) -> Vec<(u128, u128)> {

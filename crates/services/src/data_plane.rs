@@ -49,10 +49,10 @@ impl fmt::Display for ProxyMode {
 /// Something a proxy does not do, or does otherwise than the rules of Services say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// A virtual server cannot tell who asks.
-    IpvsExternalLocal,
-    /// The node has the addresses of Services itself.
-    IpvsHeldAddresses,
+    /// The node says that it has the addresses of Services.
+    IpvsAnswersArp,
+    /// The node holds load-balancer and external addresses.
+    IpvsHeldPorts,
     /// Session affinity remembers so many clients of an endpoint and no more.
     IptablesClients(u32),
     /// The first packet of a connection is compared with one rule after another.
@@ -62,14 +62,13 @@ pub enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::IpvsExternalLocal => f.write_str(
-                "externalTrafficPolicy Local: pods and the node itself reach local endpoints only, \
-                 as callers from outside do",
+            Self::IpvsAnswersArp => f.write_str(
+                "the node holds the addresses of Services on an interface and answers ARP \
+                 requests for them; --ipvs-strict-arp leaves that to others",
             ),
-            Self::IpvsHeldAddresses => f.write_str(
-                "the node holds the addresses of Services on an interface: it answers ARP and \
-                 neighbour requests for them, and ports of load-balancer and external addresses \
-                 that are no Service's are the node's own",
+            Self::IpvsHeldPorts => f.write_str(
+                "ports of load-balancer and external addresses that are no Service's are refused, \
+                 not sent on to whoever else has the address",
             ),
             Self::IptablesClients(count) => write!(
                 f,

@@ -23,6 +23,8 @@ pub struct ProxySettings {
     pub cut_connections: bool,
     /// How virtual servers of IPVS choose.
     pub scheduler: Scheduler,
+    /// Whether a node with IPVS leaves ARP for the addresses of Services to others.
+    pub strict_arp: bool,
 }
 
 impl ProxySettings {
@@ -34,6 +36,7 @@ impl ProxySettings {
             iptables: None,
             cut_connections: false,
             scheduler: Scheduler::RoundRobin,
+            strict_arp: false,
         }
     }
 
@@ -45,7 +48,7 @@ impl ProxySettings {
         Ok(match self.mode {
             ProxyMode::Nftables => Box::new(NftablesDataPlane::start()?),
             ProxyMode::Iptables => Box::new(IptablesDataPlane::start(self.iptables)?),
-            ProxyMode::Ipvs => Box::new(IpvsDataPlane::start(self.scheduler)?),
+            ProxyMode::Ipvs => Box::new(IpvsDataPlane::start(self.scheduler, self.strict_arp)?),
         })
     }
 }

@@ -24,6 +24,8 @@ enum Output {
     Nft,
     /// The rules of the iptables proxy as the kernel has them
     Iptables,
+    /// The virtual servers of the IPVS proxy as the kernel has them
+    Ipvs,
 }
 
 /// Services as the proxy sees them
@@ -77,6 +79,7 @@ pub(crate) fn list(place: &Place, options: &List) -> Result<ExitCode, Error> {
         Output::Json => super::Output::Json,
         Output::Nft => return nft(place, name),
         Output::Iptables => return iptables(place, name),
+        Output::Ipvs => return ipvs(place, name),
     };
     let services = fetch(place, name)?;
     Ok(match name {
@@ -159,6 +162,15 @@ fn nft(place: &Place, name: Option<&str>) -> Result<ExitCode, Error> {
     let text = services::nftables::listing(&|key| match &wanted {
         None => true,
         Some(wanted) => key.is_some_and(|key| wanted.contains(key)),
+    })?;
+    Ok(output::print(text.as_bytes()))
+}
+
+fn ipvs(place: &Place, name: Option<&str>) -> Result<ExitCode, Error> {
+    let wanted = frontends(place, name)?;
+    let text = services::ipvs::listing(&|key| match &wanted {
+        None => true,
+        Some(wanted) => wanted.contains(key),
     })?;
     Ok(output::print(text.as_bytes()))
 }
@@ -319,7 +331,10 @@ fn verdict(simulated: &Simulated) -> String {
         text.push_str(&format!("  {backend}\n"));
     }
     if !simulated.steps.is_empty() {
-        text.push_str(&format!("rules: {}\n", simulated.steps.join(", ")));
+        text.push_str("by these rules\n");
+    }
+    for step in &simulated.steps {
+        text.push_str(&format!("  {step}\n"));
     }
     text
 }
@@ -340,7 +355,7 @@ mod tests {
         assert_eq!(
             verdict(&simulated),
             "for Service shop/web: goes to one of, its source becomes the node's address\n  \
-             10.200.1.5:8080\nrules: service-prerouting rule 3\n"
+             10.200.1.5:8080\nby these rules\n  service-prerouting rule 3\n"
         );
     }
 

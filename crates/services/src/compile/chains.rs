@@ -15,10 +15,10 @@ use crate::model::{Family, NodeFacts};
 
 const SERVICES_CHAIN: &str = "services";
 const MASQUERADE_CHAIN: &str = "service-masquerade";
-const FROM_OTHERS_CHAIN: &str = "masquerade-unless-pod";
+pub(crate) const FROM_OTHERS_CHAIN: &str = "masquerade-unless-pod";
 const ALWAYS_CHAIN: &str = "masquerade-always";
-const FROM_NODE_CHAIN: &str = "masquerade-if-node";
-const HAIRPIN_CHAIN: &str = "masquerade-hairpin";
+pub(crate) const FROM_NODE_CHAIN: &str = "masquerade-if-node";
+pub(crate) const HAIRPIN_CHAIN: &str = "masquerade-hairpin";
 
 /// The chains that are always there, those that others name first.
 #[must_use]
@@ -187,8 +187,13 @@ fn postrouting_rules() -> Vec<Rule> {
             Expression::Verdict(Verdict::Jump(MASQUERADE_CHAIN.to_owned())),
         ]),
     ];
-    // What leaves the cluster.
-    rules.extend(both(|registers, names| {
+    rules.extend(leaving());
+    rules
+}
+
+/// What leaves the cluster gets the node's address.
+pub(crate) fn leaving() -> Vec<Rule> {
+    both(|registers, names| {
         vec![
             registers.source(0),
             lookup(names.pod_ranges, 0, Found::Membership),
@@ -196,31 +201,46 @@ fn postrouting_rules() -> Vec<Rule> {
             lookup(names.cluster_ranges, 0, Found::Absence),
             masquerade(),
         ]
-    }));
-    rules
+    })
 }
 
-/// The chains that decide whether a translated connection also gets a new
-/// source. Which question is asked depends on the flags of the frontend's number.
-fn masquerade_chains() -> Vec<Chain> {
-    let hairpin = both(|registers, names| {
+/// An endpoint that called itself gets the node's address.
+pub(crate) fn hairpin() -> Vec<Rule> {
+    both(|registers, names| {
         vec![
             registers.source(0),
             registers.destination(registers.words),
             lookup(names.hairpin, 0, Found::Membership),
             masquerade(),
         ]
-    });
-    let mut from_others = both(|registers, names| {
+    })
+}
+
+/// Everybody but this node's pods gets the node's address; those only if they
+/// called themselves.
+pub(crate) fn unless_pod() -> Vec<Rule> {
+    let mut rules = both(|registers, names| {
         vec![
             registers.source(0),
             lookup(names.local_pods, 0, Found::Membership),
             goto(HAIRPIN_CHAIN),
         ]
     });
-    from_others.push(Rule::new(vec![masquerade()]));
-    let mut from_node = from_this_node().to_vec();
-    from_node.push(masquerade());
+    rules.push(Rule::new(vec![masquerade()]));
+    rules
+}
+
+/// The node itself gets the node's address, whatever it sent from; others only
+/// if they called themselves.
+pub(crate) fn if_node() -> Vec<Rule> {
+    let mut node = from_this_node().to_vec();
+    node.push(masquerade());
+    vec![Rule::new(node), Rule::new(vec![goto(HAIRPIN_CHAIN)])]
+}
+
+/// The chains that decide whether a translated connection also gets a new
+/// source. Which question is asked depends on the flags of the frontend's number.
+fn masquerade_chains() -> Vec<Chain> {
     let mut ask = both(|registers, names| {
         let mut rule = registers.original_frontend().to_vec();
         rule.extend(registers.number(names, Number::EXTERNAL | Number::LOCAL));
@@ -231,13 +251,10 @@ fn masquerade_chains() -> Vec<Chain> {
         rule.comment = Some(number_comment(family));
     }
     vec![
-        regular(HAIRPIN_CHAIN, hairpin),
-        regular(FROM_OTHERS_CHAIN, from_others),
+        regular(HAIRPIN_CHAIN, hairpin()),
+        regular(FROM_OTHERS_CHAIN, unless_pod()),
         regular(ALWAYS_CHAIN, vec![Rule::new(vec![masquerade()])]),
-        regular(
-            FROM_NODE_CHAIN,
-            vec![Rule::new(from_node), Rule::new(vec![goto(HAIRPIN_CHAIN)])],
-        ),
+        regular(FROM_NODE_CHAIN, if_node()),
         regular(MASQUERADE_CHAIN, ask),
     ]
 }

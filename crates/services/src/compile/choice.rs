@@ -1,7 +1,7 @@
 //! The chains that are made on demand, for frontends of one number each: a
 //! backend is chosen there, at random or by affinity.
 
-use linux::nftables::{Chain, Expression, Found, Header, Meta, NatFamily, Register, Rule};
+use linux::nftables::{Chain, Expression, Found, Header, Meta, Register, Rule};
 
 use super::expressions::{Registers, both, copy, from_this_node, goto, lookup, regular};
 use super::number::{DISCARD_CHAIN, IDS, NEAR_IDS, NEAR_SLOTS, Number, near_name, pick_name};
@@ -21,25 +21,6 @@ const NEAR_PLACES: Places = Places {
     ids: NEAR_IDS,
 };
 
-impl Registers {
-    /// The next aligned register after a key with a slot, so that the address
-    /// may be read from it.
-    const fn found(&self) -> u8 {
-        match self.family {
-            NatFamily::V4 => 4,
-            NatFamily::V6 => 8,
-        }
-    }
-
-    fn translate(&self, found: u8) -> Expression {
-        Expression::DestinationNat {
-            family: self.family,
-            address: Register(found),
-            port: Some(Register(found + self.words)),
-        }
-    }
-}
-
 /// Draws one of `count` slots and translates the destination.
 fn draw(name: String, count: u32, places: Places) -> Chain {
     let rules = both(|registers, names| {
@@ -49,12 +30,8 @@ fn draw(name: String, count: u32, places: Places) -> Chain {
             offset: places.slots,
             into: Register(registers.words + 2),
         });
-        rule.push(lookup(
-            names.backends,
-            0,
-            Found::Data(Register(registers.found())),
-        ));
-        rule.push(registers.translate(registers.found()));
+        rule.push(registers.look_up_place(names.backends));
+        rule.push(registers.to_place());
         rule
     });
     regular(name, rules)

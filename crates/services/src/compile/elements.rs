@@ -35,10 +35,15 @@ pub fn service_element(key: &FrontendKey, number: Number) -> Element {
 pub fn backend_element(key: &FrontendKey, slot: u32, backend: Backend) -> Element {
     let mut bytes = frontend_bytes(key);
     push_field(&mut bytes, &slot.to_ne_bytes());
+    Element::pair(bytes, backend_bytes(backend))
+}
+
+/// Address and port as a map yields them.
+pub(crate) fn backend_bytes(backend: Backend) -> Vec<u8> {
     let mut value = Vec::with_capacity(20);
     push_field(&mut value, &address_bytes(backend.address));
     push_field(&mut value, &backend.port.to_be_bytes());
-    Element::pair(bytes, value)
+    value
 }
 
 /// The element of the turns map.

@@ -47,6 +47,35 @@ impl Registers {
         ]
     }
 
+    /// The next aligned register after a key with a slot, so that the address
+    /// may be read from it.
+    pub(super) const fn found(&self) -> u8 {
+        match self.family {
+            NatFamily::V4 => 4,
+            NatFamily::V6 => 8,
+        }
+    }
+
+    /// Looks the key in register 0 up in a map of places, for
+    /// [`Self::translate`] from [`Self::found`].
+    pub(crate) fn look_up_place(&self, map: &str) -> Expression {
+        lookup(map, 0, Found::Data(Register(self.found())))
+    }
+
+    /// Translates the destination to the place that begins in a register.
+    pub(super) fn translate(&self, found: u8) -> Expression {
+        Expression::DestinationNat {
+            family: self.family,
+            address: Register(found),
+            port: Some(Register(found + self.words)),
+        }
+    }
+
+    /// Translates the destination to the place that [`Self::look_up_place`] found.
+    pub(crate) fn to_place(&self) -> Expression {
+        self.translate(self.found())
+    }
+
     pub(crate) fn source(&self, into: u8) -> Expression {
         Expression::Payload {
             header: Header::Network,

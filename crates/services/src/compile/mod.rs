@@ -19,14 +19,17 @@ mod expressions;
 mod number;
 mod sets;
 
+pub(crate) use chains::{
+    FROM_NODE_CHAIN, FROM_OTHERS_CHAIN, HAIRPIN_CHAIN, discard_rule, hairpin, if_node,
+    invalid_rule, leaving, refuse_chain, stays_here, unless_pod,
+};
 pub use chains::{Masqueraded, chains, masquerade_kinds};
-pub(crate) use chains::{discard_rule, invalid_rule, refuse_chain, stays_here};
 pub use choice::number_chains;
-pub(crate) use elements::frontend_bytes;
 pub use elements::{
     allowed, backend_element, cluster_ip_element, dispatch_element, hairpin_element,
     range_elements, ranges, service_element, source_element, turn_element,
 };
+pub(crate) use elements::{backend_bytes, frontend_bytes};
 pub(crate) use expressions::{Registers, base, from_this_node, goto, lookup, masquerade, regular};
 pub(crate) use number::{DISCARD_CHAIN, REFUSE_CHAIN};
 pub use number::{IDS, NEAR_IDS, NEAR_SLOTS, Number, Wanted, frontend, is_number_chain};

@@ -213,6 +213,13 @@ fn may_be_there(variant: Variant) -> Result<bool, Error> {
     }
 }
 
+/// Whether a rule's comment, which begins with the Service's name, names this one.
+fn is_about(line: &str, service: &str) -> bool {
+    line.split_once("--comment \"")
+        .and_then(|(_, comment)| comment.strip_prefix(service))
+        .is_some_and(|rest| rest.starts_with([' ', ':', '"']))
+}
+
 /// The rules of this proxy as the kernel of the calling thread's network
 /// namespace has them, as `iptables-save` prints them with counters; those that
 /// name a Service in their comment if one is given. Nothing if the variant is
@@ -230,8 +237,7 @@ pub fn listing(variant: Variant, path: &OsStr, service: Option<&str>) -> Result<
     for family in Family::ALL {
         for line in programs.save(family, true)?.lines() {
             let ours = line.contains(compile::PREFIX);
-            // Comments begin with the Service's name.
-            if ours && service.is_none_or(|name| line.contains(name)) {
+            if ours && service.is_none_or(|name| is_about(line, name)) {
                 text.push_str(line);
                 text.push('\n');
             }

@@ -1,10 +1,13 @@
 //! The IPVS proxy: a virtual server for each frontend, on addresses that an
 //! interface of ours holds, and a few nftables rules for what IPVS does not do.
 //!
-//! Order of a change: rules that admit nothing new, addresses, servers and
-//! endpoints that come, rules that admit, servers and endpoints that go. So no
-//! packet is admitted to a server that is not there yet.
+//! Order of a change: whose sources are translated and who is kept off by its
+//! source; addresses, servers and endpoints that come; in one transaction what is
+//! served, refused and dropped; servers and endpoints that go. So no packet is for a
+//! server that is not there yet, and where another proxy serves a frontend it goes
+//! on until the server can.
 
+mod listing;
 pub mod plan;
 pub mod rules;
 
@@ -16,14 +19,16 @@ use linux::address::{self, Address};
 use linux::ipvs::{Change, Ipvs};
 use linux::link::{self, Bridge};
 use linux::netlink::{self, Socket};
-use linux::nftables::{self, Batch, Element, Family as TableFamily, Nftables};
+use linux::nftables::{self, Batch, Count, Element, Family as TableFamily, Nftables};
 use linux::sysctl::{self, Setting};
 
 use crate::Error;
 use crate::adopt;
+use crate::compile::SetNames;
 use crate::data_plane::{Applied, DataPlane, Limit, ProxyMode, Removal, Traffic};
-use crate::model::{Backend, Family, FrontendKey};
+use crate::model::{Backend, Family, FrontendKey, ServiceName};
 use crate::table::{Changes, Table};
+pub use listing::listing;
 pub use plan::Scheduler;
 use plan::Server;
 use rules::{Elements, FrontendSets, TABLE};
@@ -39,6 +44,14 @@ const SETTINGS: [&str; 3] = [
     "ipv4/vs/conntrack",
     "ipv4/vs/expire_nodest_conn",
     "ipv4/vs/expire_quiescent_template",
+];
+
+/// Settings by which the node is silent about the addresses its interface holds:
+/// it answers ARP requests at the interface that has the address only, and asks
+/// others under addresses of the interface it asks at.
+const STRICT_ARP: [(&str, i64); 2] = [
+    ("ipv4/conf/all/arp_ignore", 1),
+    ("ipv4/conf/all/arp_announce", 2),
 ];
 
 /// Why IPVS could not be programmed.
@@ -59,6 +72,8 @@ struct Shadow {
     /// Which of them are a frontend's.
     of_frontends: HashMap<FrontendKey, Vec<(&'static str, Element)>>,
     servers: HashMap<FrontendKey, Server>,
+    /// Where the twins of frontends stand, see [`plan::twin`].
+    twins: HashMap<FrontendKey, FrontendKey>,
     /// Addresses on our interface.
     bound: HashSet<IpAddr>,
 }
@@ -70,6 +85,7 @@ pub struct IpvsDataPlane {
     nft: Nftables,
     socket: Socket,
     scheduler: Scheduler,
+    strict_arp: bool,
     link: u32,
     /// Absent when the kernel's state is not known.
     shadow: Option<Shadow>,
@@ -83,11 +99,14 @@ impl IpvsDataPlane {
     ///
     /// # Errors
     /// If the kernel has no IPVS, or refuses.
-    pub fn start(scheduler: Scheduler) -> Result<Self, Error> {
+    pub fn start(scheduler: Scheduler, strict_arp: bool) -> Result<Self, Error> {
         let ipvs = Ipvs::open().map_err(IpvsError::from)?;
         let mut socket = Socket::open_route().map_err(IpvsError::from)?;
         for name in SETTINGS {
             Setting::new(name).write(1).map_err(IpvsError::from)?;
+        }
+        for (name, value) in STRICT_ARP.into_iter().filter(|_| strict_arp) {
+            Setting::new(name).write(value).map_err(IpvsError::from)?;
         }
         let link = interface(&mut socket).map_err(IpvsError::from)?;
         Ok(Self {
@@ -95,6 +114,7 @@ impl IpvsDataPlane {
             nft: Nftables::open()?,
             socket,
             scheduler,
+            strict_arp,
             link,
             shadow: None,
             begun: false,
@@ -115,12 +135,12 @@ impl IpvsDataPlane {
         let (mut give, mut take) = (Vec::new(), Vec::new());
         let mut servers = Vec::new();
         let mut wish = Wishes::default();
-        for key in &changes.frontends {
-            let wanted = table
-                .frontend(key)
-                .map(|frontend| plan::frontend(frontend, table.facts()));
+        let mut others: Option<HashSet<IpAddr>> = None;
+        for (key, wanted) in plan_frontends(&mut shadow, table, &changes.frontends) {
+            let key = &key;
             let new = wanted
                 .as_ref()
+                .filter(|_| table.frontend(key).is_some())
                 .map(|wanted| rules::elements(key, wanted))
                 .unwrap_or_default();
             for (set, element) in shadow.of_frontends.remove(key).unwrap_or_default() {
@@ -145,7 +165,18 @@ impl IpvsDataPlane {
             } else if server.is_none() && owned.remove(&name) {
                 third.delete_elements(set, [&name]);
             }
-            servers.push((*key, server, wanted));
+            let mut hold = wanted.is_some_and(|wanted| wanted.bound);
+            if hold && !shadow.bound.contains(&key.address) {
+                let others = match &mut others {
+                    Some(others) => others,
+                    none => none.insert(held_by_others(&mut self.socket, self.link)?),
+                };
+                hold = !others.contains(&key.address);
+            }
+            if hold {
+                wish.set(rules::held(key.address), true);
+            }
+            servers.push((*key, server, hold));
         }
         for address in &changes.cluster_ips {
             wish.set(rules::cluster_ip(*address), table.has_cluster_ip(*address));
@@ -154,6 +185,9 @@ impl IpvsDataPlane {
             wish.set(rules::hairpin(*address), table.has_local_endpoint(*address));
         }
         if applied.full {
+            for address in &shadow.bound {
+                wish.set(rules::held(*address), true);
+            }
             // What is there and nobody wants.
             let servers = Family::ALL.map(|family| FrontendSets::of(family).servers);
             for (set, held) in shadow
@@ -167,18 +201,17 @@ impl IpvsDataPlane {
         }
         if changes.facts {
             for (set, elements) in rules::range_sets(table.facts()) {
-                first.flush_set(set);
-                first.add_elements(set, &elements);
+                second.flush_set(set);
+                second.add_elements(set, &elements);
             }
         }
-        for ((set, element), present) in wish.settled() {
+        for ((set, element), present, replaced) in wish.settled() {
             let held = shadow.elements.entry(set).or_default();
-            let admits = FRONTEND_ADMITTING.contains(&set);
-            let closes = FRONTEND_CLOSING.contains(&set);
-            let batch = match (present, admits, closes) {
-                (true, false, _) | (false, _, false) => &mut first,
-                (true, true, _) | (false, _, true) => &mut second,
+            let waits = match present {
+                true => COME_WITH_SERVERS.contains(&set),
+                false => GO_WITH_SERVERS.contains(&set) || replaced,
             };
+            let batch = if waits { &mut second } else { &mut first };
             if present && held.insert(element.clone()) {
                 batch.add_elements(set, [&element]);
             } else if !present && held.remove(&element) {
@@ -188,10 +221,8 @@ impl IpvsDataPlane {
         applied.elements += give.len() + take.len();
         self.commit(first, applied)?;
         let mut bind = Vec::new();
-        for (key, _, wanted) in &servers {
-            if wanted.as_ref().is_some_and(|wanted| wanted.bound)
-                && shadow.bound.insert(key.address)
-            {
+        for (key, _, hold) in &servers {
+            if *hold && shadow.bound.insert(key.address) {
                 bind.push(address::replace(&Address::new(
                     self.link,
                     IpNet::from(key.address),
@@ -223,7 +254,13 @@ impl IpvsDataPlane {
         applied: &mut Applied,
     ) -> Result<Shadow, Error> {
         self.link = interface(&mut self.socket).map_err(IpvsError::from)?;
-        let bound = bound(&mut self.socket, self.link).map_err(IpvsError::from)?;
+        let mut bound = bound(&mut self.socket, self.link).map_err(IpvsError::from)?;
+        // Somebody else's by now: then it is for others to say what is served there.
+        let others = held_by_others(&mut self.socket, self.link)?;
+        for address in bound.intersection(&others) {
+            unbind(&mut self.socket, self.link, *address)?;
+        }
+        bound.retain(|address| !others.contains(address));
         let read = read_elements(&mut self.nft)?;
         let elements = match read {
             Some(elements) if chains_are_right(&mut self.nft)? => elements,
@@ -251,9 +288,18 @@ impl IpvsDataPlane {
         let servers = read_servers(&mut self.ipvs, |key| {
             own.contains(key) || bound.contains(&key.address)
         })?;
+        let twins = Family::ALL
+            .into_iter()
+            .flat_map(|family| {
+                let set = elements.get(FrontendSets::of(family).twins);
+                let read = move |element| rules::read_twin(element, family);
+                set.into_iter().flatten().filter_map(read)
+            })
+            .collect();
         Ok(Shadow {
             elements,
             servers,
+            twins,
             bound,
             ..Shadow::default()
         })
@@ -287,9 +333,17 @@ impl IpvsDataPlane {
             .chain(shadow.servers.keys().map(|key| key.address))
             .collect();
         let gone: Vec<IpAddr> = shadow.bound.difference(&needed).copied().collect();
+        let mut batch = Batch::new(TableFamily::Inet, TABLE, None);
         for address in gone {
             unbind(&mut self.socket, self.link, address)?;
             shadow.bound.remove(&address);
+            let (set, element) = rules::held(address);
+            if shadow.elements.entry(set).or_default().remove(&element) {
+                batch.delete_elements(set, [&element]);
+            }
+        }
+        if !batch.is_empty() {
+            self.nft.commit(batch)?;
         }
         Ok(())
     }
@@ -331,14 +385,27 @@ impl IpvsDataPlane {
     }
 }
 
-/// Sets that let new connections through; what is new in them waits until the
-/// server is there.
-const FRONTEND_ADMITTING: [&str; 2] = [
-    FrontendSets::of(Family::V4).served,
-    FrontendSets::of(Family::V6).served,
-];
+/// What is new in these waits until the servers are there, and then comes at once:
+/// until then another proxy may serve the frontends, and must not be disturbed.
+const COME_WITH_SERVERS: [&str; 12] = {
+    let [v4, v6] = [FrontendSets::of(Family::V4), FrontendSets::of(Family::V6)];
+    [
+        v4.served,
+        v6.served,
+        v4.twins,
+        v6.twins,
+        v4.refused,
+        v6.refused,
+        v4.discarded,
+        v6.discarded,
+        v4.held,
+        v6.held,
+        SetNames::of(Family::V4).cluster_ips,
+        SetNames::of(Family::V6).cluster_ips,
+    ]
+};
 /// Sets that keep new connections off; what leaves them waits as long.
-const FRONTEND_CLOSING: [&str; 4] = [
+const GO_WITH_SERVERS: [&str; 4] = [
     FrontendSets::of(Family::V4).refused,
     FrontendSets::of(Family::V6).refused,
     FrontendSets::of(Family::V4).discarded,
@@ -361,14 +428,74 @@ impl Wishes {
         }
     }
 
-    /// What somebody wants is there.
-    fn settled(self) -> impl Iterator<Item = ((&'static str, Element), bool)> {
+    /// Elements, whether they shall be there, and of those that shall not,
+    /// whether another value for the same key takes their place. What somebody
+    /// wants is there.
+    fn settled(self) -> impl Iterator<Item = ((&'static str, Element), bool, bool)> {
         let Self { present, absent } = self;
-        let gone: Vec<_> = absent.difference(&present).cloned().collect();
+        let values: HashSet<(&str, &[u8])> = present
+            .iter()
+            .filter(|(_, element)| element.value.is_some())
+            .map(|(set, element)| (*set, &*element.key))
+            .collect();
+        let gone: Vec<_> = absent
+            .difference(&present)
+            .map(|(set, element)| {
+                let replaced = values.contains(&(*set, &*element.key));
+                ((*set, element.clone()), false, replaced)
+            })
+            .collect();
         gone.into_iter()
-            .map(|wish| (wish, false))
-            .chain(present.into_iter().map(|wish| (wish, true)))
+            .chain(present.into_iter().map(|wish| (wish, true, false)))
     }
+}
+
+/// What becomes of these frontends, of those of the same Services that have a
+/// twin, and of the twins.
+fn plan_frontends(
+    shadow: &mut Shadow,
+    table: &Table,
+    changed: &HashSet<FrontendKey>,
+) -> Vec<(FrontendKey, Option<plan::Wanted>)> {
+    let services: HashSet<&ServiceName> = changed
+        .iter()
+        .filter_map(|key| Some(&*table.frontend(key)?.service))
+        .collect();
+    let mut keys: BTreeSet<FrontendKey> = changed.iter().copied().collect();
+    keys.extend(services.into_iter().flat_map(|service| {
+        let frontends = table.frontends_of(service).into_iter();
+        frontends
+            .filter(|(_, frontend)| plan::has_twin(frontend))
+            .map(|(key, _)| key)
+    }));
+    let mut used: HashSet<FrontendKey> = shadow.twins.values().copied().collect();
+    let mut twins = HashMap::new();
+    for key in keys.clone() {
+        let before = shadow.twins.remove(&key);
+        keys.extend(before);
+        let Some(frontend) = table.frontend(&key) else {
+            continue;
+        };
+        let twin = plan::twin(&key, frontend, table, before, |place| used.contains(place));
+        if let Some(twin) = twin {
+            used.insert(twin);
+            keys.insert(twin);
+            shadow.twins.insert(key, twin);
+            twins.insert(twin, plan::of_twin(frontend));
+        }
+    }
+    keys.into_iter()
+        .map(|key| {
+            let wanted = match table.frontend(&key) {
+                Some(frontend) => {
+                    let twin = shadow.twins.get(&key).copied();
+                    Some(plan::frontend(frontend, table.facts(), twin))
+                }
+                None => twins.remove(&key),
+            };
+            (key, wanted)
+        })
+        .collect()
 }
 
 /// Endpoints of a server that have no connections.
@@ -379,10 +506,7 @@ fn idle(ipvs: &mut Ipvs, key: &FrontendKey) -> Result<BTreeSet<Backend>, Error> 
     Ok(states
         .into_iter()
         .filter(|state| state.active == 0 && state.inactive == 0)
-        .map(|state| Backend {
-            address: state.destination.backend.address,
-            port: state.destination.backend.port,
-        })
+        .map(|state| plan::backend_of(&state.destination.backend))
         .collect())
 }
 
@@ -411,6 +535,16 @@ fn unbind(socket: &mut Socket, link: u32, address: IpAddr) -> Result<(), Error> 
         Err(error) if !error.not_found() => Err(IpvsError::from(error).into()),
         _ => Ok(()),
     }
+}
+
+/// The addresses of this namespace's other interfaces.
+fn held_by_others(socket: &mut Socket, link: u32) -> Result<HashSet<IpAddr>, Error> {
+    let all = address::list(socket, None).map_err(IpvsError::from)?;
+    Ok(all
+        .into_iter()
+        .filter(|address| address.link != link)
+        .map(|address| address.address.addr())
+        .collect())
 }
 
 fn bound(socket: &mut Socket, link: u32) -> Result<HashSet<IpAddr>, netlink::Error> {
@@ -454,11 +588,7 @@ fn read_servers(
             destinations: destinations
                 .into_iter()
                 .map(|state| {
-                    let at = state.destination.backend;
-                    let backend = Backend {
-                        address: at.address,
-                        port: at.port,
-                    };
+                    let backend = plan::backend_of(&state.destination.backend);
                     (backend, state.destination.weight)
                 })
                 .collect(),
@@ -593,29 +723,37 @@ impl DataPlane for IpvsDataPlane {
     }
 
     fn traffic(&mut self) -> Result<Vec<Traffic>, Error> {
-        let mut traffic = Vec::new();
-        let servers = self.shadow.iter().flat_map(|shadow| shadow.servers.keys());
-        for key in servers {
+        let Some(shadow) = &self.shadow else {
+            return Ok(Vec::new());
+        };
+        let owners: HashMap<&FrontendKey, &FrontendKey> =
+            shadow.twins.iter().map(|(key, twin)| (twin, key)).collect();
+        let mut found: HashMap<(FrontendKey, Backend), Count> = HashMap::new();
+        for key in shadow.servers.keys() {
             let states = self
                 .ipvs
                 .destinations(&plan::name(key))
                 .map_err(IpvsError::from)?;
-            traffic.extend(states.into_iter().map(|state| Traffic {
-                frontend: *key,
-                backend: Backend {
-                    address: state.destination.backend.address,
-                    port: state.destination.backend.port,
-                },
-                packets: state.counters.packets_in,
-                bytes: state.counters.bytes_in,
-            }));
+            // What went to a twin was sent to whom it belongs.
+            let frontend = **owners.get(key).unwrap_or(&key);
+            for state in states {
+                let backend = plan::backend_of(&state.destination.backend);
+                let total = found.entry((frontend, backend)).or_default();
+                total.packets += state.counters.packets_in;
+                total.bytes += state.counters.bytes_in;
+            }
         }
+        let mut traffic: Vec<Traffic> = found
+            .into_iter()
+            .map(|((key, backend), count)| Traffic::new(key, backend, count))
+            .collect();
         traffic.sort_unstable_by_key(|one| (one.frontend, one.backend));
         Ok(traffic)
     }
 
     fn limits(&self) -> Vec<Limit> {
-        vec![Limit::IpvsExternalLocal, Limit::IpvsHeldAddresses]
+        let arp = (!self.strict_arp).then_some(Limit::IpvsAnswersArp);
+        arp.into_iter().chain([Limit::IpvsHeldPorts]).collect()
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use linux::ipvs::{self, Change, Destination, Persistence};
 
-use crate::model::{Backend, FrontendKey, NodeFacts, Protocol, TrafficPolicy};
-use crate::table::{Frontend, FrontendKind};
+use crate::model::{Backend, Family, FrontendKey, NodeFacts, Protocol, TrafficPolicy};
+use crate::table::{Frontend, FrontendKind, Table};
 
 /// How a virtual server chooses an endpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -78,15 +78,73 @@ pub struct Wanted {
     pub affinity: Option<u32>,
     /// Sources that may use it; `None` is everybody.
     pub sources: Option<Arc<[IpNet]>>,
-    /// Whether its address is to be held by our interface: the node's own are
-    /// held by others.
+    /// Whether its address is to be held by our interface, if no other has it:
+    /// the node's own are held by others.
     pub bound: bool,
+    /// Where pods and the node are sent instead, see [`twin`].
+    pub twin: Option<FrontendKey>,
 }
 
-/// What a frontend comes to. With `externalTrafficPolicy: Local` a virtual
-/// server has local endpoints only: it cannot tell who asks.
+/// Whether pods and the node have more endpoints to go to than others. A virtual
+/// server cannot tell who asks, so there is a second one for them, its twin.
 #[must_use]
-pub fn frontend(frontend: &Frontend, facts: &NodeFacts) -> Wanted {
+pub fn has_twin(frontend: &Frontend) -> bool {
+    frontend.kind.is_external()
+        && frontend.policy == TrafficPolicy::Local
+        && !frontend.cluster.is_empty()
+        && frontend.cluster != frontend.local
+}
+
+/// Where a frontend's twin stands: at the Service's cluster address, which
+/// nobody else has, at a port that the Service does not have. `before` is where
+/// it stood so far, where it stays if it can; `used` knows those of others.
+#[must_use]
+pub fn twin(
+    key: &FrontendKey,
+    frontend: &Frontend,
+    table: &Table,
+    before: Option<FrontendKey>,
+    used: impl Fn(&FrontendKey) -> bool,
+) -> Option<FrontendKey> {
+    if !has_twin(frontend) {
+        return None;
+    }
+    let own = |other: &FrontendKey, one: &Frontend| {
+        one.kind == FrontendKind::ClusterIp
+            && other.protocol == key.protocol
+            && Family::of(other.address) == Family::of(key.address)
+    };
+    let frontends = table.frontends_of(&frontend.service);
+    let (own, _) = frontends.iter().find(|(other, one)| own(other, one))?;
+    let free = |place: &FrontendKey| table.frontend(place).is_none();
+    before
+        .filter(|before| before.address == own.address && free(before))
+        .or_else(|| {
+            (1..=u16::MAX)
+                .rev()
+                .map(|port| FrontendKey { port, ..*own })
+                .find(|place| free(place) && !used(place))
+        })
+}
+
+/// What the twin of a frontend comes to.
+#[must_use]
+pub fn of_twin(frontend: &Frontend) -> Wanted {
+    Wanted {
+        admission: Admission::Serve,
+        masqueraded: Masqueraded::Never,
+        backends: frontend.cluster.to_vec(),
+        affinity: frontend.affinity,
+        sources: None,
+        bound: true,
+        twin: None,
+    }
+}
+
+/// What a frontend comes to. With `externalTrafficPolicy: Local` its virtual
+/// server has local endpoints only, and pods and the node are sent to a [`twin`].
+#[must_use]
+pub fn frontend(frontend: &Frontend, facts: &NodeFacts, twin: Option<FrontendKey>) -> Wanted {
     let backends = match frontend.policy {
         TrafficPolicy::Cluster => &frontend.cluster,
         TrafficPolicy::Local => &frontend.local,
@@ -111,6 +169,7 @@ pub fn frontend(frontend: &Frontend, facts: &NodeFacts) -> Wanted {
         affinity: frontend.affinity,
         sources: frontend.sources.clone(),
         bound: frontend.kind != FrontendKind::NodePort,
+        twin,
     }
 }
 
@@ -158,6 +217,15 @@ const fn backend(backend: &Backend) -> ipvs::Backend {
     ipvs::Backend {
         address: backend.address,
         port: backend.port,
+    }
+}
+
+/// The backend of a place in IPVS.
+#[must_use]
+pub const fn backend_of(place: &ipvs::Backend) -> Backend {
+    Backend {
+        address: place.address,
+        port: place.port,
     }
 }
 
@@ -274,6 +342,7 @@ mod tests {
             affinity: None,
             sources: None,
             bound: true,
+            twin: None,
         }
     }
 

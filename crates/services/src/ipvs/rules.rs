@@ -6,13 +6,17 @@ use std::net::IpAddr;
 
 use linux::nftables::{
     Chain, ChainKind, Comparison, Conntrack, DataType, Element, Expression, Found, Hook, Register,
-    Rule, Set, Verdict, ct_state, priority,
+    Rule, Set, Value, Verdict, ct_state, priority,
 };
 
 use super::plan::{Admission, Masqueraded, Wanted};
-use crate::compile::{self, DISCARD_CHAIN, REFUSE_CHAIN, Registers, SetNames};
+use crate::adopt;
+use crate::compile::{
+    self, DISCARD_CHAIN, FROM_NODE_CHAIN, FROM_OTHERS_CHAIN, HAIRPIN_CHAIN, REFUSE_CHAIN,
+    Registers, SetNames,
+};
 use crate::difference::Ranges;
-use crate::model::{Family, FrontendKey, NodeFacts};
+use crate::model::{Backend, Family, FrontendKey, NodeFacts};
 
 /// The table all of these rules are in (family `inet`).
 pub const TABLE: &str = "podwire_ipvs";
@@ -31,6 +35,10 @@ pub struct FrontendSets {
     pub discarded: &'static str,
     /// Only some sources may use these.
     pub filtered: &'static str,
+    /// Pods and the node are sent from these to others: a map.
+    pub twins: &'static str,
+    /// Addresses that our interface holds.
+    pub held: &'static str,
     /// Every connection's source is translated.
     pub from_all: &'static str,
     /// That of connections of others than this node's pods.
@@ -45,6 +53,8 @@ const SETS4: FrontendSets = FrontendSets {
     refused: "refused4",
     discarded: "discarded4",
     filtered: "filtered4",
+    twins: "twins4",
+    held: "held4",
     from_all: "masquerade-all4",
     from_others: "masquerade-others4",
     from_node: "masquerade-node4",
@@ -56,6 +66,8 @@ const SETS6: FrontendSets = FrontendSets {
     refused: "refused6",
     discarded: "discarded6",
     filtered: "filtered6",
+    twins: "twins6",
+    held: "held6",
     from_all: "masquerade-all6",
     from_others: "masquerade-others6",
     from_node: "masquerade-node6",
@@ -74,6 +86,7 @@ impl FrontendSets {
         }
     }
 
+    /// Those that hold frontends and nothing else.
     fn names(&self) -> [&'static str; 8] {
         [
             self.servers,
@@ -99,6 +112,7 @@ pub fn range_sets(facts: &NodeFacts) -> Vec<(&'static str, Vec<Element>)> {
         let names = SetNames::of(family);
         let ranges = Ranges::of(facts, family);
         for (set, ranges) in [
+            (names.local_pods, ranges.local),
             (names.pod_ranges, ranges.pods),
             (names.cluster_ranges, ranges.cluster),
             (names.service_ranges, ranges.services),
@@ -129,6 +143,13 @@ pub fn sets() -> Vec<Set> {
                 .map(|name| Set::of_values(name, &[address, Protocol, Port])),
         );
         sets.extend([
+            Set::map(
+                FrontendSets::of(family).twins,
+                &[address, Protocol, Port],
+                &[address, Port],
+            ),
+            Set::of_values(FrontendSets::of(family).held, &[address]),
+            Set::ranges(names.local_pods, address),
             Set::concatenated_ranges(names.sources, &[address, Protocol, Port, address]),
             Set::of_values(names.cluster_ips, &[address]),
             Set::of_values(names.hairpin, &[address, address]),
@@ -144,7 +165,10 @@ pub fn sets() -> Vec<Set> {
 pub fn compared_sets() -> impl Iterator<Item = &'static str> {
     Family::ALL.into_iter().flat_map(|family| {
         let names = SetNames::of(family);
-        FrontendSets::of(family).names().into_iter().chain([
+        let sets = FrontendSets::of(family);
+        sets.names().into_iter().chain([
+            sets.twins,
+            sets.held,
             names.sources,
             names.cluster_ips,
             names.hairpin,
@@ -176,6 +200,11 @@ pub fn elements(key: &FrontendKey, wanted: &Wanted) -> Vec<(&'static str, Elemen
     };
     let mut elements = vec![(admission, element(key))];
     elements.extend(masqueraded.map(|set| (set, element(key))));
+    elements.extend(
+        wanted
+            .twin
+            .map(|twin| (sets.twins, twin_element(key, &twin))),
+    );
     if let Some(sources) = &wanted.sources {
         elements.push((sets.filtered, element(key)));
         elements.extend(compile::allowed(key, sources).into_iter().map(|range| {
@@ -186,6 +215,37 @@ pub fn elements(key: &FrontendKey, wanted: &Wanted) -> Vec<(&'static str, Elemen
         }));
     }
     elements
+}
+
+fn twin_element(key: &FrontendKey, twin: &FrontendKey) -> Element {
+    let value = Backend {
+        address: twin.address,
+        port: twin.port,
+    };
+    Element::pair(compile::frontend_bytes(key), compile::backend_bytes(value))
+}
+
+/// Reads what [`elements`] writes of a twin: whose it is, and where it stands.
+#[must_use]
+pub fn read_twin(element: &Element, family: Family) -> Option<(FrontendKey, FrontendKey)> {
+    let (key, _) = adopt::read_key(&element.key, family)?;
+    let Some(Value::Bytes(value)) = &element.value else {
+        return None;
+    };
+    let place = adopt::read_place(value, family)?;
+    let twin = FrontendKey {
+        address: place.address,
+        port: place.port,
+        ..key
+    };
+    Some((key, twin))
+}
+
+/// The element of an address that our interface holds.
+#[must_use]
+pub fn held(address: IpAddr) -> (&'static str, Element) {
+    let set = FrontendSets::of(Family::of(address)).held;
+    (set, compile::cluster_ip_element(address))
 }
 
 /// The element of an address among those that Services hold.
@@ -203,12 +263,9 @@ pub fn hairpin(address: IpAddr) -> (&'static str, Element) {
 }
 
 const FRONTENDS: &str = "frontends";
-const FROM_NODE: &str = "masquerade-if-node";
-const FROM_OTHERS: &str = "masquerade-unless-pod";
-const HAIRPIN: &str = "masquerade-hairpin";
-/// In output, after conntrack and before IPVS (`NF_IP_PRI_NAT_DST`) takes what
-/// the node sends.
-const BEFORE_IPVS: i32 = priority::DSTNAT - 10;
+/// After conntrack, and before destinations are translated and IPVS
+/// (`NF_IP_PRI_NAT_DST` + 1) takes what the node sends.
+const BEFORE_TRANSLATION: i32 = priority::DSTNAT - 10;
 
 /// One rule for each family.
 fn both(rule: impl Fn(&Registers, &SetNames, &FrontendSets) -> Vec<Expression>) -> Vec<Rule> {
@@ -248,6 +305,19 @@ pub fn chains() -> Vec<Chain> {
         ]);
         rule
     });
+    let accepted = || Expression::Verdict(Verdict::Return);
+    frontends.extend(both(|registers, names, sets| {
+        let mut rule = vec![registers.source(0), member(names.local_pods)];
+        rule.extend(registers.frontend());
+        rule.extend([registers.look_up_place(sets.twins), accepted()]);
+        rule
+    }));
+    frontends.extend(both(|registers, _, sets| {
+        let mut rule = compile::from_this_node().to_vec();
+        rule.extend(registers.frontend());
+        rule.extend([registers.look_up_place(sets.twins), accepted()]);
+        rule
+    }));
     frontends.extend(both(|registers, _, sets| {
         frontend(registers, sets.discarded, discard())
     }));
@@ -255,7 +325,7 @@ pub fn chains() -> Vec<Chain> {
         frontend(registers, sets.refused, refuse())
     }));
     frontends.extend(both(|registers, _, sets| {
-        frontend(registers, sets.served, Expression::Verdict(Verdict::Return))
+        frontend(registers, sets.served, accepted())
     }));
     frontends.extend(both(|registers, names, _| {
         vec![
@@ -270,6 +340,10 @@ pub fn chains() -> Vec<Chain> {
             member(names.service_ranges),
             discard(),
         ]
+    }));
+    // Not the node's own, though it holds them.
+    frontends.extend(both(|registers, _, sets| {
+        vec![registers.destination(0), member(sets.held), refuse()]
     }));
     let enter = || {
         Rule::new(vec![
@@ -294,53 +368,66 @@ pub fn chains() -> Vec<Chain> {
     let filter = |name: &str, hook, priority, rules| {
         compile::base(name, ChainKind::Filter, hook, priority, rules)
     };
+    let nat = |name: &str, hook, priority, rules| {
+        compile::base(name, ChainKind::Nat, hook, priority, rules)
+    };
     vec![
         compile::refuse_chain(),
         compile::regular(DISCARD_CHAIN, vec![compile::discard_rule()]),
         compile::regular(FRONTENDS, frontends),
-        filter("new-input", Hook::Input, priority::FILTER, vec![enter()]),
         filter(
-            "new-forward",
+            "new-prerouting",
+            Hook::Prerouting,
+            BEFORE_TRANSLATION,
+            vec![enter()],
+        ),
+        filter(
+            "service-forward",
             Hook::Forward,
             priority::FILTER,
-            vec![compile::invalid_rule(), enter()],
+            vec![compile::invalid_rule()],
         ),
-        filter("new-output", Hook::Output, BEFORE_IPVS, vec![enter()]),
-        compile::regular(
-            HAIRPIN,
-            both(|registers, names, _| {
-                vec![
-                    registers.source(0),
-                    registers.destination(registers.words),
-                    member(names.hairpin),
-                    compile::masquerade(),
-                ]
+        filter(
+            "new-output",
+            Hook::Output,
+            BEFORE_TRANSLATION,
+            vec![enter()],
+        ),
+        nat(
+            "twins-prerouting",
+            Hook::Prerouting,
+            priority::DSTNAT,
+            both(|registers, names, sets| {
+                let mut rule = vec![registers.source(0), member(names.local_pods)];
+                rule.extend(to_twin(registers, sets));
+                rule
             }),
         ),
-        compile::regular(FROM_OTHERS, {
-            let mut rules = both(|registers, names, _| {
-                vec![
-                    registers.source(0),
-                    member(names.pod_ranges),
-                    compile::goto(HAIRPIN),
-                ]
-            });
-            rules.push(Rule::new(vec![compile::masquerade()]));
-            rules
-        }),
-        compile::regular(FROM_NODE, {
-            let mut node = compile::from_this_node().to_vec();
-            node.push(compile::masquerade());
-            vec![Rule::new(node), Rule::new(vec![compile::goto(HAIRPIN)])]
-        }),
-        compile::base(
+        nat(
+            "twins-output",
+            Hook::Output,
+            priority::DSTNAT,
+            both(|registers, _, sets| to_twin(registers, sets)),
+        ),
+        compile::regular(HAIRPIN_CHAIN, compile::hairpin()),
+        compile::regular(FROM_OTHERS_CHAIN, compile::unless_pod()),
+        compile::regular(FROM_NODE_CHAIN, compile::if_node()),
+        nat(
             "sources",
-            ChainKind::Nat,
             Hook::Postrouting,
             priority::SRCNAT,
             postrouting(),
         ),
     ]
+}
+
+/// From the frontend a packet is for to its twin. Only the first packet of a
+/// connection comes to a virtual server at all then: IPVS tells conntrack which
+/// endpoint it chose, and the others are translated straight to that.
+fn to_twin(registers: &Registers, sets: &FrontendSets) -> Vec<Expression> {
+    let mut rule = registers.frontend().to_vec();
+    rule.extend([registers.look_up_place(sets.twins), registers.to_place()]);
+    rule
 }
 
 /// IPVS leaves no trace in the packet: conntrack knows where the connection was
@@ -358,24 +445,12 @@ fn postrouting() -> Vec<Rule> {
     };
     let mut rules = vec![compile::stays_here()];
     rules.extend(asked(|sets| sets.from_all, compile::masquerade()));
-    rules.extend(asked(|sets| sets.from_node, compile::goto(FROM_NODE)));
-    rules.extend(asked(|sets| sets.from_others, compile::goto(FROM_OTHERS)));
-    rules.extend(both(|registers, names, _| {
-        vec![
-            registers.source(0),
-            registers.destination(registers.words),
-            compile::lookup(names.hairpin, 0, Found::Membership),
-            compile::masquerade(),
-        ]
-    }));
-    rules.extend(both(|registers, names, _| {
-        vec![
-            registers.source(0),
-            compile::lookup(names.pod_ranges, 0, Found::Membership),
-            registers.destination(0),
-            compile::lookup(names.cluster_ranges, 0, Found::Absence),
-            compile::masquerade(),
-        ]
-    }));
+    rules.extend(asked(|sets| sets.from_node, compile::goto(FROM_NODE_CHAIN)));
+    rules.extend(asked(
+        |sets| sets.from_others,
+        compile::goto(FROM_OTHERS_CHAIN),
+    ));
+    rules.extend(compile::hairpin());
+    rules.extend(compile::leaving());
     rules
 }
