@@ -532,12 +532,67 @@ fn with(change: impl FnOnce(&mut Endpoint)) -> Endpoint {
     vec![with(|e| { e.zone_hints = vec!["zone-a".to_owned()]; e.node_hints = vec!["node-2".to_owned()]; }),
          with(|e| { e.address = "10.200.2.21".to_owned(); e.zone_hints = vec!["zone-a".to_owned()]; e.node_hints = vec!["node-1".to_owned()]; })],
     &["10.200.2.21"])]
+#[case::node_hints_of_other_nodes_leave_it_to_the_zone(
+    vec![with(|e| { e.zone_hints = vec!["zone-a".to_owned()]; e.node_hints = vec!["node-2".to_owned()]; }),
+         with(|e| { e.address = "10.200.2.21".to_owned(); e.zone_hints = vec!["zone-b".to_owned()]; e.node_hints = vec!["node-3".to_owned()]; })],
+    &["10.200.2.20"])]
+#[case::those_not_ready_have_no_say_about_hints(
+    vec![with(|e| e.zone_hints = vec!["zone-a".to_owned()]),
+         with(|e| { e.address = "10.200.2.21".to_owned(); e.ready = Some(false); })],
+    &["10.200.2.20"])]
 fn which_endpoints_are_used(#[case] endpoints: Vec<Endpoint>, #[case] expected: &[&str]) {
     let table = table(service(), |plan| match plan.family {
         Family::V4 => endpoints.clone(),
         Family::V6 => Vec::new(),
     });
     assert_eq!(backends(&table), expected);
+}
+
+#[test]
+fn a_node_without_a_zone_takes_no_zone_hints() {
+    let mut table = table(service(), |plan| {
+        vec![
+            Endpoint {
+                zone_hints: vec!["zone-a".to_owned()],
+                ..endpoint(plan.local, "node-1")
+            },
+            Endpoint {
+                zone_hints: vec!["zone-b".to_owned()],
+                ..endpoint(plan.remote, "node-2")
+            },
+        ]
+    });
+    assert_eq!(backends(&table), [V4.local]);
+    table.set_facts(NodeFacts {
+        zone: None,
+        ..facts()
+    });
+    assert_eq!(backends(&table), [V4.local, V4.remote]);
+}
+
+/// The endpoint here is meant for another zone: callers that must stay on this
+/// node get it all the same, and the others do not.
+#[test]
+fn topology_narrows_one_list_and_locality_the_other() {
+    let hinted = |address: &str, node: &str, zone: &str| Endpoint {
+        zone_hints: vec![zone.to_owned()],
+        ..endpoint(address, node)
+    };
+    let service = Service {
+        external_policy: Local,
+        ..service()
+    };
+    let table = table(service, |plan| {
+        vec![
+            hinted(plan.local, "node-1", "zone-b"),
+            hinted(plan.remote, "node-2", "zone-a"),
+        ]
+    });
+    for plan in [&V4, &V6] {
+        let reached = |from| outcomes(&table, from, (plan.node, NODE_PORT), Protocol::Tcp);
+        assert_eq!(reached(plan.outside), [plan.local.to_owned()].into());
+        assert_eq!(reached(plan.other_local), [plan.remote.to_owned()].into());
+    }
 }
 
 #[test]

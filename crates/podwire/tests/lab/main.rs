@@ -17,5 +17,6 @@ mod publish;
 mod routing;
 mod services;
 mod services_change;
+mod services_matrix;
 mod support;
 mod survival;

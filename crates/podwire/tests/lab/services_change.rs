@@ -6,10 +6,14 @@
 //! ever dies and not one connection may fail.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -82,6 +86,7 @@ fn lab() -> Lab {
             server(PODS[1], "node-2"),
             server(PODS[2], "node-1"),
             client("client", "node-2"),
+            client("beside", "node-1"),
         ]
         .concat(),
     )
@@ -148,52 +153,156 @@ fn services_hold_while_everything_about_them_changes() {
 
     nothing_fails_under_load(&lab, &at);
     affinity_is_switched_live(&lab);
+    labels_are_followed_live(&lab);
     a_udp_client_keeps_being_answered(&lab, &at);
     the_health_check_follows_the_local_endpoints(&lab, &at);
+    a_node_that_goes_is_not_healthy_but_alive(&lab);
     inspection_tells_what_is(&lab, &addresses);
-    what_is_refused_is_an_event_and_harms_no_other(&lab);
+    what_is_refused_is_an_event_and_harms_no_other(&lab, &at);
     a_flushed_ruleset_comes_back_with_the_agent(&lab);
 }
 
-/// Connections one after another, two hundred a second as far as the machine
-/// goes, while endpoints are replaced and agents die: none fails, for no
-/// endpoint dies.
+/// Connections from a pod of each node, together two hundred a second, until the
+/// changes are over.
+struct Load<'scope> {
+    stop: &'scope AtomicBool,
+}
+
+/// Also when the test fails meanwhile: the scope waits for the load.
+impl Drop for Load<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Requests one after another until it is to stop, each over a connection of its
+/// own: how many there were, and who answered.
+fn request_until(lab: &Lab, pod: &str, stop: &AtomicBool) -> (u64, BTreeSet<String>) {
+    let target = url(WEB, 80, "/hostname");
+    let (mut total, mut names) = (0, BTreeSet::new());
+    while !stop.load(Ordering::Relaxed) {
+        let asked = lab.exec_output(
+            pod,
+            &[
+                PODWIRE,
+                "toolbox",
+                "get",
+                &target,
+                "-n",
+                "500",
+                "--interval",
+                "4ms",
+                "-o",
+                "json",
+            ],
+        );
+        let all: Value = serde_json::from_slice(&asked.stdout)
+            .unwrap_or_else(|error| panic!("{pod}: {error}: {}", printed(&asked)));
+        assert_eq!(all["failed"], 0, "{pod}: {all}");
+        total += all["total"].as_u64().unwrap_or_default();
+        let answers = all["answers"].as_object().into_iter().flatten();
+        names.extend(answers.map(|(name, _)| name.clone()));
+    }
+    (total, names)
+}
+
+/// Two hundred connections a second while endpoints are replaced, agents die and
+/// the proxy is another one: none fails, for no endpoint dies.
 fn nothing_fails_under_load<'a>(lab: &Lab, at: &impl Fn(usize) -> (&'a str, &'a str)) {
     lab.apply(&slice("web", "TCP", 8080, &[at(0)]));
     answered_by(lab, WEB, &PODS[..1]);
-    let target = url(WEB, 80, "/hostname");
-    let load = start(
-        lab,
-        &[
-            PODWIRE,
-            "toolbox",
-            "get",
-            &target,
-            "-n",
-            "2500",
-            "--interval",
-            "5ms",
-            "-o",
-            "json",
-        ],
+    let stop = AtomicBool::new(false);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let loads = ["client", "beside"].map(|pod| scope.spawn(|| request_until(lab, pod, &stop)));
+        let load = Load { stop: &stop };
+        lab.apply(&slice("web", "TCP", 8080, &[at(1)]));
+        for node in ["node-2", "node-1"] {
+            let before = kill_on_node(lab, node, "agent");
+            lab.apply(&slice("web", "TCP", 8080, &[at(2), at(0)]));
+            runs_again(lab, node, "agent", &before);
+            lab.apply(&slice("web", "TCP", 8080, &[at(1), at(2)]));
+        }
+        for proxy in ["iptables", "nftables"] {
+            change_proxy(lab, proxy);
+            lab.apply(&slice("web", "TCP", 8080, &[at(0)]));
+            answered_by(lab, WEB, &PODS[..1]);
+            if proxy == "iptables" {
+                inspection_tells_what_iptables_has(lab);
+            }
+            lab.apply(&slice("web", "TCP", 8080, &[at(1), at(2)]));
+            answered_by(lab, WEB, &PODS[1..]);
+        }
+        lab.apply(&slice("web", "TCP", 8080, &[at(0), at(1), at(2)]));
+        // What was changed while the agent was dead is in force, too.
+        answered_by(lab, WEB, &PODS);
+        drop(load);
+        let mut sum = 0;
+        for load in loads {
+            let (total, names) = load.join().expect("no connection failed");
+            assert_eq!(
+                names.len(),
+                PODS.len(),
+                "endpoints were replaced: {names:?}"
+            );
+            sum += total;
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        println!(
+            "{sum} connections, {:.0} a second, none failed",
+            sum as f64 / seconds
+        );
+    });
+}
+
+/// Has all nodes go on with another proxy, and waits until the rules of the one
+/// before are gone.
+fn change_proxy(lab: &Lab, proxy: &str) {
+    let told = success(
+        "lab proxy",
+        &output(PODWIRE, &["lab", "proxy", "--name", &lab.name, proxy]),
     );
-    lab.apply(&slice("web", "TCP", 8080, &[at(1)]));
-    for node in ["node-2", "node-1"] {
-        let before = kill_on_node(lab, node, "agent");
-        lab.apply(&slice("web", "TCP", 8080, &[at(2), at(0)]));
-        runs_again(lab, node, "agent", &before);
-        lab.apply(&slice("web", "TCP", 8080, &[at(1), at(2)]));
+    let rules = "nft list tables inet; for v in nft legacy; do iptables-$v-save; done 2>/dev/null";
+    for node in ["node-1", "node-2"] {
+        assert!(
+            told.contains(&format!("{node} goes on with {proxy}")),
+            "{told}"
+        );
+        eventually(
+            &format!("{node} goes on with {proxy} alone"),
+            PATIENCE,
+            || {
+                let rules = lab.node(node, &["sh", "-c", rules]);
+                let now = (
+                    rules.lines().any(|line| line == "table inet podwire"),
+                    rules.contains(":PODWIRE-SERVICES"),
+                );
+                if now == (proxy == "nftables", proxy == "iptables") {
+                    Ok(())
+                } else {
+                    Err(format!("{now:?}"))
+                }
+            },
+        );
     }
-    lab.apply(&slice("web", "TCP", 8080, &[at(0), at(1), at(2)]));
-    // What was changed while the agent was dead is in force, too.
-    answered_by(lab, WEB, &PODS);
-    let load = load.wait_with_output().expect("the load ends");
-    let all: Value =
-        serde_json::from_str(&success("load under change", &load)).expect("one JSON object");
-    assert_eq!(all["failed"], 0, "{all}");
-    assert_eq!(all["total"], 2500, "{all}");
-    let answers = all["answers"].as_object().expect("answers by name");
-    assert!(answers.len() >= 2, "endpoints were replaced: {all}");
+}
+
+/// Rules and counters of the iptables proxy.
+fn inspection_tells_what_iptables_has(lab: &Lab) {
+    let rules = inspect(lab, &["services", "default/web", "-o", "iptables"]);
+    for part in ["PODWIRE-SERVICES", "--to-destination", "default/web"] {
+        assert!(rules.contains(part), "{part} in\n{rules}");
+    }
+    let json: Value =
+        serde_json::from_str(&inspect(lab, &["services", "default/web", "-o", "json"]))
+            .expect("JSON");
+    let frontend = &json[0]["frontends"][0];
+    for counted in [&frontend["counted"], &frontend["backends"][0]["counted"]] {
+        assert!(counted["packets"].as_u64() > Some(0), "{json}");
+        assert!(counted["bytes"].as_u64() > Some(0), "{json}");
+    }
+    // This proxy does not run here.
+    assert_eq!(inspect(lab, &["services", "-o", "ipvs"]), "");
 }
 
 fn affinity_is_switched_live(lab: &Lab) {
@@ -255,16 +364,22 @@ fn the_health_check_follows_the_local_endpoints<'a>(
     lab: &Lab,
     at: &impl Fn(usize) -> (&'a str, &'a str),
 ) {
-    let check = |node: &str, code: &str, count: &str| {
+    let ask = |node: &str| {
         let address = lab.node_addresses(node)[0].clone();
         let target = url(&address, 31990, "/");
+        lab.node_output(
+            "outside",
+            &["curl", "-sSi", "-m", "5", "-w", "\n%{http_code}", &target],
+        )
+    };
+    let check = |node: &str, code: &str, count: &str| {
+        let header = format!("x-load-balancing-endpoint-weight:{count}");
+        let body = format!("\"localEndpoints\":{count}");
         eventually(&format!("{node} says {code}"), PATIENCE, || {
-            let asked = lab.node_output(
-                "outside",
-                &["curl", "-sS", "-m", "5", "-w", "\n%{http_code}", &target],
-            );
+            let asked = ask(node);
             let text = String::from_utf8_lossy(&asked.stdout).replace(' ', "");
-            if text.ends_with(code) && text.contains(&format!("\"localEndpoints\":{count}")) {
+            if text.ends_with(code) && text.contains(&body) && text.to_lowercase().contains(&header)
+            {
                 Ok(())
             } else {
                 Err(printed(&asked))
@@ -277,10 +392,96 @@ fn the_health_check_follows_the_local_endpoints<'a>(
     lab.apply(&slice("local", "TCP", 8080, &[at(1)]));
     check("node-1", "503", "0");
     check("node-2", "200", "1");
+    // The port is closed with the policy, and open again with it.
+    let policy = |policy: &str| {
+        let patch = format!("{{\"spec\":{{\"externalTrafficPolicy\":\"{policy}\"}}}}");
+        lab.kubectl(&["patch", "service", "local", "--type=merge", "-p", &patch]);
+    };
+    policy("Cluster");
+    eventually("nobody listens", PATIENCE, || {
+        let asked = ask("node-2");
+        match asked.status.code() {
+            Some(7) => Ok(()),
+            _ => Err(printed(&asked)),
+        }
+    });
+    policy("Local");
+    lab.kubectl(&[
+        "patch",
+        "service",
+        "local",
+        "--type=merge",
+        "-p",
+        "{\"spec\":{\"healthCheckNodePort\":31990}}",
+    ]);
+    check("node-2", "200", "1");
+}
+
+/// A node that the autoscaler takes away wants no more traffic, and lives.
+fn a_node_that_goes_is_not_healthy_but_alive(lab: &Lab) {
+    let taints = |list: &str| {
+        let patch = format!("{{\"spec\":{{\"taints\":{list}}}}}");
+        lab.kubectl(&["patch", "node", "node-2", "--type=merge", "-p", &patch]);
+    };
+    let says = |healthz: &str| {
+        eventually(&format!("healthz {healthz}"), PATIENCE, || {
+            let code = |path: &str| {
+                let target = format!("http://127.0.0.1:10256/{path}");
+                lab.node(
+                    "node-2",
+                    &[
+                        "curl",
+                        "-s",
+                        "-o",
+                        "/dev/null",
+                        "-w",
+                        "%{http_code}",
+                        &target,
+                    ],
+                )
+            };
+            let codes = (code("healthz"), code("livez"));
+            if codes == (healthz.to_owned(), "200".to_owned()) {
+                Ok(())
+            } else {
+                Err(format!("{codes:?}"))
+            }
+        });
+    };
+    taints("[{\"key\":\"ToBeDeletedByClusterAutoscaler\",\"effect\":\"NoSchedule\"}]");
+    says("503");
+    taints("[]");
+    says("200");
+}
+
+/// A label that gives a Service to another proxy counts at once, and so does its end.
+fn labels_are_followed_live(lab: &Lab) {
+    for label in [
+        "service.kubernetes.io/service-proxy-name",
+        "service.kubernetes.io/headless",
+    ] {
+        lab.kubectl(&["label", "service", "web", &format!("{label}=other")]);
+        eventually(&format!("{label} takes it away"), PATIENCE, || {
+            match ask(lab, WEB, 1) {
+                Ok(names) => Err(format!("{names:?}")),
+                Err(_) => Ok(()),
+            }
+        });
+        lab.kubectl(&["label", "service", "web", &format!("{label}-")]);
+        answered_by(lab, WEB, &PODS);
+    }
+}
+
+/// What is for people fits a hundred columns.
+fn fits(text: &str) {
+    for line in text.lines() {
+        assert!(line.chars().count() <= 100, "too wide: {line}");
+    }
 }
 
 fn inspection_tells_what_is(lab: &Lab, addresses: &[String]) {
     let list = inspect(lab, &["services"]);
+    fits(&list);
     for part in [
         "default/web",
         "10.96.0.40:80/tcp",
@@ -290,6 +491,7 @@ fn inspection_tells_what_is(lab: &Lab, addresses: &[String]) {
         assert!(list.contains(part), "{part} in\n{list}");
     }
     let detail = inspect(lab, &["services", "default/local"]);
+    fits(&detail);
     assert!(
         detail.contains("Health check at port 31990: 1 endpoint"),
         "{detail}"
@@ -315,6 +517,21 @@ fn inspection_tells_what_is(lab: &Lab, addresses: &[String]) {
         verdict.contains("for Service default/web: goes to one of"),
         "{verdict}"
     );
+    fits(&verdict);
+    let simulated = inspect(
+        lab,
+        &[
+            "service",
+            "--simulate",
+            &lab.pod_addresses("client")[0],
+            "10.96.0.40:81",
+            "-o",
+            "json",
+        ],
+    );
+    let simulated: Value = serde_json::from_str(&simulated).expect("JSON");
+    assert_eq!(simulated["verdict"], "refused", "no such port: {simulated}");
+    assert!(simulated["steps"].as_array().is_some_and(|s| !s.is_empty()));
     for address in addresses {
         assert!(rules.contains(address.as_str()), "{address} in\n{rules}");
         assert!(
@@ -337,7 +554,10 @@ fn inspection_tells_what_is(lab: &Lab, addresses: &[String]) {
     assert_eq!(unknown.status.code(), Some(1), "{}", printed(&unknown));
 }
 
-fn what_is_refused_is_an_event_and_harms_no_other(lab: &Lab) {
+fn what_is_refused_is_an_event_and_harms_no_other<'a>(
+    lab: &Lab,
+    at: &impl Fn(usize) -> (&'a str, &'a str),
+) {
     lab.apply(&service(
         "other",
         OTHER,
@@ -351,6 +571,8 @@ fn what_is_refused_is_an_event_and_harms_no_other(lab: &Lab) {
             Err(events)
         }
     });
+    lab.apply(&slice("other", "TCP", 8080, &[at(0)]));
+    answered_by(lab, OTHER, &PODS[..1]);
     answered_by(lab, WEB, &PODS);
 }
 

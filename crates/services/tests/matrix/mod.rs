@@ -1,150 +1,27 @@
-//! Who reaches what, and under which address: the table of kube-proxy's
-//! `TestInternalExternalMasquerade` and the verdicts without endpoints, as real
-//! packets. Printed row by row.
+//! Who reaches what, and under which address, as real packets. Printed row by row.
 
-use std::collections::BTreeSet;
-use std::fmt;
+#![allow(dead_code, reason = "shared by several test binaries")]
+
+pub(crate) mod plan;
+pub(crate) mod rule;
+mod sctp;
+
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
-use crate::world::{
-    Attach, NODE4, NODE6, OUTSIDE4, OUTSIDE6, Space, World, pod4, pod6, service, slice,
-};
-use podwire_services::{
-    EndpointSlice, Family, Proxy, ProxyMode, ProxySettings, Service, TrafficPolicy,
-};
+use crate::world::{Attach, Space, World};
+use plan::{PLANS, Plan, columns};
+use podwire_services::{Protocol, Proxy, ProxyMode, ProxySettings};
+use rule::{Caller, Endpoints, Outcome, Policy, Row};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the absence of an answer is waited for.
-const SILENCE: Duration = Duration::from_millis(700);
-
-/// One family's addresses.
-struct Plan {
-    family: Family,
-    cluster: &'static str,
-    node: &'static str,
-    load_balancer: &'static str,
-    outside: &'static str,
-    remote: &'static str,
-    pod: fn(usize) -> String,
-}
-
-const PLANS: [Plan; 2] = [
-    Plan {
-        family: Family::V4,
-        cluster: "10.96.0.10",
-        node: NODE4,
-        load_balancer: "198.51.100.1",
-        outside: OUTSIDE4,
-        remote: "10.200.2.10",
-        pod: pod4,
-    },
-    Plan {
-        family: Family::V6,
-        cluster: "fd00:96::10",
-        node: NODE6,
-        load_balancer: "2001:db8::1",
-        outside: OUTSIDE6,
-        remote: "fd00:200:0:2::a",
-        pod: pod6,
-    },
-];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Caller {
-    /// A pod of this node that is no endpoint.
-    Pod,
-    /// A process of the node.
-    Node,
-    /// A host outside the cluster.
-    Outside,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Target {
-    ClusterIp,
-    NodePort,
-    LoadBalancer,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Policy {
-    Cluster,
-    ExternalLocal,
-    InternalLocal,
-}
-
-/// Where endpoints are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Endpoints {
-    HereAndElsewhere,
-    Elsewhere,
-    None,
-}
-
-/// What a caller sees.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Outcome {
-    /// Answers from these, and whether the last saw the caller's own address.
-    Answered {
-        by: BTreeSet<String>,
-        own: bool,
-    },
-    Refused,
-    Silence,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Answered { by, own } => {
-                let by: Vec<&str> = by.iter().map(String::as_str).collect();
-                let source = if *own {
-                    "own address"
-                } else {
-                    "node's address"
-                };
-                write!(f, "{} ({source})", by.join("+"))
-            }
-            Self::Refused => f.write_str("refused"),
-            Self::Silence => f.write_str("dropped"),
-        }
-    }
-}
-
-/// The rules, as BEHAVIOUR of kube-proxy states them.
-fn expected(
-    mode: ProxyMode,
-    caller: Caller,
-    target: Target,
-    policy: Policy,
-    endpoints: Endpoints,
-) -> Outcome {
-    let internal = target == Target::ClusterIp;
-    // From where externalTrafficPolicy: Local does not narrow the choice.
-    // To IPVS all callers are alike (Limit::IpvsExternalLocal).
-    let inside = caller != Caller::Outside && mode != ProxyMode::Ipvs;
-    let only_local = match (internal, policy) {
-        (true, Policy::InternalLocal) => true,
-        (false, Policy::ExternalLocal) => !inside,
-        _ => false,
-    };
-    let by: BTreeSet<String> = match endpoints {
-        Endpoints::None => return Outcome::Refused,
-        Endpoints::Elsewhere if only_local => return Outcome::Silence,
-        Endpoints::Elsewhere => ["remote"].map(str::to_owned).into(),
-        Endpoints::HereAndElsewhere if only_local => ["local"].map(str::to_owned).into(),
-        Endpoints::HereAndElsewhere => ["local", "remote"].map(str::to_owned).into(),
-    };
-    let own = match (caller, internal, policy) {
-        (Caller::Pod, true, _) => true,
-        (Caller::Pod | Caller::Outside, false, Policy::ExternalLocal) => true,
-        // The node's own address is the node's address.
-        _ => false,
-    };
-    Outcome::Answered { by, own }
-}
+const SILENCE: Duration = Duration::from_millis(400);
+/// After how long a datagram is sent again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The node with one pod that serves and one that calls, and an endpoint
 /// elsewhere, which lives in the namespace of the outside host.
@@ -153,176 +30,150 @@ struct Stage {
     proxy: Proxy,
 }
 
-fn web(policy: Policy) -> Service {
-    let mut web = service("web", &PLANS.map(|plan| plan.cluster), 80, Some(30080));
-    web.load_balancer_ips = PLANS.map(|plan| plan.load_balancer.to_owned()).to_vec();
-    if policy == Policy::ExternalLocal {
-        web.external_policy = TrafficPolicy::Local;
-    }
-    if policy == Policy::InternalLocal {
-        web.internal_policy = TrafficPolicy::Local;
-    }
-    web
-}
-
-fn slices(endpoints: Endpoints) -> [EndpointSlice; 2] {
-    PLANS.map(|plan| {
-        let local = (plan.pod)(0);
-        let list: Vec<&str> = match endpoints {
-            Endpoints::HereAndElsewhere => vec![&local, plan.remote],
-            Endpoints::Elsewhere => vec![plan.remote],
-            Endpoints::None => vec![],
-        };
-        let name = match plan.family {
-            Family::V4 => "web-4",
-            Family::V6 => "web-6",
-        };
-        let mut slice = slice("web", name, &list, 8080);
-        for endpoint in &mut slice.endpoints {
-            if endpoint.address == plan.remote {
-                endpoint.node = Some("node-2".to_owned());
-            }
-        }
-        slice
-    })
-}
-
 impl Stage {
     fn new(settings: ProxySettings, attach: Attach) -> Self {
         let world = World::with(attach, 2);
-        for (plan, v6, length) in [(&PLANS[0], "", 32), (&PLANS[1], "-6 ", 128)] {
+        for (plan, v6, nodad) in [(&PLANS[0], "", ""), (&PLANS[1], "-6 ", "nodad")] {
             let (node, remote, outside) = (plan.node, plan.remote, plan.outside);
             world
                 .outside
-                .ip(&format!("{v6}addr add {remote}/{length} dev lo"));
+                .ip(&format!("{v6}addr add {remote} dev lo {nodad}"));
             world
                 .node
-                .ip(&format!("{v6}route add {remote}/{length} via {outside}"));
+                .ip(&format!("{v6}route add {remote} via {outside}"));
             for to in [
                 (plan.pod)(0),
                 (plan.pod)(1),
                 plan.cluster.into(),
                 plan.load_balancer.into(),
+                plan.external.into(),
             ] {
-                world
-                    .outside
-                    .ip(&format!("{v6}route add {to}/{length} via {node}"));
+                world.outside.ip(&format!("{v6}route add {to} via {node}"));
             }
         }
-        serve(&world.pods[0], "local", &["::"]);
-        serve(&world.outside, "remote", &PLANS.map(|plan| plan.remote));
-        let facts = world.facts();
+        // Refusals come as fast as they are asked for.
+        world.node.set("net/ipv4/icmp_ratelimit", "0");
+        world.node.set("net/ipv6/icmp/ratelimit", "0");
+        for plan in &PLANS {
+            serve(&world.pods[0], "local", &(plan.pod)(0));
+            serve(&world.outside, "remote", plan.remote);
+        }
         let proxy = world
             .node
             .namespace
-            .run(|| Proxy::start_as(&settings, facts))
+            .run(|| Proxy::start_as(&settings, plan::facts()))
             .expect("entered")
             .expect("everything it needs is here");
         Self { world, proxy }
     }
 
     fn tell(&mut self, policy: Policy, endpoints: Endpoints) {
-        self.proxy.service_changed(web(policy));
-        for slice in slices(endpoints) {
+        self.proxy.service_changed(plan::web(policy));
+        for slice in plan::slices(endpoints) {
             self.proxy.endpoint_slice_changed(&slice);
         }
         self.proxy.sync().expect("the kernel takes it");
     }
+}
 
-    fn space(&self, caller: Caller) -> &Space {
-        match caller {
-            Caller::Pod => &self.world.pods[1],
-            Caller::Node => &self.world.node,
-            Caller::Outside => &self.world.outside,
+fn space(world: &World, caller: Caller) -> &Space {
+    match caller {
+        Caller::Endpoint => &world.pods[0],
+        Caller::Pod => &world.pods[1],
+        Caller::Node => &world.node,
+        Caller::Outside => &world.outside,
+    }
+}
+
+/// Asks from the caller's namespace, which this thread is in, until all that are
+/// expected have answered, and a few times more.
+fn look(mode: ProxyMode, row: &Row, protocol: Protocol, plan: &Plan) -> Outcome {
+    let expected = row.rule();
+    let (patience, wanted) = match &expected {
+        Outcome::Silence => (SILENCE, 0),
+        Outcome::Answered(by) => (PATIENCE, by.len()),
+        Outcome::Refused => (PATIENCE, 0),
+    };
+    let (address, port) = plan.target(row.target);
+    let to = SocketAddr::new(address.parse().expect("a literal"), port);
+    let own: IpAddr = plan.caller(row.caller).parse().expect("a literal");
+    // In turn at least as often as there are endpoints; by chance more often.
+    let rounds = match mode {
+        ProxyMode::Ipvs => 2,
+        ProxyMode::Nftables | ProxyMode::Iptables => 5,
+    };
+    let mut seen: BTreeMap<String, bool> = BTreeMap::new();
+    for round in 1.. {
+        match ask(protocol, to, patience) {
+            Ok((name, from)) => {
+                let own = from == own && row.caller != Caller::Node;
+                let before = seen.insert(name, own);
+                assert!(before.is_none_or(|before| before == own), "{row:?} to {to}");
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                return Outcome::Refused;
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
+                return Outcome::Silence;
+            }
+            Err(error) => panic!("{row:?} to {to} by {protocol:?}: {error}"),
+        }
+        // The odds that one of two is never drawn in sixty are nil.
+        if round >= rounds && (seen.len() >= wanted || round >= 60) {
+            break;
         }
     }
+    Outcome::Answered(seen)
+}
 
-    /// Asks until all that are expected have answered, and a few times more.
-    fn ask(&self, caller: Caller, to: SocketAddr, own: IpAddr, expected: &Outcome) -> Outcome {
-        let patience = match expected {
-            Outcome::Silence => SILENCE,
-            _ => PATIENCE,
-        };
-        let wanted = match expected {
-            Outcome::Answered { by, .. } => by.len(),
-            _ => 0,
-        };
-        let mut seen = BTreeSet::new();
-        let mut source = own;
-        for round in 0.. {
-            match self
-                .space(caller)
-                .namespace
-                .run(|| ask(to, patience))
-                .expect("entered")
-            {
-                Ok((name, from)) => {
-                    seen.insert(name);
-                    source = from;
-                }
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                    return Outcome::Refused;
-                }
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) =>
-                {
-                    return Outcome::Silence;
-                }
-                Err(error) => panic!("{caller:?} to {to}: {error}"),
-            }
-            // The odds that one of two is never drawn in sixty are nil.
-            if round >= 5 && (seen.len() >= wanted || round >= 60) {
-                break;
-            }
+/// Answers at port 8080 of an address with a name and who asks.
+pub(crate) fn serve(space: &Space, name: &'static str, address: &str) {
+    let address: IpAddr = address.parse().expect("an address");
+    let answer = move |peer: IpAddr| format!("{name} {}", peer.to_canonical());
+    let (tcp, udp) = space
+        .namespace
+        .run(|| {
+            sctp::serve(address, answer);
+            (
+                TcpListener::bind((address, 8080)),
+                UdpSocket::bind((address, 8080)),
+            )
+        })
+        .expect("entered");
+    let (tcp, udp) = (tcp.expect("free port"), udp.expect("free port"));
+    std::thread::spawn(move || answer_all(&tcp, answer));
+    std::thread::spawn(move || {
+        let mut buffer = [0; 8];
+        while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+            let _ = udp.send_to(answer(peer.ip()).as_bytes(), peer);
         }
-        Outcome::Answered {
-            by: seen,
-            own: source == own && caller != Caller::Node,
+    });
+}
+
+fn answer_all(listener: &TcpListener, answer: impl Fn(IpAddr) -> String) {
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { return };
+        if let Ok(peer) = stream.peer_addr() {
+            // A client that is gone needs no answer.
+            let _ = stream.write_all(answer(peer.ip()).as_bytes());
         }
     }
 }
 
-/// Answers at port 8080 of some addresses with a name and who asks.
-fn serve(space: &Space, name: &'static str, addresses: &[&str]) {
-    for address in addresses {
-        let address: IpAddr = address.parse().expect("a literal");
-        let (tcp, udp) = space
-            .namespace
-            .run(|| {
-                (
-                    TcpListener::bind((address, 8080)),
-                    UdpSocket::bind((address, 8080)),
-                )
-            })
-            .expect("entered");
-        let (tcp, udp) = (tcp.expect("free port"), udp.expect("free port"));
-        std::thread::spawn(move || {
-            for stream in tcp.incoming() {
-                let Ok(mut stream) = stream else { return };
-                if let Ok(peer) = stream.peer_addr() {
-                    // A client that is gone needs no answer.
-                    let _ = stream.write_all(answer(name, peer).as_bytes());
-                }
-            }
-        });
-        std::thread::spawn(move || {
-            let mut buffer = [0; 8];
-            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(answer(name, peer).as_bytes(), peer);
-            }
-        });
-    }
-}
-
-fn answer(name: &str, peer: SocketAddr) -> String {
-    format!("{name} {}", peer.ip().to_canonical())
-}
-
-fn ask(to: SocketAddr, patience: Duration) -> std::io::Result<(String, IpAddr)> {
-    let mut stream = TcpStream::connect_timeout(&to, patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
+/// The name of who answers, and the address it was asked from.
+pub(crate) fn ask(
+    protocol: Protocol,
+    to: SocketAddr,
+    patience: Duration,
+) -> std::io::Result<(String, IpAddr)> {
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    // Each from a port of its own: conntrack remembers datagrams of states before.
+    let seed = ASKED.fetch_add(1, Ordering::Relaxed) % 20_000;
+    let text = match protocol {
+        Protocol::Tcp => ask_tcp(to, patience)?,
+        Protocol::Udp => ask_udp(to, patience, 40_000 + seed)?,
+        Protocol::Sctp => sctp::ask(to, patience, 20_000 + seed)?,
+    };
     let (name, peer) = text.split_once(' ').ok_or(ErrorKind::InvalidData)?;
     Ok((
         name.to_owned(),
@@ -330,60 +181,108 @@ fn ask(to: SocketAddr, patience: Duration) -> std::io::Result<(String, IpAddr)> 
     ))
 }
 
+fn ask_tcp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// What the node itself sends and a rule refuses is no longer sent at all, which
+/// the call says; what the refusal was is said by the next one.
+pub(crate) fn refusal_may_follow(sent: std::io::Result<usize>) -> std::io::Result<()> {
+    match sent {
+        Err(error) if error.kind() != ErrorKind::PermissionDenied => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn ask_udp(to: SocketAddr, patience: Duration, port: u16) -> std::io::Result<String> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, port))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(AGAIN.min(patience)))?;
+    let until = Instant::now() + patience;
+    let mut buffer = [0; 128];
+    loop {
+        refusal_may_follow(socket.send(b"who"))?;
+        match socket.recv(&mut buffer) {
+            Ok(count) => return Ok(String::from_utf8_lossy(&buffer[..count]).into_owned()),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+                    && Instant::now() < until => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// All cells of a row. What is dropped is waited for at the same time.
+fn cells(mode: ProxyMode, row: &Row, protocols: &'static [Protocol]) -> Vec<Outcome> {
+    let one = |(protocol, plan)| look(mode, row, protocol, plan);
+    if row.rule() != Outcome::Silence {
+        return columns(protocols).map(one).collect();
+    }
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = columns(protocols)
+            .map(|column| scope.spawn(move || one(column)))
+            .collect();
+        waiting
+            .into_iter()
+            .map(|cell| cell.join().expect("it does not panic"))
+            .collect()
+    })
+}
+
 /// Walks through all rows; a row that is wrong does not hide those behind it.
-pub(crate) fn check(settings: ProxySettings, attach: Attach) {
+pub(crate) fn check(settings: ProxySettings, attach: Attach, protocols: &'static [Protocol]) {
     let mut stage = Stage::new(settings, attach);
-    let mut wrong = Vec::new();
-    for endpoints in [
-        Endpoints::HereAndElsewhere,
-        Endpoints::Elsewhere,
-        Endpoints::None,
-    ] {
-        for policy in [
-            Policy::Cluster,
-            Policy::ExternalLocal,
-            Policy::InternalLocal,
-        ] {
+    let mut report = plan::report(protocols);
+    for endpoints in Endpoints::ALL {
+        for policy in Policy::ALL {
             stage.tell(policy, endpoints);
-            for target in [Target::ClusterIp, Target::NodePort, Target::LoadBalancer] {
-                for caller in [Caller::Pod, Caller::Node, Caller::Outside] {
-                    for plan in &PLANS {
-                        let (address, port) = match target {
-                            Target::ClusterIp => (plan.cluster, 80),
-                            Target::NodePort => (plan.node, 30080),
-                            Target::LoadBalancer => (plan.load_balancer, 80),
-                        };
-                        let own = match caller {
-                            Caller::Pod => (plan.pod)(1),
-                            Caller::Node => plan.node.to_owned(),
-                            Caller::Outside => plan.outside.to_owned(),
-                        };
-                        let to = SocketAddr::new(address.parse().expect("a literal"), port);
-                        let own = own.parse().expect("a literal");
-                        let rule = expected(settings.mode, caller, target, policy, endpoints);
-                        let seen = stage.ask(caller, to, own, &rule);
-                        let mark = if seen == rule { "ok" } else { "WRONG" };
-                        let row = format!(
-                            "{:<17} {:<14} {:<13} {:<8} {:?}  {:<30} {mark}",
-                            format!("{endpoints:?}"),
-                            format!("{policy:?}"),
-                            format!("{target:?}"),
-                            format!("{caller:?}"),
-                            plan.family,
-                            seen.to_string(),
-                        );
-                        println!("{row}");
-                        if seen != rule {
-                            wrong.push(format!("{row}; the rule is: {rule}"));
-                        }
-                    }
-                }
+            let world = &stage.world;
+            // At the same time: most of it is waiting for what is dropped.
+            let seen: Vec<(Row, Vec<Outcome>)> = std::thread::scope(|scope| {
+                let rows: Vec<_> = Row::of(endpoints, policy)
+                    .map(|row| {
+                        let cells = scope.spawn(move || {
+                            space(world, row.caller)
+                                .namespace
+                                .run(|| cells(settings.mode, &row, protocols))
+                        });
+                        (row, cells)
+                    })
+                    .collect();
+                rows.into_iter()
+                    .map(|(row, cells)| {
+                        (
+                            row,
+                            cells.join().expect("it does not panic").expect("entered"),
+                        )
+                    })
+                    .collect()
+            });
+            for (row, seen) in seen {
+                report.add(&row, &seen);
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{settings:?}, {attach:?}:\n{}",
-        wrong.join("\n")
-    );
+    let variant = match settings.iptables {
+        Some(variant) => format!(" ({})", variant.name()),
+        None => String::new(),
+    };
+    let sockets = if sctp::is_real() {
+        "sockets"
+    } else {
+        "raw packets"
+    };
+    report.finish(&format!(
+        "{}{variant}, pods {}, SCTP by {sockets}",
+        settings.mode,
+        format!("{attach:?}").to_lowercase(),
+    ));
 }
