@@ -1,6 +1,6 @@
 //! The thread that keeps Services.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -83,7 +83,9 @@ pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
     let mut problems = Problems::default();
     let mut proxy: Option<Proxy> = None;
     // What arrives while the packet filter cannot be used yet.
-    let mut backlog: VecDeque<Message> = VecDeque::new();
+    let mut backlog: Vec<Message> = Vec::new();
+    // Reading all objects takes far more memory than what is kept of them.
+    let mut after_lists = true;
     loop {
         let due = state.due(&runner, proxy.is_some(), Instant::now());
         let Some(messages) = gather_until(inbox, due) else {
@@ -97,7 +99,7 @@ pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
                 Message::Ask(asked, question) => {
                     inspection::answer(proxy.as_mut(), &asked, question);
                 }
-                message => backlog.push_back(message),
+                message => backlog.push(message),
             }
         }
         let mut started = Instant::now();
@@ -119,7 +121,8 @@ pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
             }
         }
         let Some(proxy) = &mut proxy else { continue };
-        for message in backlog.drain(..) {
+        // With its room: a list of everything may have passed.
+        for message in std::mem::take(&mut backlog) {
             if state.take(proxy, message) {
                 runner.request();
             }
@@ -140,6 +143,7 @@ pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
         {
             return;
         }
+        let succeeded = result.is_ok();
         let report = match result {
             Ok(stats) => {
                 problems.set(Vec::new());
@@ -161,6 +165,9 @@ pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
         };
         if context.reports.send(News::Services(report)).is_err() {
             return;
+        }
+        if succeeded && std::mem::take(&mut after_lists) {
+            linux::memory::give_back();
         }
     }
 }

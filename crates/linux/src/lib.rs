@@ -15,6 +15,7 @@ mod generic;
 pub mod ipvs;
 pub mod link;
 mod mac;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod neighbour;
