@@ -29,6 +29,9 @@ pub struct PodSpec {
     pub node_name: Box<str>,
     /// How its resolver is set up (`ClusterFirst` and others); empty: not told.
     pub dns_policy: Box<str>,
+    /// What its resolver is told besides.
+    #[serde(deserialize_with = "null_default")]
+    pub dns_config: PodDnsConfig,
     /// It shares the node's network.
     pub host_network: bool,
     /// Containers.
@@ -37,6 +40,15 @@ pub struct PodSpec {
     /// Init containers; sidecars are among them.
     #[serde(deserialize_with = "null_default")]
     pub init_containers: Vec<Container>,
+}
+
+/// What a pod's resolver is told besides what its policy says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodDnsConfig {
+    /// Search domains, which come after those of the policy.
+    #[serde(deserialize_with = "null_default")]
+    pub searches: Vec<Box<str>>,
 }
 
 /// A container, of which only ports matter here.

@@ -123,4 +123,6 @@ pub struct Pod {
     /// Whether its resolver searches the cluster's domains first (dnsPolicy
     /// `ClusterFirst` or `ClusterFirstWithHostNet`).
     pub cluster_first: bool,
+    /// Search domains of its own (`dnsConfig.searches`), after the node's.
+    pub searches: Box<[Name]>,
 }

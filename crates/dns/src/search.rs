@@ -2,8 +2,8 @@
 //!
 //! With `ndots:5` a pod asks for `example.com` as
 //! `example.com.NAMESPACE.svc.DOMAIN`, `example.com.svc.DOMAIN`,
-//! `example.com.DOMAIN`, the node's domains and at last as it stands: a round
-//! trip each, for A and for AAAA. Who the client is says what it will try next,
+//! `example.com.DOMAIN`, the node's domains, its own and at last as it stands: a
+//! round trip each, for A and for AAAA. Who the client is says what it will try next,
 //! so the first question can be answered with what the last would be.
 
 use hickory_proto::rr::Name;
@@ -42,7 +42,7 @@ pub fn next_names(
         .ok()?;
     let domains = [svc, config.domain.clone()]
         .into_iter()
-        .chain(node_search.iter().cloned())
+        .chain(node_search.iter().chain(&pod.searches).cloned())
         .chain([Name::root()]);
     Some(
         domains
@@ -81,6 +81,7 @@ mod tests {
             name: "p".into(),
             addresses: vec![],
             cluster_first: true,
+            searches: Box::default(),
         };
         let name = Name::from_ascii(name).unwrap();
         let names = next_names(&config, &node_search, &pod, &name);
@@ -89,6 +90,18 @@ mod tests {
             names.join(" ")
         });
         assert_eq!(names.as_deref(), expected);
+        // Domains of the pod's own come after the node's.
+        pod.searches = [Name::from_ascii("own.example.").unwrap()].into();
+        let names = next_names(&config, &node_search, &pod, &name);
+        let own = expected.map(|expected| {
+            let (before, last) = expected.rsplit_once(' ').unwrap();
+            format!("{before} {last}own.example. {last}")
+        });
+        let names = names.map(|names| {
+            let names: Vec<String> = names.iter().map(Name::to_ascii).collect();
+            names.join(" ")
+        });
+        assert_eq!(names, own);
         pod.cluster_first = false;
         assert_eq!(next_names(&config, &node_search, &pod, &name), None);
     }

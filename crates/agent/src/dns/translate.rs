@@ -92,7 +92,18 @@ pub(super) fn pod(pod: &api::Pod) -> Option<model::Pod> {
             &*pod.spec.dns_policy,
             "" | "ClusterFirst" | "ClusterFirstWithHostNet"
         ),
+        searches: searches(&pod.spec.dns_config.searches),
     })
+}
+
+/// Domains that are none are left out, as a resolver does.
+fn searches(domains: &[Box<str>]) -> Box<[Name]> {
+    let name = |domain: &str| {
+        let mut name = Name::from_ascii(domain).ok()?;
+        name.set_fqdn(true);
+        (!name.is_root()).then_some(name)
+    };
+    domains.iter().filter_map(|domain| name(domain)).collect()
 }
 
 fn protocol(protocol: api::Protocol) -> model::Protocol {
@@ -176,5 +187,15 @@ mod tests {
             json!({"metadata": {"name": "p", "namespace": "d"}, "spec": spec, "status": status});
         let read = pod(&serde_json::from_value(object).unwrap());
         assert_eq!(read.map(|pod| pod.cluster_first), expected);
+    }
+
+    #[test]
+    fn a_pods_own_search_domains_are_known() {
+        let object = json!({"metadata": {"name": "p", "namespace": "d"},
+            "spec": {"dnsConfig": {"searches": ["own.example", "two.example.", ".", "no..name"]}},
+            "status": {"podIPs": [{"ip": "10.1.0.1"}]}});
+        let read = pod(&serde_json::from_value(object).unwrap()).unwrap();
+        let domains: Vec<String> = read.searches.iter().map(Name::to_ascii).collect();
+        assert_eq!(domains, ["own.example.", "two.example."]);
     }
 }

@@ -46,6 +46,7 @@ pub(crate) fn serve(upstream: SocketAddr, told: impl FnOnce(SocketAddr)) -> anyh
             name: "client".into(),
             addresses: vec![IpAddr::V4(SEARCHING)],
             cluster_first: true,
+            searches: Box::default(),
         });
         for number in 0..SERVICES {
             let key = ServiceKey::new("default", &format!("service-{number}"));

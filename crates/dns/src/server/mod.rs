@@ -176,7 +176,7 @@ impl Shared {
     }
 
     /// Appends what stands for the search list that is walked for a client:
-    /// nothing, or its namespace.
+    /// nothing, or its namespace and the domains of its own.
     fn class(&self, client: IpAddr, key: &mut Vec<u8>) {
         if !self.config.search_completion {
             return;
@@ -184,6 +184,15 @@ impl Shared {
         self.read(|zone| {
             if let Some(pod) = zone.pod(client).filter(|pod| pod.cluster_first) {
                 key.extend_from_slice(pod.namespace.as_bytes());
+                for domain in &pod.searches {
+                    // Labels with their lengths, so that no two lists look alike.
+                    key.push(b'/');
+                    key.extend(domain.iter().flat_map(|label| {
+                        [u8::try_from(label.len()).unwrap_or(u8::MAX)]
+                            .into_iter()
+                            .chain(label.iter().copied())
+                    }));
+                }
             }
         });
     }

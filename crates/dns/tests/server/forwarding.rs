@@ -152,6 +152,31 @@ fn what_was_known_is_given_past_its_time_while_servers_fail() {
 }
 
 #[test]
+fn what_is_in_use_is_asked_for_again_before_its_time_is_over() {
+    let upstream = Upstream::start(|message, _, _| vec![reply(message, 1)]);
+    let mut config = config();
+    config.forwarding.upstreams = vec![upstream.address];
+    config.forwarding.cache = CacheLimits {
+        longest: Duration::from_secs(1),
+        shortest: Duration::ZERO,
+        prefetch: true,
+        ..CacheLimits::default()
+    };
+    let (shared, server) = start(config);
+    let server = server.addresses()[0];
+    let prefetched = || shared.metrics().cache_prefetch.get();
+    wait_for("a question in the last tenth of its time", || {
+        assert_eq!(addresses(&ask(server, "www.example.com")).len(), 1);
+        prefetched() > 0
+    });
+    // The probe for loops, what was not known, and what was asked for early.
+    wait_for("the question ahead of time", || {
+        let asked = 1 + shared.metrics().cache_misses.get() + prefetched();
+        u64::try_from(upstream.asked()).unwrap() == asked
+    });
+}
+
+#[test]
 fn stub_domains_have_servers_of_their_own_the_longest_match_counts() {
     let servers: Vec<Upstream> = (1..=3)
         .map(|n| Upstream::start(move |message, _, _| vec![reply(message, n)]))

@@ -40,6 +40,7 @@ pub(crate) fn start(config: Config) -> (Arc<Shared>, Server) {
             name: "client".into(),
             addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
             cluster_first: true,
+            searches: Box::default(),
         });
     });
     shared.set_ready();

@@ -10,7 +10,7 @@ use hickory_proto::rr::RecordType;
 use podwire_dns::model::{Addressing, Endpoint, EndpointSlice, Service, ServiceKey};
 use podwire_dns::{Server, Shared};
 
-use crate::support::{PATIENCE, addresses, ask, config, question, receive, send, start};
+use crate::support::{PATIENCE, addresses, ask, config, question, receive, send, service, start};
 
 fn dig(server: std::net::SocketAddr, arguments: &[&str]) -> String {
     let output = Command::new("dig")
@@ -153,6 +153,27 @@ fn before_the_zone_is_known_nothing_is_said_not_to_exist() {
         1,
         "the failed question is noted"
     );
+}
+
+#[test]
+fn what_was_absent_is_there_with_the_change_that_makes_it() {
+    let (shared, server) = start(config());
+    let address = server.addresses()[0];
+    // The client is a pod: its search list is walked for the second name.
+    for name in [
+        "new.default.svc.cluster.local",
+        "new.default.default.svc.cluster.local",
+    ] {
+        for _ in 0..3 {
+            let code = ask(address, name).metadata.response_code;
+            assert_eq!(code, ResponseCode::NXDomain, "{name}");
+        }
+        shared.change(|zone| zone.set_service(service("new", "10.96.0.30")));
+        for _ in 0..3 {
+            assert_eq!(addresses(&ask(address, name)), ["10.96.0.30"], "{name}");
+        }
+        shared.change(|zone| zone.remove_service(&ServiceKey::new("default", "new")));
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ fn world() -> World {
             "http/tcp:8080 dns/udp:5353",
         )
         .slice("web-2", "web", "fd00:200:0:1::5", "http/tcp:8080")
+        .cluster("1st", "10.96.0.31", "http/tcp:80")
         .cluster("six", "fd00:96::6", "/tcp:80")
 }
 
@@ -22,6 +23,7 @@ fn world() -> World {
 #[case::v4("web", A, "A 10.96.0.20")]
 #[case::v6("web", AAAA, "AAAA fd00:96::20")]
 #[case::other_letters("WEB", A, "A 10.96.0.20")]
+#[case::begins_with_a_digit("1st", A, "A 10.96.0.31")]
 #[case::only_v6("six", AAAA, "AAAA fd00:96::6")]
 #[case::only_v6_asked_for_v4("six", A, "NODATA")]
 #[case::other_type("web", MX, "NODATA")]

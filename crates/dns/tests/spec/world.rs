@@ -119,6 +119,7 @@ impl World {
             name: pod.into(),
             addresses: addresses(own),
             cluster_first: true,
+            searches: Box::default(),
         });
         self
     }

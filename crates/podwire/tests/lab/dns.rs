@@ -423,6 +423,19 @@ fn names_hold_after_the_agent_was_killed_and_say_why() {
         "{query}"
     );
     assert!(query.contains(&shop[0]), "{query}");
+    // As a pod: its search list is walked for the first name of it.
+    let first = "shop.default.default.svc.cluster.local";
+    let as_client = ["--from", "client", "-o", "json"];
+    let query = [&["dns", "query", first], &here[..], &as_client].concat();
+    eventually("the node's DNS knows the pod", WITHIN, || {
+        let answer = podwire(&query);
+        let is_json = serde_json::from_str::<serde_json::Value>(&answer).is_ok();
+        (is_json && answer.contains(&shop[0]))
+            .then_some(())
+            .ok_or(answer)
+    });
+    let of_nobody = podwire(&[&["dns", "query", first], &here[..]].concat());
+    assert!(!of_nobody.contains(&shop[0]), "{of_nobody}");
     let records = podwire(&[&["inspect"], &here[..], &["dns"]].concat());
     assert!(records.contains("Service default/shop"), "{records}");
     assert!(records.contains("EndpointSlice default/db-"), "{records}");
