@@ -99,7 +99,15 @@ pub(crate) fn discard_rule() -> Rule {
 /// Packets that fit no connection carry addresses that were never translated
 /// back: let through, they would make the receiver reset a healthy connection.
 pub(crate) fn invalid_rule() -> Rule {
-    Rule::new(vec![
+    let mut rule = in_state(ct_state::INVALID);
+    rule.extend([Expression::Counter, Expression::Verdict(Verdict::Drop)]);
+    Rule::new(rule)
+}
+
+/// Goes on with packets whose connection is in one of these states, bits of
+/// [`ct_state`].
+pub(crate) fn in_state(states: u32) -> Vec<Expression> {
+    vec![
         Expression::Conntrack {
             key: Conntrack::State,
             into: Register(0),
@@ -107,7 +115,7 @@ pub(crate) fn invalid_rule() -> Rule {
         Expression::Bitwise {
             from: Register(0),
             into: Register(0),
-            mask: ct_state::INVALID.to_ne_bytes().to_vec(),
+            mask: states.to_ne_bytes().to_vec(),
             xor: vec![0; 4],
         },
         Expression::Compare {
@@ -115,9 +123,7 @@ pub(crate) fn invalid_rule() -> Rule {
             from: Register(0),
             value: vec![0; 4],
         },
-        Expression::Counter,
-        Expression::Verdict(Verdict::Drop),
-    ])
+    ]
 }
 
 fn services_chain() -> Chain {

@@ -20,7 +20,7 @@ mod number;
 mod sets;
 
 pub(crate) use chains::{
-    FROM_NODE_CHAIN, FROM_OTHERS_CHAIN, HAIRPIN_CHAIN, discard_rule, hairpin, if_node,
+    FROM_NODE_CHAIN, FROM_OTHERS_CHAIN, HAIRPIN_CHAIN, discard_rule, hairpin, if_node, in_state,
     invalid_rule, leaving, refuse_chain, stays_here, unless_pod,
 };
 pub use chains::{Masqueraded, chains, masquerade_kinds};

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use linux::nftables::{
-    Chain, ChainKind, Comparison, Conntrack, DataType, Element, Expression, Found, Hook, Register,
-    Rule, Set, Value, Verdict, ct_state, priority,
+    Chain, ChainKind, DataType, Element, Expression, Found, Hook, Rule, Set, Value, Verdict,
+    ct_state, priority,
 };
 
 use super::plan::{Admission, Masqueraded, Wanted};
@@ -346,24 +346,9 @@ pub fn chains() -> Vec<Chain> {
         vec![registers.destination(0), member(sets.held), refuse()]
     }));
     let enter = || {
-        Rule::new(vec![
-            Expression::Conntrack {
-                key: Conntrack::State,
-                into: Register(0),
-            },
-            Expression::Bitwise {
-                from: Register(0),
-                into: Register(0),
-                mask: ct_state::NEW.to_ne_bytes().to_vec(),
-                xor: vec![0; 4],
-            },
-            Expression::Compare {
-                comparison: Comparison::NotEqual,
-                from: Register(0),
-                value: vec![0; 4],
-            },
-            Expression::Verdict(Verdict::Jump(FRONTENDS.to_owned())),
-        ])
+        let mut rule = compile::in_state(ct_state::NEW);
+        rule.push(Expression::Verdict(Verdict::Jump(FRONTENDS.to_owned())));
+        Rule::new(rule)
     };
     let filter = |name: &str, hook, priority, rules| {
         compile::base(name, ChainKind::Filter, hook, priority, rules)
