@@ -2,7 +2,7 @@
 //! that go through it.
 
 use crate::object::{self, Key};
-use crate::table::{Change, Table};
+use crate::table::{Begun, Change, Table};
 use futures::StreamExt;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -101,6 +101,27 @@ pub(crate) struct Mirror<K> {
     complete: watch::Sender<bool>,
     all: Api<K>,
     api: ApiOf<K>,
+}
+
+/// A write to the API that is under way. Dropped without an answer when it
+/// failed.
+pub(crate) struct Write<'a, K: Kind> {
+    begun: Begun,
+    mirror: &'a Mirror<K>,
+}
+
+impl<K: Kind> Write<'_, K> {
+    /// Records the answer: the object as it is now.
+    pub(crate) fn answered(self, object: K) {
+        let change = self.mirror.write(|table| table.wrote(self.begun, object));
+        self.mirror.tell(change);
+    }
+}
+
+impl<K: Kind> Drop for Write<'_, K> {
+    fn drop(&mut self) {
+        self.mirror.write(Table::end);
+    }
 }
 
 impl<K> Debug for Mirror<K> {
@@ -223,10 +244,12 @@ impl<K: Kind> Mirror<K> {
         Failure::new(doing, K::kind(&()), key, source)
     }
 
-    /// Records the answer to a write.
-    pub(crate) fn wrote(&self, object: K) {
-        let change = self.write(|table| table.wrote(object));
-        self.tell(change);
+    /// To be called before a write is sent.
+    pub(crate) fn begin(&self) -> Write<'_, K> {
+        Write {
+            begun: self.write(Table::begin),
+            mirror: self,
+        }
     }
 
     fn removed(&self, key: &Key, uid: &str) {
@@ -240,11 +263,12 @@ impl<K: Kind> Mirror<K> {
         if key.name.is_empty() {
             key.name = object.meta().generate_name.clone().unwrap_or_default();
         }
+        let write = self.begin();
         let made = (self.api)(&key.namespace)
             .create(&post(), object)
             .await
             .map_err(|error| self.failure("create", &key, error))?;
-        self.wrote(made.clone());
+        write.answered(made.clone());
         Ok(made)
     }
 
@@ -252,11 +276,12 @@ impl<K: Kind> Mirror<K> {
     /// at hand.
     pub(crate) async fn replace(&self, object: &K) -> Result<(), Failure> {
         let key = Key::of(object.meta());
+        let write = self.begin();
         let made = (self.api)(&key.namespace)
             .replace(&key.name, &post(), object)
             .await
             .map_err(|error| self.failure("update", &key, error))?;
-        self.wrote(made);
+        write.answered(made);
         Ok(())
     }
 
@@ -264,32 +289,35 @@ impl<K: Kind> Mirror<K> {
     /// the version at hand.
     pub(crate) async fn replace_status(&self, object: &K) -> Result<(), Failure> {
         let key = Key::of(object.meta());
+        let write = self.begin();
         let made = (self.api)(&key.namespace)
             .replace_status(&key.name, &post(), object)
             .await
             .map_err(|error| self.failure("update the status of", &key, error))?;
-        self.wrote(made);
+        write.answered(made);
         Ok(())
     }
 
     /// Merges `change` into the object (JSON merge patch, RFC 7396).
     pub(crate) async fn merge(&self, key: &Key, change: Value) -> Result<(), Failure> {
+        let write = self.begin();
         let made = (self.api)(&key.namespace)
             .patch(&key.name, &patch(), &Patch::Merge(change))
             .await
             .map_err(|error| self.failure("patch", key, error))?;
-        self.wrote(made);
+        write.answered(made);
         Ok(())
     }
 
     /// Merges `change` into the object's status (strategic merge patch: lists
     /// of conditions by their type).
     pub(crate) async fn merge_status(&self, key: &Key, change: Value) -> Result<(), Failure> {
+        let write = self.begin();
         let made = (self.api)(&key.namespace)
             .patch_status(&key.name, &patch(), &Patch::Strategic(change))
             .await
             .map_err(|error| self.failure("patch the status of", key, error))?;
-        self.wrote(made);
+        write.answered(made);
         Ok(())
     }
 
@@ -312,11 +340,12 @@ impl<K: Kind> Mirror<K> {
             uid: Some(uid.to_owned()),
             resource_version: None,
         });
+        let write = self.begin();
         let answer = (self.api)(&key.namespace).delete(&key.name, &params).await;
         match answer {
             Ok(answer) => {
                 match answer.left() {
-                    Some(object) if lingers(object.meta()) => self.wrote(object),
+                    Some(object) if lingers(object.meta()) => write.answered(object),
                     _ => self.removed(&key, uid),
                 }
                 Ok(())

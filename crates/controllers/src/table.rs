@@ -46,7 +46,22 @@ pub(crate) struct Table<K> {
     /// Uids that a write of ours has removed and whose removal the watch has
     /// still to tell: older news of them must not bring them back.
     buried: HashSet<String>,
+    /// Writes of ours that have no answer yet.
+    writes: usize,
+    /// Uids whose removal the watch or a list has told of while a write was
+    /// under way: its answer, which is older, must not bring them back. Empty
+    /// when no write is.
+    departed: HashSet<String>,
+    /// Lists that were completed.
+    lists: u64,
     relist: Option<Relist<K>>,
+}
+
+/// A write of our own that is under way; see [`Table::begin`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    /// Lists that were complete when it began.
+    lists: u64,
 }
 
 #[derive(Debug)]
@@ -64,6 +79,9 @@ impl<K> Default for Table<K> {
             namespaces: HashMap::new(),
             owned: HashMap::new(),
             buried: HashSet::new(),
+            writes: 0,
+            departed: HashSet::new(),
+            lists: 0,
             relist: None,
         }
     }
@@ -153,6 +171,7 @@ impl<K: HasMeta> Table<K> {
     pub(crate) fn observe_removed(&mut self, object: &K) -> Option<Change<K>> {
         let meta = object.object_meta();
         self.buried.remove(crate::object::uid(meta));
+        self.depart(meta);
         let key = Key::of(meta);
         let known = self.objects.get(&key)?;
         // Its successor of the same name may be here already.
@@ -167,14 +186,40 @@ impl<K: HasMeta> Table<K> {
         })
     }
 
-    /// Takes in the answer to a write of our own.
-    pub(crate) fn wrote(&mut self, object: K) -> Option<Change<K>> {
+    fn depart(&mut self, meta: &ObjectMeta) {
+        if self.writes > 0 {
+            self.departed.insert(crate::object::uid(meta).to_owned());
+        }
+    }
+
+    /// A write of our own is about to be sent; [`end`](Self::end) must follow.
+    pub(crate) fn begin(&mut self) -> Begun {
+        self.writes += 1;
+        Begun { lists: self.lists }
+    }
+
+    /// A write has its answer, or will never have one.
+    pub(crate) fn end(&mut self) {
+        self.writes = self.writes.saturating_sub(1);
+        if self.writes == 0 {
+            self.departed.clear();
+        }
+    }
+
+    /// Takes in the answer to a write of our own, before that ends.
+    pub(crate) fn wrote(&mut self, begun: Begun, object: K) -> Option<Change<K>> {
         let meta = object.object_meta();
         let key = Key::of(meta);
-        if self.buried.contains(crate::object::uid(meta)) {
+        let uid = crate::object::uid(meta);
+        if self.buried.contains(uid) || self.departed.contains(uid) {
             return None;
         }
         let known = self.objects.get(&key);
+        // A list was completed meanwhile and lacks it. What it is too new for
+        // the watch will tell; what has come and gone before it, nobody.
+        if known.is_none() && begun.lists != self.lists {
+            return None;
+        }
         if known.is_some_and(|known| is_older(meta, known.object_meta(), false)) {
             return None;
         }
@@ -225,6 +270,7 @@ impl<K: HasMeta> Table<K> {
             return Vec::new();
         };
         self.buried = relist.buried;
+        self.lists += 1;
         let mut keep = relist.touched;
         let mut changes = Vec::new();
         for object in relist.listed {
@@ -239,6 +285,9 @@ impl<K: HasMeta> Table<K> {
             .collect();
         for key in gone {
             let old = self.take(&key);
+            if let Some(old) = &old {
+                self.depart(old.object_meta());
+            }
             changes.push(Change {
                 key,
                 old,
@@ -284,10 +333,17 @@ mod tests {
         version(table.get(&key(name))?.object_meta())
     }
 
+    /// A write that is answered at once.
+    fn write(table: &mut Table<ConfigMap>, object: ConfigMap) {
+        let begun = table.begin();
+        table.wrote(begun, object);
+        table.end();
+    }
+
     #[test]
     fn older_news_never_replaces_newer() {
         let mut table = Table::default();
-        table.wrote(object("a", "1", 7));
+        write(&mut table, object("a", "1", 7));
         assert!(table.observe(object("a", "1", 5)).is_none());
         assert!(table.observe(object("a", "1", 7)).is_none());
         assert_eq!(known(&table, "a"), Some(7));
@@ -307,11 +363,39 @@ mod tests {
     }
 
     #[test]
+    fn a_write_answered_after_the_news_of_the_removal_brings_nothing_back() {
+        let mut table = Table::default();
+        table.observe(object("a", "1", 7));
+        let first = table.begin();
+        table.observe_removed(&object("a", "1", 9));
+        let second = table.begin();
+        table.end();
+        assert!(table.wrote(first, object("a", "1", 8)).is_none());
+        assert!(table.wrote(second, object("a", "2", 10)).is_some());
+        table.end();
+        assert!(table.departed.is_empty());
+    }
+
+    #[test]
+    fn a_write_answered_after_a_list_that_lacks_the_object_brings_nothing_back() {
+        let mut table = Table::default();
+        table.observe(object("a", "1", 7));
+        let (update, create) = (table.begin(), table.begin());
+        table.relist();
+        table.relisted();
+        assert!(table.wrote(update, object("a", "1", 8)).is_none());
+        assert!(table.wrote(create, object("b", "2", 9)).is_none());
+        // The watch tells of it if it is there.
+        assert!(table.observe(object("b", "2", 9)).is_some());
+        assert!(table.wrote(create, object("b", "2", 10)).is_some());
+    }
+
+    #[test]
     fn the_late_news_of_a_removal_leaves_the_successor_alone() {
         let mut table = Table::default();
         table.observe(object("a", "1", 7));
         table.removed(&key("a"), "1");
-        table.wrote(object("a", "2", 9));
+        write(&mut table, object("a", "2", 9));
         assert!(table.observe_removed(&object("a", "1", 8)).is_none());
         assert_eq!(known(&table, "a"), Some(9));
     }
@@ -325,7 +409,7 @@ mod tests {
         table.relist();
         table.listed(object("stays", "1", 6));
         table.listed(object("deleted", "3", 5));
-        table.wrote(object("new", "4", 9));
+        write(&mut table, object("new", "4", 9));
         table.removed(&key("deleted"), "3");
         let changes = table.relisted();
         let mut names: Vec<_> = table

@@ -200,13 +200,14 @@ async fn bind(cluster: &Cluster, pod: &Pod, node: &str) -> Result<(), Failure> {
     };
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &key.namespace);
     let params = PostParams::default();
+    let write = cluster.pods.begin();
     api.create_subresource::<Binding, Status>("binding", &key.name, &params, &binding)
         .await
         .map_err(failure)?;
     // The answer is not the pod: note in the mirror what the watch will tell.
     let mut bound = pod.clone();
     bound.spec.get_or_insert_default().node_name = Some(node.to_owned());
-    cluster.pods.wrote(bound);
+    write.answered(bound);
     cluster.recorder.normal(
         COMPONENT,
         pod,
