@@ -2,6 +2,7 @@
 
 use super::desired::{desired, is_selecting};
 use super::plan::{Changes, MANAGED_BY, MANAGER, SERVICE_NAME, plan};
+use super::trigger::Triggers;
 use crate::cluster::Cluster;
 use crate::mirror::{Failure, Mirror};
 use crate::object::{self, Key};
@@ -12,7 +13,7 @@ use crate::work::{self, Outcome};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -79,11 +80,12 @@ pub(crate) fn run(cluster: &Arc<Cluster>, tasks: &mut JoinSet<()>, start: &watch
             }
         }
     });
+    let triggers = Arc::new(Mutex::new(Triggers::default()));
     work::spawn(tasks, COMPONENT, 8, &queue, start, {
         let cluster = cluster.clone();
         move |key| {
-            let cluster = cluster.clone();
-            async move { reconcile(&cluster, &key).await }
+            let (cluster, triggers) = (cluster.clone(), triggers.clone());
+            async move { reconcile(&cluster, &triggers, &key).await }
         }
     });
 }
@@ -135,7 +137,8 @@ fn add_services_of<'a>(
     }
 }
 
-async fn reconcile(cluster: &Cluster, key: &Key) -> Outcome {
+async fn reconcile(cluster: &Cluster, triggers: &Mutex<Triggers>, key: &Key) -> Outcome {
+    let triggers = || triggers.lock().unwrap_or_else(PoisonError::into_inner);
     let existing: Vec<_> = cluster
         .slices
         .in_namespace(&key.namespace)
@@ -149,10 +152,13 @@ async fn reconcile(cluster: &Cluster, key: &Key) -> Outcome {
     let changes = match &service {
         // Its slices go with it; there is no need to wait for the garbage
         // collector.
-        None => Changes {
-            delete: existing,
-            ..Changes::default()
-        },
+        None => {
+            triggers().forget(key);
+            Changes {
+                delete: existing,
+                ..Changes::default()
+            }
+        }
         Some(service) if !service.spec.as_ref().is_some_and(is_selecting) => return Ok(None),
         Some(service) if object::is_deleting(&service.metadata) => return Ok(None),
         Some(service) => {
@@ -165,7 +171,8 @@ async fn reconcile(cluster: &Cluster, key: &Key) -> Outcome {
             let desired = desired(service, &selected, |node| {
                 cluster.nodes.get(&Key::cluster(node))
             });
-            plan(service, desired, &existing)
+            let trigger = triggers().look(key, service, &selected);
+            plan(service, desired, &existing, trigger)
         }
     };
     apply(cluster, changes).await?;

@@ -3,5 +3,6 @@
 mod controller;
 mod desired;
 mod plan;
+mod trigger;
 
 pub(crate) use controller::run;

@@ -5,6 +5,7 @@ use crate::object;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// Our value of [`MANAGED_BY`], the same as upstream's.
 pub(super) const MANAGER: &str = "endpointslice-controller.k8s.io";
+/// Annotation that says when what led to the slice's last change happened (RFC 3339).
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Slices to write.
@@ -53,6 +56,17 @@ fn owner(service: &Service) -> OwnerReference {
     }
 }
 
+fn annotate(metadata: &mut ObjectMeta, trigger: Option<Timestamp>) {
+    let annotations = metadata.annotations.get_or_insert_default();
+    match trigger {
+        Some(time) => annotations.insert(TRIGGER.into(), time.to_string()),
+        None => annotations.remove(TRIGGER),
+    };
+    if annotations.is_empty() {
+        metadata.annotations = None;
+    }
+}
+
 fn ports_of(slice: &EndpointSlice) -> Ports {
     let mut ports: Ports = slice.ports.iter().flatten().map(port_key).collect();
     ports.sort();
@@ -77,11 +91,14 @@ struct Draft {
     changed: bool,
 }
 
-/// The changes from the slices there are to the endpoints that should be.
+/// The changes from the slices there are to the endpoints that should be, which
+/// `trigger` led to. A slice is not written for the sake of that time alone; one
+/// that is written for no such reason loses it.
 pub(super) fn plan(
     service: &Service,
     mut desired: Desired,
     existing: &[Arc<EndpointSlice>],
+    trigger: Option<Timestamp>,
 ) -> Changes {
     let mut changes = Changes::default();
     let Some(spec) = &service.spec else {
@@ -130,6 +147,7 @@ pub(super) fn plan(
             if draft.changed || relabel {
                 let mut slice = (*draft.slice).clone();
                 slice.metadata.labels = Some(labels.clone());
+                annotate(&mut slice.metadata, trigger);
                 slice.endpoints = Some(draft.endpoints);
                 changes.update.push(slice);
             }
@@ -140,14 +158,16 @@ pub(super) fn plan(
             rest.chunks(MOST).map(<[Endpoint]>::to_vec).collect()
         };
         for chunk in chunks {
+            let mut metadata = ObjectMeta {
+                generate_name: Some(format!("{}-", object::name(&service.metadata))),
+                namespace: service.metadata.namespace.clone(),
+                labels: Some(labels.clone()),
+                owner_references: Some(vec![owner(service)]),
+                ..Default::default()
+            };
+            annotate(&mut metadata, trigger);
             changes.create.push(EndpointSlice {
-                metadata: ObjectMeta {
-                    generate_name: Some(format!("{}-", object::name(&service.metadata))),
-                    namespace: service.metadata.namespace.clone(),
-                    labels: Some(labels.clone()),
-                    owner_references: Some(vec![owner(service)]),
-                    ..Default::default()
-                },
+                metadata,
                 address_type: family.name().into(),
                 endpoints: Some(chunk),
                 ports: Some(ports.iter().map(port_of).collect()),
@@ -275,7 +295,7 @@ mod tests {
         }
 
         fn step(&mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> usize {
-            let changes = plan(&service(&["IPv4"]), desired(endpoints), &self.slices);
+            let changes = plan(&service(&["IPv4"]), desired(endpoints), &self.slices, None);
             self.apply(changes)
         }
 
@@ -294,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_service_without_endpoints_has_one_empty_slice_a_family() {
-        let changes = plan(&service(&["IPv4", "IPv6"]), Desired::new(), &[]);
+        let changes = plan(&service(&["IPv4", "IPv6"]), Desired::new(), &[], None);
         let types: Vec<_> = changes
             .create
             .iter()
@@ -303,13 +323,18 @@ mod tests {
         assert_eq!(types, ["IPv4", "IPv6"]);
         let mut slices = Slices::default();
         slices.apply(changes);
-        let again = plan(&service(&["IPv4", "IPv6"]), Desired::new(), &slices.slices);
+        let again = plan(
+            &service(&["IPv4", "IPv6"]),
+            Desired::new(),
+            &slices.slices,
+            None,
+        );
         assert_eq!(slices.apply(again), 0);
     }
 
     #[test]
     fn slices_are_labelled_and_owned() {
-        let changes = plan(&service(&["IPv4"]), Desired::new(), &[]);
+        let changes = plan(&service(&["IPv4"]), Desired::new(), &[], None);
         let meta = &changes.create[0].metadata;
         let labels: Vec<_> = crate::selector::labels(meta).iter().collect();
         assert_eq!(
@@ -325,6 +350,29 @@ mod tests {
             ])
         );
         assert!(object::is_controlled_by(meta, "u"));
+    }
+
+    #[test]
+    fn a_written_slice_says_what_triggered_it() {
+        let trigger: Timestamp = "2026-01-01T00:00:07Z".parse().unwrap();
+        let service = service(&["IPv4"]);
+        let annotation =
+            |slice: &EndpointSlice| object::annotation(&slice.metadata, TRIGGER).map(str::to_owned);
+        let first = plan(&service, desired([endpoint(1, true)]), &[], Some(trigger));
+        let made = annotation(&first.create[0]);
+        assert_eq!(made.as_deref(), Some("2026-01-01T00:00:07Z"));
+        let mut slices = Slices::default();
+        slices.apply(first);
+        let same = plan(
+            &service,
+            desired([endpoint(1, true)]),
+            &slices.slices,
+            Some(trigger),
+        );
+        assert_eq!(slices.apply(same), 0, "no write for the time alone");
+        let changed = desired([endpoint(1, false)]);
+        let unknown = plan(&service, changed, &slices.slices, None);
+        assert_eq!(annotation(&unknown.update[0]), None);
     }
 
     #[test]
@@ -385,15 +433,15 @@ mod tests {
         slices.step([endpoint(1, true)]);
         let other = vec![(String::new(), Some(81), "TCP".into(), None)];
         let desired: Desired = [((Family::V4, other), vec![endpoint(1, true)])].into();
-        let changes = plan(&service(&["IPv4"]), desired, &slices.slices);
+        let changes = plan(&service(&["IPv4"]), desired, &slices.slices, None);
         assert_eq!((changes.create.len(), changes.delete.len()), (1, 1));
     }
 
     #[test]
     fn slices_of_a_family_the_service_no_longer_has_go() {
         let mut slices = Slices::default();
-        slices.apply(plan(&service(&["IPv4", "IPv6"]), Desired::new(), &[]));
-        let changes = plan(&service(&["IPv6"]), Desired::new(), &slices.slices);
+        slices.apply(plan(&service(&["IPv4", "IPv6"]), Desired::new(), &[], None));
+        let changes = plan(&service(&["IPv6"]), Desired::new(), &slices.slices, None);
         assert_eq!(changes.delete.len(), 1);
         assert_eq!(changes.delete[0].address_type, "IPv4");
     }
