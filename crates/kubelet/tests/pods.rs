@@ -347,7 +347,7 @@ fn the_grace_lets_hooks_and_handlers_finish_and_then_ends() {
             let begun = std::time::Instant::now();
             let deletion = kube::api::DeleteParams::default().grace_period(2);
             node.pods().delete("ends", &deletion).await.unwrap();
-            // Unready at once, while it is still there.
+            // Unready once one of its containers has ended, while it is still there.
             let pod = node.wait("ends", |pod| !is_ready(pod)).await;
             assert!(pod.metadata.deletion_timestamp.is_some());
             node.gone("ends").await;

@@ -110,7 +110,7 @@ pub(crate) fn pod_status(
     let statuses = |containers: &[k8s::Container]| -> Vec<k8s::ContainerStatus> {
         containers
             .iter()
-            .map(|container| container_status(container, record, deleted))
+            .map(|container| container_status(container, record))
             .collect()
     };
     let container_statuses = statuses(&spec.containers);
@@ -270,11 +270,7 @@ fn container_id(id: &str) -> String {
     format!("crun://{id}")
 }
 
-fn container_status(
-    container: &k8s::Container,
-    record: &Pod,
-    deleted: bool,
-) -> k8s::ContainerStatus {
+fn container_status(container: &k8s::Container, record: &Pod) -> k8s::ContainerStatus {
     let fresh = Container::waiting("ContainerCreating");
     let state = record.containers.get(&container.name).unwrap_or(&fresh);
     let now = match &state.stage {
@@ -303,9 +299,6 @@ fn container_status(
         }
         _ => None,
     };
-    // An init container is ready when it has succeeded.
-    let completed = matches!(&state.stage, Stage::Terminated(exit) if exit.code == 0);
-    let ready = state.ready && (!deleted || completed);
     k8s::ContainerStatus {
         name: container.name.clone(),
         state: Some(now),
@@ -313,7 +306,7 @@ fn container_status(
             terminated: Some(terminated(exit)),
             ..k8s::ContainerState::default()
         }),
-        ready,
+        ready: state.ready,
         started: Some(state.started),
         restart_count: i32::try_from(state.restarts).unwrap_or(i32::MAX),
         image: if state.image.is_empty() {
@@ -468,14 +461,17 @@ mod tests {
     }
 
     #[test]
-    fn ready_drops_at_once_when_the_pod_is_deleted() {
+    fn ready_says_of_a_terminating_pod_whether_it_serves() {
         let mut pod = pod(json!({"containers": [{"name": "a"}]}));
-        let record = record(vec![("a", running())], true);
+        let mut record = record(vec![("a", running())], true);
         let status = pod_status(&pod, &record, &["192.0.2.1".parse().unwrap()], at(9));
         assert_eq!(condition(&status, "Ready").status, "True");
         assert_eq!(status.pod_ip.as_deref(), Some("10.0.0.1"));
         assert_eq!(status.pod_ips.unwrap().len(), 2);
         pod.metadata.deletion_timestamp = Some(Time(at(5)));
+        let status = pod_status(&pod, &record, &[], at(9));
+        assert_eq!(condition(&status, "Ready").status, "True");
+        record.containers.get_mut("a").unwrap().ready = false;
         let status = pod_status(&pod, &record, &[], at(9));
         assert_eq!(condition(&status, "Ready").status, "False");
         assert!(!status.container_statuses.unwrap()[0].ready);

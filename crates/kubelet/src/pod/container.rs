@@ -1,3 +1,4 @@
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::backoff::Backoff;
 use crate::container;
 use crate::plan::status::{restart_policy, restarts};
 use crate::plan::{environment, names, oci};
-use crate::record::{Exit, Instance, Stage};
+use crate::record::{Container, Exit, Instance, Stage};
 use crate::{cgroup, disk, paths, probe};
 
 /// Why a container was not started.
@@ -354,7 +355,14 @@ impl Worker {
             ip,
         };
         let started_at = Timestamp::now();
-        probe::attend(target, already, started_at, |change| match change {
+        probe::attend(target, already, started_at, |change| {
+            self.note_probe(name, init, change);
+        })
+        .await
+    }
+
+    fn note_probe(&self, name: &str, init: bool, change: probe::Change) {
+        match change {
             probe::Change::Started => self.modify_container(name, |state| state.started = true),
             probe::Change::Ready(ready) => {
                 self.modify_container(name, |state| state.ready = ready);
@@ -364,8 +372,48 @@ impl Worker {
                 "Unhealthy",
                 format!("{kind} probe failed: {output}"),
             ),
-        })
-        .await
+        }
+    }
+
+    /// Ends a container's run with its pod. Until it has ended its readiness is
+    /// asked: a Service that has no other endpoint has to know whether it still
+    /// serves (KEP-1669).
+    pub(super) async fn end_container<F: Future<Output = ()>>(
+        &self,
+        pod: &k8s::Pod,
+        container: &k8s::Container,
+        init: bool,
+        grace: impl Fn() -> F,
+    ) {
+        let state = self
+            .record
+            .borrow()
+            .containers
+            .get(&container.name)
+            .cloned();
+        let readiness = async {
+            // One that has not started is not ready.
+            if let Some(Container {
+                instance: Some(instance),
+                stage: Stage::Running { started_at },
+                started: true,
+                ..
+            }) = &state
+            {
+                let target = probe::Target {
+                    container,
+                    id: &instance.id,
+                    ip: self.own_ip(pod),
+                };
+                let note = |change| self.note_probe(&container.name, init, change);
+                match probe::follow_readiness(target, *started_at, &note).await {}
+            }
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            () = self.stop_container(container, init, grace) => {}
+            never = readiness => match never {},
+        }
     }
 
     /// Where probes and hooks find the pod.

@@ -47,19 +47,19 @@ impl Worker {
             let main = spec
                 .containers
                 .iter()
-                .map(|container| self.stop_container(container, false, grace));
+                .map(|container| self.end_container(pod, container, false, grace));
             let inits = spec.init_containers.as_deref().unwrap_or_default();
             let initial = inits
                 .iter()
                 .filter(|container| !is_sidecar(container))
-                .map(|container| self.stop_container(container, true, grace));
+                .map(|container| self.end_container(pod, container, true, grace));
             futures::future::join(
                 futures::future::join_all(main),
                 futures::future::join_all(initial),
             )
             .await;
             for sidecar in inits.iter().rev().filter(|container| is_sidecar(container)) {
-                self.stop_container(sidecar, true, grace).await;
+                self.end_container(pod, sidecar, true, grace).await;
             }
         }
         // What an earlier run left of a pod whose manifest is not known.

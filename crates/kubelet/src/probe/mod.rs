@@ -3,6 +3,7 @@
 mod count;
 mod http;
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -55,23 +56,10 @@ pub(crate) async fn attend(
         report(Change::Started);
     }
     let readiness = async {
-        match &container.readiness_probe {
-            None => {
-                report(Change::Ready(true));
-                std::future::pending::<()>().await;
-            }
-            Some(probe) => {
-                ask(target, probe, "Readiness", started_at, &report, |verdict| {
-                    match verdict {
-                        Verdict::Succeeded => report(Change::Ready(true)),
-                        Verdict::Failed => report(Change::Ready(false)),
-                        Verdict::Unchanged => {}
-                    }
-                    false
-                })
-                .await;
-            }
+        if container.readiness_probe.is_none() {
+            report(Change::Ready(true));
         }
+        match follow_readiness(target, started_at, &report).await {}
     };
     let liveness = async {
         match &container.liveness_probe {
@@ -89,6 +77,27 @@ pub(crate) async fn attend(
         () = liveness => {}
     }
     "failed liveness probe".into()
+}
+
+/// Asks for a container's readiness for as long as it is polled, as
+/// [`attend`] does and as is done until the end of a container that is told to end.
+pub(crate) async fn follow_readiness(
+    target: Target<'_>,
+    started_at: Timestamp,
+    report: &impl Fn(Change),
+) -> Infallible {
+    if let Some(probe) = &target.container.readiness_probe {
+        ask(target, probe, "Readiness", started_at, report, |verdict| {
+            match verdict {
+                Verdict::Succeeded => report(Change::Ready(true)),
+                Verdict::Failed => report(Change::Ready(false)),
+                Verdict::Unchanged => {}
+            }
+            false
+        })
+        .await;
+    }
+    std::future::pending().await
 }
 
 /// Asks in the probe's rhythm until `done` says so of a verdict.
