@@ -17,6 +17,7 @@ mod publish;
 mod routing;
 mod services;
 mod services_change;
+mod services_conformance;
 mod services_matrix;
 mod support;
 mod survival;
