@@ -6,6 +6,7 @@ use std::{process::Stdio, time::Duration};
 use serde_json::Value;
 
 use crate::support::{Lab, PODWIRE, client, eventually, output, printed, server, success, url};
+use crate::survival::{kill_on_node, runs_again};
 
 /// Everything on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -189,7 +190,7 @@ fn across_subnets_a_tunnel_is_taken_and_within_one_none() {
 }
 
 #[test]
-fn a_running_lab_changes_its_back_end_node_by_node_while_pods_talk() {
+fn a_running_lab_changes_its_back_end_node_by_node_while_pods_talk_and_agents_are_killed() {
     let lab = Lab::up(&["--nodes", "2", "--backend", "vxlan"], &pods());
     eventually("the start", PATIENCE, || reaches(&lab, "client", "web"));
     let routes = shown(&lab, "node-1", &["inspect", "routes"]);
@@ -214,11 +215,20 @@ fn a_running_lab_changes_its_back_end_node_by_node_while_pods_talk() {
             "{entries}"
         );
     }
+    // The agents of both nodes are killed meanwhile, wherever they are.
     let change = |node: &str| {
         let arguments = [
             "lab", "backend", "--name", &lab.name, "host-gw", "--node", node,
         ];
-        success("lab backend", &output(PODWIRE, &arguments));
+        std::thread::scope(|scope| {
+            let changing = scope.spawn(|| success("lab backend", &output(PODWIRE, &arguments)));
+            for victim in ["node-1", "node-2"] {
+                let before = kill_on_node(&lab, victim, "agent");
+                runs_again(&lab, victim, "agent", &before);
+            }
+            changing.join().expect("lab backend");
+        });
+        kill_on_node(&lab, node, "agent");
     };
     let is = |node: &str, wanted: &[&str]| {
         eventually(&format!("{node} with {wanted:?}"), PATIENCE, || {

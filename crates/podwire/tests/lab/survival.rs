@@ -9,19 +9,17 @@ use crate::support::{Lab, PODWIRE, client, eventually, server, service, success,
 
 const CLUSTER_IP: &str = "10.96.0.20";
 
-/// Kills a part of a node with SIGKILL; its number before.
+/// Kills a part of a node with SIGKILL, as soon as it runs; its number before.
 pub(crate) fn kill_on_node(lab: &Lab, node: &str, part: &str) -> String {
-    let killed = lab.node(
-        node,
-        &[
-            "sh",
-            "-c",
-            &format!("{FIND} kill -9 $pid; echo $pid"),
-            "sh",
-            part,
-        ],
-    );
-    killed.trim().to_owned()
+    let command = format!("{FIND} kill -9 $pid && echo $pid");
+    eventually(&format!("{part} to kill"), Duration::from_secs(20), || {
+        let killed = lab.node_output(node, &["sh", "-c", &command, "sh", part]);
+        if killed.status.success() {
+            Ok(String::from_utf8_lossy(&killed.stdout).trim().to_owned())
+        } else {
+            Err(format!("{killed:?}"))
+        }
+    })
 }
 
 /// The number of a part of a node, by its first argument.

@@ -24,7 +24,7 @@ pub(crate) fn measure(backends: &[&str]) -> anyhow::Result<String> {
         .program("sysctl")
         .program(&this)
         .environment(BACKENDS, &backends.join(","))
-        .environment("PODWIRE_BENCH_ROUNDS", "3")
+        .environment("PODWIRE_BENCH_ROUNDS", "5")
         .environment("PODWIRE_BENCH_PEERS", "1000")
         .limit(LIMIT);
     let (code, output) = guest.run_script(&format!("ip link set lo up\n{}", this.display()))?;

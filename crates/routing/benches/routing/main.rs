@@ -4,7 +4,7 @@
 //! this kernel lacks is measured in a virtual machine.
 //!
 //! Run as root by `cargo xtask bench routing`; everything happens in network
-//! namespaces of its own. `PODWIRE_BENCH_ROUNDS` changes the rounds (10),
+//! namespaces of its own. `PODWIRE_BENCH_ROUNDS` changes the rounds (20),
 //! `PODWIRE_BENCH_PEERS` the peers (5,000), `PODWIRE_BENCH_BACKENDS` the back
 //! ends (a list with commas; all).
 
@@ -23,10 +23,10 @@ use common::{Cluster, ok};
 use linux::namespace::NetworkNamespace;
 use podwire_routing::backend::NAMES;
 use podwire_routing::{Family, probe};
-use traffic::Best;
+use traffic::Figures;
 
 fn main() -> anyhow::Result<()> {
-    let rounds = number("PODWIRE_BENCH_ROUNDS", 10)?;
+    let rounds = number("PODWIRE_BENCH_ROUNDS", 20)?;
     let peers = number("PODWIRE_BENCH_PEERS", 5000)?;
     let wanted = std::env::var(machine::BACKENDS).ok();
     let wanted = |name: &str| {
@@ -75,8 +75,8 @@ struct Pair {
     by_hand: bool,
     cluster: Cluster,
     between_nodes: bool,
-    /// For pods of each family.
-    best: [Best; 2],
+    /// For pods of each family, by round.
+    rounds: [Vec<Figures>; 2],
 }
 
 impl Pair {
@@ -93,18 +93,42 @@ impl Pair {
         let (from, to, address) = self.ends(family);
         let what = || format!("measuring {} to {address}", self.name);
         let figures = traffic::measure(from, to, address).with_context(what)?;
-        self.best[family].improve(figures);
+        self.rounds[family].push(figures);
         Ok(())
+    }
+
+    /// The median of all rounds.
+    fn median(&self, family: usize, figure: fn(&Figures) -> f64) -> f64 {
+        median(self.rounds[family].iter().map(figure))
+    }
+
+    /// The median of what it is of the other in each round: what slows the
+    /// machine down for a while slows both.
+    fn of(&self, other: &Pair, family: usize, figure: fn(&Figures) -> f64) -> f64 {
+        let both = self.rounds[family].iter().zip(&other.rounds[family]);
+        median(both.map(|(own, other)| figure(own) / figure(other)))
+    }
+}
+
+/// The middle value; not a number where there is none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        length if length % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
     }
 }
 
 /// A figure of the table: which, how many digits, in what unit.
-type Figure = (fn(&Best) -> f64, usize, f64);
+type Figure = (fn(&Figures) -> f64, usize, f64);
 
 const FIGURES: [Figure; 3] = [
-    (|best| best.one_stream, 2, 1e9),
-    (|best| best.eight_streams, 2, 1e9),
-    (|best| best.requests, 0, 1.0),
+    (|figures| figures.one_stream, 2, 1e9),
+    (|figures| figures.eight_streams, 2, 1e9),
+    (|figures| figures.requests, 0, 1.0),
 ];
 
 fn throughput(able: &[&'static str], rounds: u16) -> anyhow::Result<String> {
@@ -144,12 +168,18 @@ fn throughput(able: &[&'static str], rounds: u16) -> anyhow::Result<String> {
                         pair.measure(family)?;
                     }
                 }
+                // There and back, so that a machine that gets slower or faster
+                // favours none. Those by hand stay beside theirs.
+                pairs.reverse();
             }
             Ok(())
         });
         let outcome = measuring.join();
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
+    if rounds % 2 == 1 {
+        pairs.reverse();
+    }
     let mut table = new_table(&[
         "back end",
         "pods",
@@ -164,18 +194,18 @@ fn throughput(able: &[&'static str], rounds: u16) -> anyhow::Result<String> {
         "of by hand",
     ]);
     for (index, family) in Family::BOTH.into_iter().enumerate() {
-        let plain = pairs.first().context("the plain pair")?.best[index];
-        ensure!(plain.requests > 0.0, "nothing passes between the nodes");
+        let plain = pairs.iter().find(|pair| pair.between_nodes);
+        let plain = plain.context("the plain pair")?;
         for pair in pairs.iter().filter(|pair| !pair.by_hand) {
             let by_hand = pairs.iter().find(|p| p.by_hand && p.name == pair.name);
             let mut row = vec![Cell::new(pair.name), Cell::new(family)];
             for (figure, digits, unit) in FIGURES {
-                let own = figure(&pair.best[index]);
+                let own = pair.median(index, figure);
                 row.push(right(format!("{:.digits$}", own / unit)));
-                row.push(right(format!("{:.2}", own / figure(&plain))));
+                row.push(right(format!("{:.2}", pair.of(plain, index, figure))));
                 row.push(right(by_hand.map_or_else(
                     || "-".to_owned(),
-                    |other| format!("{:.2}", own / figure(&other.best[index])),
+                    |other| format!("{:.2}", pair.of(other, index, figure)),
                 )));
             }
             table.add_row(row);
@@ -183,7 +213,7 @@ fn throughput(able: &[&'static str], rounds: u16) -> anyhow::Result<String> {
     }
     Ok(format!(
         "{table}\nTCP from a pod on one node to a pod on another, all on one core; plain: between \
-         the nodes themselves. Best of {rounds} rounds in turn."
+         the nodes themselves. Medians of {rounds} rounds in turn; of a ratio, of the rounds' ratios."
     ))
 }
 
@@ -193,7 +223,7 @@ fn pair(name: &'static str, between_nodes: bool, cluster: Cluster) -> Pair {
         by_hand: false,
         cluster,
         between_nodes,
-        best: [Best::default(); 2],
+        rounds: [Vec::new(), Vec::new()],
     }
 }
 

@@ -15,28 +15,16 @@ const STREAMS: usize = 8;
 const WARM: Duration = Duration::from_millis(50);
 /// How long one measurement counts. Short, so that all ways come in turn many
 /// times: what slows the machine down for a while slows all of them.
-const WINDOW: Duration = Duration::from_millis(200);
-/// Requests are counted in so many parts of that, of which the best counts: one
-/// interruption costs one part.
-const PARTS: u32 = 5;
+const WINDOW: Duration = Duration::from_millis(100);
 /// How long one operation may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Bits a second and requests a second, the best seen of each: a machine is
-/// only ever slowed down.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Best {
+/// Bits a second and requests a second of one round.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
     pub(crate) one_stream: f64,
     pub(crate) eight_streams: f64,
     pub(crate) requests: f64,
-}
-
-impl Best {
-    pub(crate) fn improve(&mut self, other: Best) {
-        self.one_stream = self.one_stream.max(other.one_stream);
-        self.eight_streams = self.eight_streams.max(other.eight_streams);
-        self.requests = self.requests.max(other.requests);
-    }
 }
 
 /// Keeps the calling thread, and those it starts, on one core: what a packet
@@ -58,8 +46,8 @@ pub(crate) fn measure(
     from: &NetworkNamespace,
     to: &NetworkNamespace,
     address: IpAddr,
-) -> anyhow::Result<Best> {
-    Ok(Best {
+) -> anyhow::Result<Figures> {
+    Ok(Figures {
         one_stream: streams(from, to, address, 1)?,
         eight_streams: streams(from, to, address, STREAMS)?,
         requests: requests(from, to, address)?,
@@ -154,16 +142,17 @@ fn requests(
             }
             Ok(())
         });
-        let (mut rate, mut byte) = (0_f64, [0]);
-        for _ in 0..PARTS {
-            let (start, mut count) = (Instant::now(), 0_u32);
-            while start.elapsed() < WINDOW / PARTS {
-                near.write_all(&byte)?;
-                near.read_exact(&mut byte)?;
-                count += 1;
+        let (mut start, mut count, mut byte) = (Instant::now(), 0_u32, [0]);
+        let mut warm = false;
+        while !warm || start.elapsed() < WINDOW {
+            near.write_all(&byte)?;
+            near.read_exact(&mut byte)?;
+            count += 1;
+            if !warm && start.elapsed() >= WARM {
+                (start, count, warm) = (Instant::now(), 0, true);
             }
-            rate = rate.max(f64::from(count) / start.elapsed().as_secs_f64());
         }
+        let rate = f64::from(count) / start.elapsed().as_secs_f64();
         drop(near);
         answering
             .join()
