@@ -18,6 +18,21 @@ struct Side {
     pod: String,
 }
 
+/// Has the nodes' own packets leave by the tunnel with its address whatever
+/// address they have, as podwire and flannel do. Translation needs connection
+/// tracking, for all packets of the node.
+pub(crate) fn translate_own(cluster: &Cluster) {
+    for host in &cluster.hosts {
+        for command in [
+            "nft add table inet hand",
+            "nft add chain inet hand sources { type nat hook postrouting priority srcnat ; }",
+            "nft add rule inet hand sources oifname hand* fib saddr type local masquerade",
+        ] {
+            ok(&host.namespace, command);
+        }
+    }
+}
+
 /// Connects the pods of two nodes in both families; `false` when it is not told
 /// here how. `mtu` is that of tunnels over IPv4 and over IPv6.
 pub(crate) fn set_up(backend: &str, cluster: &mut Cluster, mtu: [u32; 2]) -> bool {

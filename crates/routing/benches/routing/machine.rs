@@ -21,6 +21,7 @@ pub(crate) fn measure(backends: &[&str]) -> anyhow::Result<String> {
         .needs(vm::Feature::WireGuard)
         .program("wg")
         .program("bridge")
+        .program("nft")
         .program("sysctl")
         .program(&this)
         .environment(BACKENDS, &backends.join(","))
