@@ -8,9 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use services::data_plane::Traffic;
 use services::endpoints::Excluded;
-use services::simulate::{Verdict, planned, simulate};
+use services::simulate::{Planned, Verdict, simulate};
 use services::table::{Frontend, FrontendKind, Table};
-use services::{Backend, FrontendKey, NodeFacts, Protocol, Proxy, ServiceName, TrafficPolicy};
+use services::{
+    Backend, FrontendKey, NodeFacts, Protocol, Proxy, ProxyMode, ServiceName, TrafficPolicy,
+};
 
 use crate::admin::{Question, Refusal};
 
@@ -147,7 +149,7 @@ pub(crate) fn answer(proxy: Option<&mut Proxy>, asked: &Asked, question: Questio
     let result = match asked {
         Asked::Services => services(proxy, question.parameter("name"))
             .map(|list| serde_json::to_value(list).unwrap_or_default()),
-        Asked::Simulation => simulation(proxy.table(), &question)
+        Asked::Simulation => simulation(proxy.mode(), proxy.table(), &question)
             .map(|simulated| serde_json::to_value(simulated).unwrap_or_default()),
     };
     match result {
@@ -305,7 +307,7 @@ fn socket(backend: Backend) -> SocketAddr {
     SocketAddr::new(backend.address, backend.port)
 }
 
-fn simulation(table: &Table, question: &Question) -> Result<Simulated, Refusal> {
+fn simulation(mode: ProxyMode, table: &Table, question: &Question) -> Result<Simulated, Refusal> {
     fn parameter<T: std::str::FromStr>(question: &Question, name: &str) -> Result<T, Refusal> {
         let text = question
             .parameter(name)
@@ -328,18 +330,19 @@ fn simulation(table: &Table, question: &Question) -> Result<Simulated, Refusal> 
         let why = format!("{source} and {destination} are not of one family");
         return Err(Refusal::Invalid(why));
     }
-    walk(table, source, destination, protocol)
+    walk(mode, table, source, destination, protocol)
 }
 
-/// Sends a packet through the planned rules once for each backend that can be
+/// Sends a packet through the planned rules of a proxy once for each backend that can be
 /// drawn. Pure.
 fn walk(
+    mode: ProxyMode,
     table: &Table,
     source: IpAddr,
     destination: SocketAddr,
     protocol: Protocol,
 ) -> Result<Simulated, Refusal> {
-    let rules = planned(table)
+    let rules = Planned::of(mode, table)
         .map_err(|error| Refusal::Failed(format!("the planned rules make no sense: {error}")))?;
     let facts: &NodeFacts = table.facts();
     let to = (destination.ip(), destination.port());
@@ -365,11 +368,7 @@ fn walk(
             verdict: word.to_owned(),
             backends: Vec::new(),
             masqueraded,
-            steps: run
-                .steps
-                .iter()
-                .map(|step| format!("{} rule {}", step.chain, step.rule + 1))
-                .collect(),
+            steps: run.steps.clone(),
         });
         simulated.backends.extend(backend);
         simulated.masqueraded = simulated.masqueraded.max(masqueraded);
@@ -477,19 +476,25 @@ mod tests {
 
     #[test]
     fn a_simulated_packet_meets_the_planned_rules() {
-        let table = table();
-        let to = |source: &str, destination: &str| {
-            let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
-            walk(&table, source, destination, Protocol::Tcp).unwrap()
-        };
-        let service = to("10.200.1.9", "10.96.0.7:80");
-        assert_eq!(service.verdict, "service");
-        assert_eq!(service.service.as_deref(), Some("shop/web"));
-        let backends = ["10.200.1.5:8080", "10.200.2.5:8080"].map(|b| b.parse().unwrap());
-        assert_eq!(service.backends, backends);
-        assert_eq!(service.masqueraded, Some(false));
-        assert!(!service.steps.is_empty());
-        assert_eq!(to("10.200.1.9", "10.96.0.7:81").verdict, "refused");
-        assert_eq!(to("10.200.1.9", "10.200.2.5:8080").verdict, "direct");
+        for (mode, step) in [
+            (ProxyMode::Nftables, "service-prerouting rule 1"),
+            (ProxyMode::Iptables, "nat PREROUTING rule 1"),
+            (ProxyMode::Ipvs, "new-prerouting rule 1"),
+        ] {
+            let table = table();
+            let to = |source: &str, destination: &str| {
+                let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+                walk(mode, &table, source, destination, Protocol::Tcp).unwrap()
+            };
+            let service = to("10.200.1.9", "10.96.0.7:80");
+            assert_eq!(service.verdict, "service");
+            assert_eq!(service.service.as_deref(), Some("shop/web"));
+            let backends = ["10.200.1.5:8080", "10.200.2.5:8080"].map(|b| b.parse().unwrap());
+            assert_eq!(service.backends, backends);
+            assert_eq!(service.masqueraded, Some(false));
+            assert_eq!(service.steps[0], step);
+            assert_eq!(to("10.200.1.9", "10.96.0.7:81").verdict, "refused");
+            assert_eq!(to("10.200.1.9", "10.200.2.5:8080").verdict, "direct");
+        }
     }
 }

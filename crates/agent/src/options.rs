@@ -240,6 +240,18 @@ pub struct Options {
     #[arg(long)]
     pub vxlan_no_checksum_offload: bool,
 
+    /// How long conntrack keeps a TCP connection that is open and says nothing:
+    /// sets net.netfilter.nf_conntrack_tcp_timeout_established. 0 leaves the
+    /// kernel's.
+    #[arg(long, default_value = "24h", value_name = "TIME", value_parser = timeout)]
+    pub conntrack_tcp_timeout_established: Duration,
+
+    /// How long conntrack keeps a TCP connection that one side has closed: sets
+    /// net.netfilter.nf_conntrack_tcp_timeout_close_wait. The other side may go on
+    /// for long, and the kernel's minute cuts it. 0 leaves the kernel's.
+    #[arg(long, default_value = "1h", value_name = "TIME", value_parser = timeout)]
+    pub conntrack_tcp_timeout_close_wait: Duration,
+
     /// Also end TCP connections with Services' endpoints that no longer serve,
     /// instead of letting them go on for as long as the endpoint answers.
     #[arg(long)]
@@ -291,6 +303,14 @@ pub struct Options {
     /// Unix socket podwire inspect and podwire doctor ask at, for root only.
     #[arg(long, default_value = crate::admin::SOCKET, value_name = "PATH")]
     pub admin_socket: PathBuf,
+}
+
+/// A time, or 0 for none.
+fn timeout(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" => Ok(Duration::ZERO),
+        text => text.parse().map(|Period(time)| time),
+    }
 }
 
 fn multicast_group(text: &str) -> Result<std::net::IpAddr, String> {

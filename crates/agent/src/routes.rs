@@ -63,6 +63,8 @@ pub(crate) struct Way {
     pub(crate) wireguard_port: u16,
     /// How pods are attached.
     pub(crate) attach: Attach,
+    /// For how long conntrack keeps TCP connections.
+    pub(crate) timeouts: crate::settings::Timeouts,
 }
 
 /// How things stand after an application.
@@ -340,7 +342,7 @@ impl Keeper {
             Some(underlay) => underlay,
             None => Underlay::read(self.kernel.socket())?,
         };
-        let mut problems = crate::settings::apply(&underlay, self.way.attach);
+        let mut problems = crate::settings::apply(&underlay, self.way.attach, self.way.timeouts);
         let own_pods = self.pods.get(&cluster.own_name);
         let own_pods = own_pods.map_or(&[][..], Vec::as_slice);
         let own = cluster.own.to_routing(&cluster.own_name, own_pods);

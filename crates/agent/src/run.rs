@@ -141,6 +141,7 @@ async fn agent(
         wireguard_key: options.wireguard_key.clone(),
         wireguard_port: options.wireguard_port,
         attach: options.attach,
+        timeouts: crate::settings::Timeouts::of(&options),
     };
     if let Some(period) = options.wireguard_rotate {
         let (routes, period) = (routes.clone(), period.0);

@@ -1,13 +1,29 @@
 //! Settings of the kernel (sysctls) a node needs to carry pod traffic.
 
+use std::time::Duration;
+
 use linux::sysctl::{Error, Family, Setting};
 use routing::Underlay;
 
-use crate::options::Attach;
+use crate::options::{Attach, Options};
+
+/// For how long conntrack keeps TCP connections: of a state by its name in the
+/// setting's. What the time is zero of is left as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts([(&'static str, Duration); 2]);
+
+impl Timeouts {
+    pub(crate) fn of(options: &Options) -> Timeouts {
+        Timeouts([
+            ("established", options.conntrack_tcp_timeout_established),
+            ("close_wait", options.conntrack_tcp_timeout_close_wait),
+        ])
+    }
+}
 
 /// Brings the settings of the calling thread's network namespace to what pod
 /// traffic needs. Returns what is not as it should be, for people.
-pub(crate) fn apply(underlay: &Underlay, attach: Attach) -> Vec<String> {
+pub(crate) fn apply(underlay: &Underlay, attach: Attach, timeouts: Timeouts) -> Vec<String> {
     let mut problems = Vec::new();
     let mut report = |result: Result<(), Error>| {
         if let Err(error) = result {
@@ -38,6 +54,12 @@ pub(crate) fn apply(underlay: &Underlay, attach: Attach) -> Vec<String> {
         if filter.read().is_ok_and(|own| own.max(all) == 1) {
             report(present(filter.write_if_present(2)));
         }
+    }
+    for (state, time) in timeouts.0.iter().filter(|(_, time)| !time.is_zero()) {
+        let setting = Setting::new(format!("netfilter/nf_conntrack_tcp_timeout_{state}"));
+        let seconds = i64::try_from(time.as_secs().max(1)).unwrap_or(i64::MAX);
+        // The kernel has none until something asks for conntrack.
+        report(present(setting.write_if_present(seconds)));
     }
     if attach == Attach::Bridge {
         for setting in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {

@@ -347,6 +347,7 @@ fn settings_that_would_stop_pod_traffic_are_changed() {
     write("ipv6/conf/eth0/accept_ra", "1");
     write("ipv6/conf/all/forwarding", "0");
     write("bridge/bridge-nf-call-iptables", "0");
+    write("netfilter/nf_conntrack_tcp_timeout_close_wait", "60");
     host.put_own();
     let _agent = host.start_with(Options {
         attach: Attach::Bridge,
@@ -364,6 +365,11 @@ fn settings_that_would_stop_pod_traffic_are_changed() {
     assert_eq!(read("ipv6/conf/eth0/accept_ra"), "2");
     assert_eq!(read("ipv6/conf/all/forwarding"), "1");
     assert_eq!(read("bridge/bridge-nf-call-iptables"), "1");
+    // As kube-proxy sets them.
+    for (state, seconds) in [("close_wait", "3600"), ("established", "86400")] {
+        let setting = format!("netfilter/nf_conntrack_tcp_timeout_{state}");
+        assert_eq!(read(&setting), seconds, "{state}");
+    }
 }
 
 #[test]
@@ -456,6 +462,109 @@ fn a_change_of_endpoints_is_measured_from_its_trigger() {
     host.api
         .put::<EndpointSlice>(triggered(&["10.200.12.7"], &now));
     measured(2);
+}
+
+#[test]
+fn a_malformed_object_is_an_event_and_harms_no_other() {
+    let host = Host::new();
+    host.put_own();
+    let put = |name: &str, ip: &str, change: &dyn Fn(&mut Value, &mut Value)| {
+        let (mut service, mut slice) = (service(name, ip), slice(name, &["10.200.12.9"]));
+        change(&mut service, &mut slice);
+        host.api.put::<Service>(service);
+        host.api.put::<EndpointSlice>(slice);
+    };
+    put("web", "10.96.0.20", &|_, _| {});
+    let _agent = host.start();
+    host.wait_for_conflist(&conflist(1400, &OWN));
+    put("address", "10.96.0.21", &|service, _| {
+        service["spec"]["clusterIPs"] = json!(["10.96.0.300", "fd00::1::2", ""]);
+    });
+    put("port", "10.96.0.22", &|service, _| {
+        service["spec"]["ports"] = json!([{"port": 70_000}, {"name": "n", "port": -1}]);
+    });
+    put("family", "10.96.0.23", &|_, slice| {
+        slice["endpoints"][0]["addresses"] = json!(["fd00::1"]);
+    });
+    put("number", "10.96.0.24", &|_, slice| {
+        slice["ports"] = json!([{"port": 65_536}]);
+    });
+    put("range", "10.96.0.25", &|service, _| {
+        service["spec"]["type"] = json!("LoadBalancer");
+        service["spec"]["loadBalancerSourceRanges"] = json!(["10.0.0.0/40"]);
+    });
+    // What can be understood is in force, whatever it looks like.
+    put("zeros", "010.096.000.026", &|_, slice| {
+        slice["endpoints"][0]["addresses"] = json!(["010.200.012.026"]);
+    });
+    put("nameless", "10.96.0.27", &|service, slice| {
+        service["spec"]["ports"] =
+            json!([{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]);
+        slice["ports"] =
+            json!([{"port": 5327, "protocol": "UDP"}, {"port": 5327, "protocol": "TCP"}]);
+    });
+    put("many", "10.96.0.28", &|_, slice| {
+        let all = (0..1000).map(|n| format!("10.201.{}.{}", n / 250, n % 250));
+        slice["endpoints"] = all.map(|one| json!({"addresses": [one]})).collect();
+    });
+    put("nothing", "10.96.0.29", &|service, slice| {
+        service["spec"]["ports"] = Value::Null;
+        slice["endpoints"] = json!([{"addresses": []}, {"addresses": null, "conditions": null}]);
+        slice["ports"] = Value::Null;
+    });
+    let expected = [
+        ("address", "InvalidAddress"),
+        ("family", "InvalidEndpoint"),
+        ("number", "InvalidPort"),
+        ("port", "InvalidPort"),
+        ("range", "InvalidSourceRange"),
+    ]
+    .map(|(service, reason)| (service.to_owned(), reason.to_owned()));
+    wait("an Event of each", || {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let told: BTreeSet<(String, String)> = host
+            .api
+            .collection("/api/v1/events")
+            .iter()
+            .filter(|event| event["involvedObject"]["kind"] == "Service")
+            .map(|event| {
+                (
+                    text(&event["involvedObject"]["name"]),
+                    text(&event["reason"]),
+                )
+            })
+            .collect();
+        if told == BTreeSet::from(expected.clone()) {
+            Ok(())
+        } else {
+            Err(format!("{told:?}"))
+        }
+    });
+    for event in host.api.collection("/api/v1/events") {
+        let service = event["involvedObject"]["name"].as_str().unwrap_or_default();
+        let uid = format!("uid-of-shop/{service}");
+        assert_eq!(event["involvedObject"]["uid"], uid, "{event}");
+        assert_eq!(event["type"], "Warning");
+    }
+    // The others, and those that come after.
+    put("late", "10.96.0.30", &|_, _| {});
+    wait("all others", || {
+        let rules = host.nft();
+        let wanted = [
+            "10.96.0.20",
+            "10.96.0.26",
+            "10.200.12.26",
+            "10.96.0.27",
+            "10.201.0.0",
+            "10.201.3.249",
+            "10.96.0.30",
+        ];
+        match wanted.iter().find(|part| !rules.contains(**part)) {
+            Some(part) => Err(format!("{part} is not in\n{rules}")),
+            None => Ok(()),
+        }
+    });
+    assert_eq!(host.get("/livez").0, 200);
 }
 
 #[test]

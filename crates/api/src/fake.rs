@@ -3,7 +3,7 @@
 //! It knows nothing of kinds: objects are JSON under their collection's path.
 //! What it does have is everything a watch can run into: pages, versions that
 //! expire, bookmarks, watches that end politely or break, an outage. Of writes
-//! by clients it knows the merge patch.
+//! by clients it knows the merge patch and the creation of named objects.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -140,6 +140,15 @@ impl FakeApi {
         let key = format!("{namespace}/{name}");
         let state = self.state();
         state.objects.get(&collection::<R>())?.get(&key).cloned()
+    }
+
+    /// All objects of a collection, such as `/api/v1/events`.
+    pub fn collection(&self, path: &str) -> Vec<Value> {
+        let state = self.state();
+        let objects = state.objects.get(path).into_iter();
+        objects
+            .flat_map(|objects| objects.values().cloned())
+            .collect()
     }
 
     /// Deletes an object; one that is not there is left alone.
@@ -288,9 +297,34 @@ impl State {
         let object = object.clone();
         let event = json!({"type": "MODIFIED", "object": object});
         self.publish(collection, version, event);
-        let (lines, receiver) = mpsc::unbounded_channel();
-        let _ = lines.send(line(&object));
-        Response::new(Lines(receiver))
+        one(&object)
+    }
+
+    /// Takes a new object into a collection.
+    fn create(&mut self, path: &str, mut object: Value) -> Response<Lines> {
+        if let Some(status) = self.outage {
+            return refuse(status, "outage");
+        }
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let (collection, key) = place(&format!("{path}/{name}"));
+        if self
+            .objects
+            .get(&collection)
+            .is_some_and(|all| all.contains_key(&key))
+        {
+            return refuse(StatusCode::CONFLICT, "there is such an object");
+        }
+        self.version += 1;
+        let version = self.version;
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        let all = self.objects.entry(collection.clone()).or_default();
+        all.insert(key, object.clone());
+        self.publish(
+            collection,
+            version,
+            json!({"type": "ADDED", "object": object}),
+        );
+        one(&object)
     }
 
     fn answer(&mut self, path: &str, query: &str) -> Response<Lines> {
@@ -323,6 +357,10 @@ impl State {
                 });
             }
             return Response::new(Lines(receiver));
+        }
+        let (collection, key) = place(path);
+        if let Some(object) = self.objects.get(&collection).and_then(|all| all.get(&key)) {
+            return one(object);
         }
         match &mut self.lists_before_gone {
             Some(0) => {
@@ -376,7 +414,9 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
                 async move {
                     let (head, body) = request.into_parts();
                     let document = match head.method {
-                        Method::PATCH => body.collect().await.ok().map(|body| body.to_bytes()),
+                        Method::PATCH | Method::POST => {
+                            body.collect().await.ok().map(|body| body.to_bytes())
+                        }
                         _ => None,
                     };
                     let mut state = state
@@ -386,6 +426,9 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
                     state.log.push(uri.to_string());
                     let answer = match document {
                         Some(document) => match serde_json::from_slice(&document) {
+                            Ok(document) if head.method == Method::POST => {
+                                state.create(uri.path(), document)
+                            }
                             Ok(document) => state.patch(uri.path(), &document),
                             Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
                         },
@@ -468,6 +511,13 @@ fn key_of(metadata: &Value) -> String {
 
 fn line(value: &Value) -> Bytes {
     format!("{value}\n").into()
+}
+
+/// An answer that is an object.
+fn one(object: &Value) -> Response<Lines> {
+    let (lines, receiver) = mpsc::unbounded_channel();
+    let _ = lines.send(line(object));
+    Response::new(Lines(receiver))
 }
 
 fn refuse(status: StatusCode, message: &str) -> Response<Lines> {

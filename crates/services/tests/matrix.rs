@@ -1,6 +1,6 @@
 //! Who reaches what, under which address: every row by real packets through every
-//! proxy this kernel has, by the packet walker over the planned rules of the
-//! nftables proxy, and in the service table. IPVS: see `vm.rs`. Each test prints
+//! proxy this kernel has, by the packet walkers over the planned rules of all three,
+//! and in the service table. IPVS: see `vm.rs`. Each test prints
 //! its table.
 
 #[path = "matrix/mod.rs"]
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use podwire_services::iptables::Variant;
-use podwire_services::simulate::{Verdict, planned, simulate};
+use podwire_services::simulate::{Planned, Verdict, simulate};
 use podwire_services::table::Table;
 use podwire_services::{FrontendKey, Protocol, ProxyMode, ProxySettings, TrafficPolicy};
 use rows::plan::{PROTOCOLS, Plan, columns, facts, report, slices, web};
@@ -69,10 +69,14 @@ fn name(address: IpAddr, plan: &Plan) -> String {
     if is_remote { "remote" } else { "local" }.to_owned()
 }
 
-#[test]
-fn the_planned_nftables_rules_say_the_same() {
-    tables("planned rules of nftables", |table, row, protocol, plan| {
-        let rules = planned(table).expect("a plan the strict model takes");
+#[rstest]
+#[case(ProxyMode::Nftables)]
+#[case(ProxyMode::Iptables)]
+#[case(ProxyMode::Ipvs)]
+fn the_planned_rules_say_the_same(#[case] mode: ProxyMode) {
+    let title = format!("planned rules of {mode}");
+    tables(&title, |table, row, protocol, plan| {
+        let rules = Planned::of(mode, table).expect("a plan the strict model takes");
         let source = ip(&plan.caller(row.caller));
         let (address, port) = plan.target(row.target);
         let mut seen = BTreeMap::new();

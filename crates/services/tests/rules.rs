@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use TrafficPolicy::Local;
 use podwire_services::compile::Number;
 use podwire_services::difference::{Shadow, difference, everything};
-use podwire_services::simulate::{Verdict, planned, simulate};
+use podwire_services::simulate::{Planned, Verdict, planned, simulate};
 use podwire_services::table::Table;
 use podwire_services::{
-    Backend, Endpoint, EndpointSlice, Family, FrontendKey, NodeFacts, Protocol, Service,
+    Backend, Endpoint, EndpointSlice, Family, FrontendKey, NodeFacts, Protocol, ProxyMode, Service,
     ServiceName, ServicePort, SlicePort, TrafficPolicy,
 };
 use rstest::rstest;
@@ -142,9 +142,25 @@ fn local_and_remote(plan: &Plan) -> Vec<Endpoint> {
     ]
 }
 
-/// All that can become of a connection, whatever is drawn.
+/// All that can become of a connection, whatever is drawn. The proxies are of one
+/// mind.
 fn outcomes(table: &Table, source: &str, to: (&str, u16), protocol: Protocol) -> BTreeSet<String> {
-    let rules = planned(table).expect("a plan the strict model takes");
+    let of = |mode| outcomes_of(mode, table, source, to, protocol);
+    let said = of(ProxyMode::Nftables);
+    for mode in [ProxyMode::Iptables, ProxyMode::Ipvs] {
+        assert_eq!(of(mode), said, "{mode}: {source} to {to:?}");
+    }
+    said
+}
+
+fn outcomes_of(
+    mode: ProxyMode,
+    table: &Table,
+    source: &str,
+    to: (&str, u16),
+    protocol: Protocol,
+) -> BTreeSet<String> {
+    let rules = Planned::of(mode, table).expect("a plan the strict model takes");
     (0..8)
         .map(|drawn| {
             let simulation = simulate(

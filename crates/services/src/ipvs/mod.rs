@@ -498,6 +498,15 @@ fn plan_frontends(
         .collect()
 }
 
+/// What a first sync wants of all frontends and their twins.
+pub(crate) fn planned(table: &Table) -> Vec<(FrontendKey, plan::Wanted)> {
+    let all = table.frontends().map(|(key, _)| *key).collect();
+    plan_frontends(&mut Shadow::default(), table, &all)
+        .into_iter()
+        .filter_map(|(key, wanted)| Some((key, wanted?)))
+        .collect()
+}
+
 /// Endpoints of a server that have no connections.
 fn idle(ipvs: &mut Ipvs, key: &FrontendKey) -> Result<BTreeSet<Backend>, Error> {
     let states = ipvs
