@@ -223,7 +223,7 @@ fn view(
         not_programmed: explained.not_programmed.map(str::to_owned),
         frontends: frontends
             .into_iter()
-            .map(|(key, frontend)| frontend_view(key, frontend, counts))
+            .map(|(key, frontend)| frontend_view(key, &frontend, counts))
             .collect(),
         ports: ports.collect(),
         health_check: table

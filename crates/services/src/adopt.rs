@@ -76,7 +76,7 @@ impl ReadFrontend {
         self.slots.sort_unstable();
         let programmed = Programmed {
             number: self.number,
-            slots: Slots::each(self.slots),
+            slots: Slots::of(&self.slots),
         };
         (programmed, foreign)
     }
@@ -165,7 +165,7 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
         for element in nft.elements(inet, TABLE, names.cluster_ips)? {
             match read_address(&element.key, family) {
                 Some(address) => {
-                    observed.shadow.cluster_ips.insert(address);
+                    observed.shadow.cluster_ips.insert(address, ());
                 }
                 None => observed.foreign.push((names.cluster_ips, element)),
             }
@@ -174,7 +174,7 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
             let half = element.key.len() / 2;
             match read_address(&element.key[..half], family) {
                 Some(address) if element == compile::hairpin_element(address) => {
-                    observed.shadow.hairpin.insert(address);
+                    observed.shadow.hairpin.insert(address, ());
                 }
                 _ => observed.foreign.push((names.hairpin, element)),
             }
@@ -188,7 +188,7 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
     }
     for (key, read) in programmed {
         let (programmed, foreign) = read.assemble(&key);
-        observed.shadow.frontends.insert(key, programmed);
+        observed.shadow.frontends.insert(key, Box::new(programmed));
         observed.foreign.extend(foreign);
     }
     for element in nft.elements(inet, TABLE, compile::DISPATCH)? {

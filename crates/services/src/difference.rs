@@ -1,15 +1,15 @@
 //! From what the kernel has to what it should have: the smallest change. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use linux::nftables::{Chain, Element};
 
+use crate::by_family::FamilyMap;
 use crate::compile::{self, IDS, Masqueraded, NEAR_IDS, NEAR_SLOTS, Number, SetNames};
 use crate::model::{Backend, Family, FrontendKey, NodeFacts};
-use crate::table::{Changes, Table};
+use crate::table::{Changes, Frontend, Table};
 
 /// A frontend as the kernel's maps hold it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,12 +20,12 @@ pub struct Programmed {
     pub slots: Slots,
 }
 
-/// Backends by slot.
+/// Backends by slot, in as little memory as most need: there may be a hundred
+/// thousand lists of them.
 #[derive(Debug, Clone)]
 pub enum Slots {
-    /// Slot n has the n-th of a list that the table holds too: so it is with all
-    /// that never changed, and costs no memory.
-    InOrder(Arc<[Backend]>),
+    /// Slot n has the n-th, all of IPv4.
+    InOrder(Box<[(Ipv4Addr, u16)]>),
     /// Sorted by slot.
     Each(Box<[(u32, Backend)]>),
 }
@@ -33,35 +33,36 @@ pub enum Slots {
 impl Slots {
     /// Of a list sorted by slot.
     #[must_use]
-    pub fn each(slots: Vec<(u32, Backend)>) -> Self {
-        Self::Each(slots.into())
-    }
-
-    /// The same; one of `lists` is shared if slots are in its order.
-    fn sharing(slots: Vec<(u32, Backend)>, lists: [&Arc<[Backend]>; 2]) -> Self {
-        let in_order = |list: &Arc<[Backend]>| {
-            let all = (0..).zip(list.iter().copied());
-            list.len() == slots.len() && all.eq(slots.iter().copied())
-        };
-        match lists.into_iter().find(|list| in_order(list)) {
-            Some(list) => Self::InOrder(Arc::clone(list)),
-            None => Self::each(slots),
+    pub fn of(slots: &[(u32, Backend)]) -> Self {
+        let in_order = (0..)
+            .zip(slots)
+            .map(|(place, (slot, backend))| match backend.address {
+                IpAddr::V4(address) if *slot == place => Some((address, backend.port)),
+                _ => None,
+            });
+        match in_order.collect() {
+            Some(in_order) => Self::InOrder(in_order),
+            None => Self::Each(slots.into()),
         }
     }
 
     /// Slots and their backends, sorted by slot.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Backend)> {
-        let (list, each) = match self {
+        let (in_order, each) = match self {
             Self::InOrder(list) => (&**list, &[][..]),
             Self::Each(each) => (&[][..], &**each),
         };
-        (0..).zip(list.iter().copied()).chain(each.iter().copied())
+        let in_order = in_order.iter().map(|(address, port)| Backend {
+            address: IpAddr::V4(*address),
+            port: *port,
+        });
+        (0..).zip(in_order).chain(each.iter().copied())
     }
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self::each(Vec::new())
+        Self::InOrder(Box::default())
     }
 }
 
@@ -164,11 +165,11 @@ impl Ranges {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shadow {
     /// Frontends.
-    pub frontends: HashMap<FrontendKey, Programmed>,
+    pub frontends: FamilyMap<FrontendKey, Box<Programmed>>,
     /// Cluster addresses.
-    pub cluster_ips: HashSet<IpAddr>,
+    pub cluster_ips: FamilyMap<IpAddr, ()>,
     /// Addresses of local endpoints.
-    pub hairpin: HashSet<IpAddr>,
+    pub hairpin: FamilyMap<IpAddr, ()>,
     /// Permitted sources of those frontends that not everybody may use.
     pub sources: HashMap<FrontendKey, Vec<(u128, u128)>>,
     /// Ranges of IPv4 and IPv6.
@@ -277,10 +278,11 @@ pub fn difference(table: &Table, shadow: &Shadow, changes: &Changes) -> Differen
     let mut difference = Difference::default();
     let nothing = Programmed::default();
     for key in &changes.frontends {
-        source_elements(&mut difference, key, table, shadow);
-        let old = shadow.frontends.get(key).unwrap_or(&nothing);
-        let new = table.frontend(key).map(|frontend| {
-            let wanted = compile::frontend(frontend);
+        let frontend = table.frontend(key);
+        source_elements(&mut difference, key, frontend.as_ref(), shadow);
+        let old = shadow.frontends.get(*key).map_or(&nothing, |old| &**old);
+        let new = frontend.map(|frontend| {
+            let wanted = compile::frontend(&frontend);
             let mut slots = Vec::with_capacity(wanted.backends.len() + wanted.near.len());
             assign(&old.slots, wanted.backends, 0, &mut slots);
             assign(&old.slots, wanted.near, NEAR_SLOTS, &mut slots);
@@ -289,7 +291,7 @@ pub fn difference(table: &Table, shadow: &Shadow, changes: &Changes) -> Differen
             }
             Programmed {
                 number: Some(wanted.number),
-                slots: Slots::sharing(slots, [&frontend.cluster, &frontend.local]),
+                slots: Slots::of(&slots),
             }
         });
         if new.as_ref().unwrap_or(&nothing) == old {
@@ -314,7 +316,7 @@ pub fn difference(table: &Table, shadow: &Shadow, changes: &Changes) -> Differen
     for address in &changes.cluster_ips {
         let names = SetNames::of(Family::of(*address));
         let wanted = table.has_cluster_ip(*address);
-        if wanted != shadow.cluster_ips.contains(address) {
+        if wanted != shadow.cluster_ips.contains(*address) {
             let element = compile::cluster_ip_element(*address);
             if wanted {
                 difference.add(names.cluster_ips, element);
@@ -327,7 +329,7 @@ pub fn difference(table: &Table, shadow: &Shadow, changes: &Changes) -> Differen
     for address in &changes.local_endpoints {
         let names = SetNames::of(Family::of(*address));
         let wanted = table.has_local_endpoint(*address);
-        if wanted != shadow.hairpin.contains(address) {
+        if wanted != shadow.hairpin.contains(*address) {
             let element = compile::hairpin_element(*address);
             if wanted {
                 difference.add(names.hairpin, element);
@@ -354,27 +356,31 @@ pub fn difference(table: &Table, shadow: &Shadow, changes: &Changes) -> Differen
 pub fn everything(table: &Table, shadow: &Shadow) -> Changes {
     Changes {
         frontends: table
-            .frontends()
-            .map(|(key, _)| *key)
-            .chain(shadow.frontends.keys().copied())
+            .holders()
+            .map(|(key, _)| key)
+            .chain(shadow.frontends.keys())
             .chain(shadow.sources.keys().copied())
             .collect(),
         cluster_ips: table
             .cluster_ips()
-            .chain(shadow.cluster_ips.iter().copied())
+            .chain(shadow.cluster_ips.keys())
             .collect(),
         local_endpoints: table
             .local_endpoints()
-            .chain(shadow.hairpin.iter().copied())
+            .chain(shadow.hairpin.keys())
             .collect(),
         facts: true,
     }
 }
 
 /// The sources that may use a frontend, if not everybody may.
-fn source_elements(difference: &mut Difference, key: &FrontendKey, table: &Table, shadow: &Shadow) {
-    let wanted = table
-        .frontend(key)
+fn source_elements(
+    difference: &mut Difference,
+    key: &FrontendKey,
+    frontend: Option<&Frontend>,
+    shadow: &Shadow,
+) {
+    let wanted = frontend
         .and_then(|frontend| frontend.sources.as_deref())
         .map(|sources| compile::allowed(key, sources))
         .unwrap_or_default();
@@ -515,8 +521,8 @@ impl Shadow {
     pub fn apply(&mut self, difference: Difference) {
         for (key, programmed) in difference.frontends {
             match programmed {
-                Some(programmed) => self.frontends.insert(key, programmed),
-                None => self.frontends.remove(&key),
+                Some(programmed) => self.frontends.insert(key, Box::new(programmed)),
+                None => self.frontends.remove(key),
             };
         }
         for (list, set) in [
@@ -525,9 +531,9 @@ impl Shadow {
         ] {
             for (address, present) in list {
                 if present {
-                    set.insert(address);
+                    set.insert(address, ());
                 } else {
-                    set.remove(&address);
+                    set.remove(address);
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! - [`table`]: the service table, pure and incremental;
 //! - [`endpoints`]: which endpoints of a Service are used and why others are not, pure;
 //! - [`report`]: what cannot be programmed and why;
+//! - [`by_family`]: hash maps by addresses that take no more room than they need;
 //! - [`compile`]: from the table to nftables objects, pure;
 //! - [`difference`]: from what the kernel has to what it should have, pure;
 //! - [`conversations`]: which UDP and SCTP entries of conntrack are wrong, pure but for the deletion;
@@ -17,6 +18,7 @@
 //! - [`proxy`]: takes events, holds the table, and looks after conversations.
 
 mod adopt;
+pub mod by_family;
 pub mod compile;
 pub mod conversations;
 pub mod data_plane;

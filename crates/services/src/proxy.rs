@@ -176,8 +176,8 @@ impl Proxy {
         let cut = self.cut;
         self.unchecked.extend(
             self.table
-                .frontends()
-                .map(|(key, _)| *key)
+                .holders()
+                .map(|(key, _)| key)
                 .filter(|key| conversations::concerns(key, cut)),
         );
         let mut stats = self.finish(applied);

@@ -184,10 +184,7 @@ fn remains(events: &[Event]) -> Vec<Event> {
 }
 
 fn frontends(table: &Table) -> HashMap<FrontendKey, Frontend> {
-    table
-        .frontends()
-        .map(|(key, frontend)| (*key, frontend.clone()))
-        .collect()
+    table.frontends().collect()
 }
 
 type Contents = BTreeMap<String, BTreeSet<(Vec<u8>, Option<Value>)>>;

@@ -813,7 +813,7 @@ fn numbers_say_how_many_and_how() {
         port: NODE_PORT,
     };
     let number = |key: &FrontendKey| {
-        podwire_services::compile::frontend(table.frontend(key).expect("programmed")).number
+        podwire_services::compile::frontend(&table.frontend(key).expect("programmed")).number
     };
     assert_eq!(number(&key4()), Number::plain(2 << 8));
     assert_eq!(number(&key4()).chain(), "pick-2");

@@ -320,7 +320,7 @@ fn probability(left: usize) -> String {
 
 /// Chains and lines of one Service's frontends of one family.
 #[must_use]
-pub fn service(frontends: &[(FrontendKey, &Frontend)], facts: &NodeFacts, family: Family) -> Part {
+pub fn service(frontends: &[(FrontendKey, Frontend)], facts: &NodeFacts, family: Family) -> Part {
     let mut part = Part::default();
     for (key, frontend) in frontends
         .iter()

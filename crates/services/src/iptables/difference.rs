@@ -147,9 +147,8 @@ impl State {
         let full = self.unseen || changes.facts;
         let dirty: BTreeSet<Arc<ServiceName>> = if full {
             table
-                .frontends()
-                .map(|(key, frontend)| (key, &frontend.service))
-                .chain(self.owners.iter())
+                .holders()
+                .chain(self.owners.iter().map(|(key, service)| (*key, service)))
                 .filter(|(key, _)| Family::of(key.address) == family)
                 .map(|(_, service)| Arc::clone(service))
                 .collect()
@@ -159,7 +158,7 @@ impl State {
                 .iter()
                 .filter(|key| Family::of(key.address) == family)
                 .flat_map(|key| {
-                    let now = table.frontend(key).map(|frontend| &frontend.service);
+                    let now = table.holder(key);
                     self.owners.get(key).into_iter().chain(now)
                 })
                 .map(Arc::clone)

@@ -131,7 +131,7 @@ impl DataPlane for IptablesDataPlane {
         if applied.full {
             applied
                 .frontends
-                .extend(table.frontends().map(|(key, _)| *key));
+                .extend(table.holders().map(|(key, _)| key));
         }
         if applied.bytes > 0 || applied.full {
             self.generation = self.generation();

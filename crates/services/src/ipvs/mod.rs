@@ -140,7 +140,7 @@ impl IpvsDataPlane {
             let key = &key;
             let new = wanted
                 .as_ref()
-                .filter(|_| table.frontend(key).is_some())
+                .filter(|_| table.holder(key).is_some())
                 .map(|wanted| rules::elements(key, wanted))
                 .unwrap_or_default();
             for (set, element) in shadow.of_frontends.remove(key).unwrap_or_default() {
@@ -284,7 +284,7 @@ impl IpvsDataPlane {
         };
         // Ours are those of the list, and those at the place of one of ours.
         let mut own: HashSet<FrontendKey> = own_servers(&elements).collect();
-        own.extend(table.frontends().map(|(key, _)| *key));
+        own.extend(table.holders().map(|(key, _)| key));
         let servers = read_servers(&mut self.ipvs, |key| {
             own.contains(key) || bound.contains(&key.address)
         })?;
@@ -328,7 +328,7 @@ impl IpvsDataPlane {
     /// on its way out has any more.
     fn unbind(&mut self, shadow: &mut Shadow, table: &Table) -> Result<(), Error> {
         let needed: HashSet<IpAddr> = table
-            .frontends()
+            .holders()
             .map(|(key, _)| key.address)
             .chain(shadow.servers.keys().map(|key| key.address))
             .collect();
@@ -459,7 +459,7 @@ fn plan_frontends(
 ) -> Vec<(FrontendKey, Option<plan::Wanted>)> {
     let services: HashSet<&ServiceName> = changed
         .iter()
-        .filter_map(|key| Some(&*table.frontend(key)?.service))
+        .filter_map(|key| Some(&**table.holder(key)?))
         .collect();
     let mut keys: BTreeSet<FrontendKey> = changed.iter().copied().collect();
     keys.extend(services.into_iter().flat_map(|service| {
@@ -476,12 +476,12 @@ fn plan_frontends(
         let Some(frontend) = table.frontend(&key) else {
             continue;
         };
-        let twin = plan::twin(&key, frontend, table, before, |place| used.contains(place));
+        let twin = plan::twin(&key, &frontend, table, before, |place| used.contains(place));
         if let Some(twin) = twin {
             used.insert(twin);
             keys.insert(twin);
             shadow.twins.insert(key, twin);
-            twins.insert(twin, plan::of_twin(frontend));
+            twins.insert(twin, plan::of_twin(&frontend));
         }
     }
     keys.into_iter()
@@ -489,7 +489,7 @@ fn plan_frontends(
             let wanted = match table.frontend(&key) {
                 Some(frontend) => {
                     let twin = shadow.twins.get(&key).copied();
-                    Some(plan::frontend(frontend, table.facts(), twin))
+                    Some(plan::frontend(&frontend, table.facts(), twin))
                 }
                 None => twins.remove(&key),
             };
@@ -701,7 +701,7 @@ impl DataPlane for IpvsDataPlane {
                 changes.facts = true;
                 changes
                     .frontends
-                    .extend(table.frontends().map(|(key, _)| *key));
+                    .extend(table.holders().map(|(key, _)| key));
                 changes.frontends.extend(shadow.servers.keys());
                 changes.cluster_ips.extend(table.cluster_ips());
                 changes.local_endpoints.extend(table.local_endpoints());

@@ -116,7 +116,7 @@ pub fn twin(
     };
     let frontends = table.frontends_of(&frontend.service);
     let (own, _) = frontends.iter().find(|(other, one)| own(other, one))?;
-    let free = |place: &FrontendKey| table.frontend(place).is_none();
+    let free = |place: &FrontendKey| table.holder(place).is_none();
     before
         .filter(|before| before.address == own.address && free(before))
         .or_else(|| {

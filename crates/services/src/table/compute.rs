@@ -10,13 +10,20 @@ use super::reading::{Port, Wanted};
 use crate::endpoints::{Candidate, State, better, judge_cluster, judge_local, used};
 use crate::model::{Backend, Family, FrontendKey, NodeFacts, ServiceName, TrafficPolicy};
 
-/// What a Service comes to, apart from what its frontends are. It is worked out
-/// before a change and after it instead of being kept: there are many Services
-/// and few changes.
+/// What decides with a Service and its slices about what they come to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) facts: &'a NodeFacts,
+    /// Addresses at which node ports answer.
+    pub(super) node_port_addresses: &'a [IpAddr],
+}
+
+/// What a Service comes to. It is worked out before a change and after it instead
+/// of being kept: there are many Services and few changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outline {
-    /// Frontends it claims, sorted.
-    pub(super) claims: Vec<FrontendKey>,
+    /// Frontends it claims.
+    pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
     /// Cluster addresses it holds.
     pub(super) cluster_ips: Vec<IpAddr>,
     /// Load-balancer and permitted external addresses it holds.
@@ -85,56 +92,110 @@ fn claimed<'a>(
         })
 }
 
-/// What one Service comes to, apart from what its frontends are.
-pub(super) fn outline(entry: &Entry, facts: &NodeFacts, node_port_addresses: &[IpAddr]) -> Outline {
-    let Some(service) = programmed(entry) else {
-        return Outline::default();
-    };
-    let (external, refused) = external_ips(service, facts);
-    let mut claims = Vec::new();
-    let mut local = Vec::new();
-    let mut local_endpoints = 0;
-    let any_here = entry
-        .slices
-        .iter()
-        .flat_map(|slice| &slice.endpoints)
-        .any(|endpoint| endpoint.is_on(facts));
-    for family in families(&service.cluster_ips) {
-        let mut ready_here = BTreeSet::new();
-        for port in &service.ports {
-            let own = claimed(service, &external, node_port_addresses, family, port);
-            claims.extend(own.map(|(key, _)| key));
-            if !any_here {
-                continue;
-            }
-            let candidates = collect(entry, facts, family, port);
-            for (backend, state) in candidates.iter().filter(|(_, state)| state.local) {
-                local.push(backend.address);
-                if state.ready {
-                    ready_here.insert(backend.address);
+impl Outline {
+    /// Of a Service with this name.
+    pub(super) fn of(entry: &Entry, name: &Arc<ServiceName>, view: View<'_>) -> Self {
+        let Some(service) = programmed(entry) else {
+            return Self::default();
+        };
+        let facts = view.facts;
+        let (external, refused) = external_ips(service, facts);
+        let mut local = Vec::new();
+        let mut local_endpoints = 0;
+        let any_here = entry
+            .slices
+            .iter()
+            .flat_map(|slice| &slice.endpoints)
+            .any(|endpoint| endpoint.is_on(facts));
+        for family in families(&service.cluster_ips).filter(|_| any_here) {
+            let mut ready_here = BTreeSet::new();
+            for port in &service.ports {
+                let candidates = collect(entry, facts, family, port);
+                for (backend, state) in candidates.iter().filter(|(_, state)| state.local) {
+                    local.push(backend.address);
+                    if state.ready {
+                        ready_here.insert(backend.address);
+                    }
                 }
             }
+            local_endpoints = local_endpoints.max(ready_here.len());
         }
-        local_endpoints = local_endpoints.max(ready_here.len());
+        local.sort_unstable();
+        local.dedup();
+        let balancer = service.load_balancer_ips().iter();
+        Self {
+            frontends: frontends(entry, name, view),
+            cluster_ips: service.cluster_ips.to_vec(),
+            external_ips: balancer.chain(&external).copied().collect(),
+            local,
+            health_check: service
+                .health_check_node_port()
+                .filter(|_| service.external_policy == TrafficPolicy::Local)
+                .map(|port| HealthCheck {
+                    port,
+                    local_endpoints,
+                }),
+            refused,
+        }
     }
-    local.sort_unstable();
-    local.dedup();
-    claims.sort_unstable();
-    claims.dedup();
-    let balancer = service.load_balancer_ips().iter();
-    Outline {
-        claims,
-        cluster_ips: service.cluster_ips.to_vec(),
-        external_ips: balancer.chain(&external).copied().collect(),
-        local,
-        health_check: service
-            .health_check_node_port()
-            .filter(|_| service.external_policy == TrafficPolicy::Local)
-            .map(|port| HealthCheck {
-                port,
-                local_endpoints,
-            }),
-        refused,
+}
+
+/// The backends of one port of a Service.
+struct Lists {
+    cluster: Arc<[Backend]>,
+    near: Arc<[Backend]>,
+    serving: Arc<[Backend]>,
+}
+
+impl Lists {
+    fn of(entry: &Entry, facts: &NodeFacts, family: Family, port: &Port) -> Self {
+        let candidates = collect(entry, facts, family, port);
+        let cluster: Arc<[Backend]> = used(&candidates, judge_cluster(&candidates)).into();
+        let near = used(&candidates, judge_local(&candidates)).into();
+        let all = candidates.iter().filter(|(_, state)| state.serving);
+        let serving: Vec<Backend> = all.map(|(backend, _)| *backend).collect();
+        let serving = if *serving == *cluster {
+            Arc::clone(&cluster)
+        } else {
+            serving.into()
+        };
+        Self {
+            cluster,
+            near,
+            serving,
+        }
+    }
+
+    /// A frontend with them.
+    fn frontend(
+        &self,
+        service: &Wanted,
+        name: &Arc<ServiceName>,
+        port: &Port,
+        (key, kind): (&FrontendKey, FrontendKind),
+    ) -> Frontend {
+        let policy = if kind.is_external() {
+            service.external_policy
+        } else {
+            service.internal_policy
+        };
+        Frontend {
+            service: Arc::clone(name),
+            port_name: Arc::clone(&port.name),
+            kind,
+            policy,
+            cluster: Arc::clone(&self.cluster),
+            local: match policy {
+                TrafficPolicy::Local => Arc::clone(&self.near),
+                TrafficPolicy::Cluster => Arc::default(),
+            },
+            serving: Arc::clone(&self.serving),
+            affinity: service.affinity,
+            sources: match kind {
+                FrontendKind::LoadBalancer => service.sources(Family::of(key.address)).cloned(),
+                _ => None,
+            },
+        }
     }
 }
 
@@ -142,56 +203,43 @@ pub(super) fn outline(entry: &Entry, facts: &NodeFacts, node_port_addresses: &[I
 pub(super) fn frontends(
     entry: &Entry,
     name: &Arc<ServiceName>,
-    facts: &NodeFacts,
-    node_port_addresses: &[IpAddr],
+    view: View<'_>,
 ) -> BTreeMap<FrontendKey, Frontend> {
     let mut frontends = BTreeMap::new();
     let Some(service) = programmed(entry) else {
         return frontends;
     };
-    let (external, _) = external_ips(service, facts);
+    let (external, _) = external_ips(service, view.facts);
     for family in families(&service.cluster_ips) {
         for port in &service.ports {
-            let candidates = collect(entry, facts, family, port);
-            let cluster: Arc<[Backend]> = used(&candidates, judge_cluster(&candidates)).into();
-            let near: Arc<[Backend]> = used(&candidates, judge_local(&candidates)).into();
-            let serving: Vec<Backend> = candidates
-                .iter()
-                .filter(|(_, state)| state.serving)
-                .map(|(backend, _)| *backend)
-                .collect();
-            let serving = if *serving == *cluster {
-                Arc::clone(&cluster)
-            } else {
-                serving.into()
-            };
-            for (key, kind) in claimed(service, &external, node_port_addresses, family, port) {
-                let policy = if kind.is_external() {
-                    service.external_policy
-                } else {
-                    service.internal_policy
-                };
-                frontends.entry(key).or_insert_with(|| Frontend {
-                    service: Arc::clone(name),
-                    port_name: Arc::clone(&port.name),
-                    kind,
-                    policy,
-                    cluster: Arc::clone(&cluster),
-                    local: match policy {
-                        TrafficPolicy::Local => Arc::clone(&near),
-                        TrafficPolicy::Cluster => Arc::default(),
-                    },
-                    serving: Arc::clone(&serving),
-                    affinity: service.affinity,
-                    sources: match kind {
-                        FrontendKind::LoadBalancer => service.sources(family).cloned(),
-                        _ => None,
-                    },
-                });
+            let lists = Lists::of(entry, view.facts, family, port);
+            let own = claimed(service, &external, view.node_port_addresses, family, port);
+            for (key, kind) in own {
+                frontends
+                    .entry(key)
+                    .or_insert_with(|| lists.frontend(service, name, port, (&key, kind)));
             }
         }
     }
     frontends
+}
+
+/// One of the frontends a Service claims.
+pub(super) fn frontend(
+    entry: &Entry,
+    name: &Arc<ServiceName>,
+    view: View<'_>,
+    key: &FrontendKey,
+) -> Option<Frontend> {
+    let service = programmed(entry)?;
+    let (external, _) = external_ips(service, view.facts);
+    let family = families(&service.cluster_ips).find(|f| *f == Family::of(key.address))?;
+    service.ports.iter().find_map(|port| {
+        let mut own = claimed(service, &external, view.node_port_addresses, family, port);
+        let (_, kind) = own.find(|(claimed, _)| claimed == key)?;
+        let lists = Lists::of(entry, view.facts, family, port);
+        Some(lists.frontend(service, name, port, (key, kind)))
+    })
 }
 
 /// The endpoints of one port over all slices, sorted, each address and port

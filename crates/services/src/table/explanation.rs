@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::compute::{Outline, collect, families, outline};
+use super::compute::{Outline, collect, families};
 use super::{Entry, Table};
 use crate::endpoints::{Excluded, State, judge_cluster, judge_local};
 use crate::model::{Backend, Family, FrontendKey, Protocol, ServiceName};
@@ -62,12 +62,12 @@ impl Table {
         self.entries
             .get_key_value(name)
             .map_or_else(Vec::new, |(name, entry)| {
-                self.problems_of(name, entry, &self.outline(entry))
+                self.problems_of(name, entry, &self.outline(name, entry))
             })
     }
 
-    pub(super) fn outline(&self, entry: &Entry) -> Outline {
-        outline(entry, &self.facts, &self.node_port_addresses)
+    pub(super) fn outline(&self, name: &Arc<ServiceName>, entry: &Entry) -> Outline {
+        Outline::of(entry, name, self.view())
     }
 
     pub(super) fn problems_of(
@@ -92,8 +92,8 @@ impl Table {
                 .iter()
                 .flat_map(|slice| slice.problems.to_vec()),
         );
-        problems.extend(outline.claims.iter().filter_map(|key| {
-            let holder = &self.frontends.get(key)?.service;
+        problems.extend(outline.frontends.keys().filter_map(|key| {
+            let holder = self.holder(key)?;
             (holder != name).then(|| Problem::Taken {
                 frontend: *key,
                 holder: (**holder).clone(),

@@ -13,11 +13,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use changes::Changes;
-use compute::{Outline, frontends};
+use compute::{Outline, View, frontends};
 pub use explanation::{ExplainedEndpoint, ExplainedPort, Explanation};
 pub use frontend::{Frontend, FrontendKind, HealthCheck};
 use reading::{Names, Slice, Wanted, read_service, read_slice};
 
+use crate::by_family::FamilyMap;
 use crate::model::{
     EndpointSlice, FrontendKey, NodeFacts, NodePortAddresses, Service, ServiceName,
 };
@@ -45,16 +46,17 @@ pub struct Table {
     /// Which Service a slice belongs to: (namespace, slice) → name.
     slices: HashMap<(Arc<str>, Arc<str>), Arc<ServiceName>>,
     /// Of the Services that claim a frontend, the first by name holds it,
-    /// whatever the order of events was.
-    frontends: HashMap<FrontendKey, Box<Frontend>>,
-    /// What the others that claim it want of it, by their names.
-    waiting: HashMap<FrontendKey, BTreeMap<Arc<ServiceName>, Frontend>>,
+    /// whatever the order of events was. What the frontend is, is worked out when
+    /// somebody asks: there are many, and few are asked for twice.
+    holders: FamilyMap<FrontendKey, Arc<ServiceName>>,
+    /// The others that claim it.
+    waiting: HashMap<FrontendKey, BTreeSet<Arc<ServiceName>>>,
     /// How many Services hold an address.
-    cluster_ips: HashMap<IpAddr, u32>,
+    cluster_ips: FamilyMap<IpAddr, u32>,
     /// How many Services have an address for traffic from outside.
-    external_ips: HashMap<IpAddr, u32>,
+    external_ips: FamilyMap<IpAddr, u32>,
     /// How many Services have a local endpoint at an address.
-    local_endpoints: HashMap<IpAddr, u32>,
+    local_endpoints: FamilyMap<IpAddr, u32>,
     health_checks: Arc<BTreeMap<ServiceName, HealthCheck>>,
     changes: Changes,
     /// Services whose problems may have changed.
@@ -71,11 +73,11 @@ impl Table {
             names: Names::default(),
             entries: HashMap::new(),
             slices: HashMap::new(),
-            frontends: HashMap::new(),
+            holders: FamilyMap::default(),
             waiting: HashMap::new(),
-            cluster_ips: HashMap::new(),
-            external_ips: HashMap::new(),
-            local_endpoints: HashMap::new(),
+            cluster_ips: FamilyMap::default(),
+            external_ips: FamilyMap::default(),
+            local_endpoints: FamilyMap::default(),
             health_checks: Arc::default(),
             changes: Changes::default(),
             reports: BTreeSet::new(),
@@ -96,53 +98,72 @@ impl Table {
         &self.node_port_addresses
     }
 
-    /// The frontend that holds a key.
+    /// The frontend at a key, worked out anew each time.
     #[must_use]
-    pub fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.frontends.get(key).map(|frontend| &**frontend)
+    pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        let name = self.holder(key)?;
+        let entry = self.entries.get(name)?;
+        compute::frontend(entry, name, self.view(), key)
+    }
+
+    /// The Service that holds a frontend.
+    #[must_use]
+    pub fn holder(&self, key: &FrontendKey) -> Option<&Arc<ServiceName>> {
+        self.holders.get(*key)
+    }
+
+    /// The keys of all frontends and the Services that hold them, in no order.
+    pub fn holders(&self) -> impl Iterator<Item = (FrontendKey, &Arc<ServiceName>)> {
+        self.holders.iter()
     }
 
     /// All frontends, in no order.
-    pub fn frontends(&self) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
-        self.frontends
-            .iter()
-            .map(|(key, frontend)| (key, &**frontend))
+    pub fn frontends(&self) -> impl Iterator<Item = (FrontendKey, Frontend)> {
+        self.holders
+            .keys()
+            .filter_map(|key| Some((key, self.frontend(&key)?)))
     }
 
     /// The frontends a Service holds, sorted by key.
     #[must_use]
-    pub fn frontends_of(&self, name: &ServiceName) -> Vec<(FrontendKey, &Frontend)> {
-        let claims = self
-            .entries
-            .get(name)
-            .map_or_else(Vec::new, |entry| self.outline(entry).claims);
-        claims
+    pub fn frontends_of(&self, name: &ServiceName) -> Vec<(FrontendKey, Frontend)> {
+        let Some((name, entry)) = self.entries.get_key_value(name) else {
+            return Vec::new();
+        };
+        frontends(entry, name, self.view())
             .into_iter()
-            .filter_map(|key| Some((key, self.frontend(&key)?)))
-            .filter(|(_, frontend)| *frontend.service == *name)
+            .filter(|(key, _)| self.holder(key) == Some(name))
             .collect()
+    }
+
+    /// What decides with the objects.
+    fn view(&self) -> View<'_> {
+        View {
+            facts: &self.facts,
+            node_port_addresses: &self.node_port_addresses,
+        }
     }
 
     /// All cluster addresses, in no order.
     pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.cluster_ips.keys().copied()
+        self.cluster_ips.keys()
     }
 
     /// Whether a Service holds a cluster address.
     #[must_use]
     pub fn has_cluster_ip(&self, address: IpAddr) -> bool {
-        self.cluster_ips.contains_key(&address)
+        self.cluster_ips.contains(address)
     }
 
     /// Addresses of all endpoints on this node, in no order.
     pub fn local_endpoints(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.local_endpoints.keys().copied()
+        self.local_endpoints.keys()
     }
 
     /// Whether an endpoint of this node has an address.
     #[must_use]
     pub fn has_local_endpoint(&self, address: IpAddr) -> bool {
-        self.local_endpoints.contains_key(&address)
+        self.local_endpoints.contains(address)
     }
 
     /// Services with a health-check node port. Another pointer than last time
@@ -268,30 +289,34 @@ impl Table {
         let external = facts.external_ip_cidrs != self.facts.external_ip_cidrs;
         let addresses = self.wanted_node_port_addresses(&facts);
         let node_ports = addresses != self.node_port_addresses;
-        let concerned = self.outlines(|service| {
+        let concerned = self.those(|service| {
             all || (external && !service.external_ips().is_empty())
                 || (node_ports && has_node_port(service))
         });
-        self.facts = facts;
-        self.node_port_addresses = addresses;
-        self.settle_all(concerned);
+        let facts = std::mem::replace(&mut self.facts, facts);
+        let addresses = std::mem::replace(&mut self.node_port_addresses, addresses);
+        let before = View {
+            facts: &facts,
+            node_port_addresses: &addresses,
+        };
+        self.settle_all(concerned, before);
     }
 
-    /// What Services come to as things are.
-    fn outlines(&self, concerned: impl Fn(&Wanted) -> bool) -> Vec<(Arc<ServiceName>, Outline)> {
+    /// Services of a kind.
+    fn those(&self, concerned: impl Fn(&Wanted) -> bool) -> Vec<Arc<ServiceName>> {
         self.entries
             .iter()
             .filter(|(_, entry)| entry.service.as_ref().is_some_and(&concerned))
-            .map(|(name, entry)| (Arc::clone(name), self.outline(entry)))
+            .map(|(name, _)| Arc::clone(name))
             .collect()
     }
 
-    /// Takes up that these Services, of which it is said what they came to so
-    /// far, are to be worked out anew.
-    fn settle_all(&mut self, concerned: Vec<(Arc<ServiceName>, Outline)>) {
+    /// Works these Services out anew: `before` is what decided so far.
+    fn settle_all(&mut self, concerned: Vec<Arc<ServiceName>>, before: View<'_>) {
         let mut moved = false;
-        for (name, old) in concerned {
+        for name in concerned {
             if let Some((name, entry)) = self.entries.remove_entry(&name) {
+                let old = Outline::of(&entry, &name, before);
                 moved |= self.settle(name, entry, &old);
             }
         }
@@ -304,7 +329,7 @@ impl Table {
             .entries
             .remove_entry(&name)
             .unwrap_or_else(|| (name, Box::default()));
-        let old = self.outline(&entry);
+        let old = self.outline(&name, &entry);
         change(&mut entry);
         let moved = self.settle(name, entry, &old);
         self.follow(moved);
@@ -317,10 +342,15 @@ impl Table {
         }
         let addresses = self.wanted_node_port_addresses(&self.facts);
         if addresses != self.node_port_addresses {
-            let concerned = self.outlines(has_node_port);
-            self.node_port_addresses = addresses;
+            let concerned = self.those(has_node_port);
+            let addresses = std::mem::replace(&mut self.node_port_addresses, addresses);
+            let facts = self.facts.clone();
+            let before = View {
+                facts: &facts,
+                node_port_addresses: &addresses,
+            };
             // Moves no address of a Service, so nothing more follows.
-            self.settle_all(concerned);
+            self.settle_all(concerned, before);
         }
     }
 
@@ -346,14 +376,13 @@ impl Table {
 
     /// Whether an address belongs to a Service.
     fn is_service(&self, address: &IpAddr) -> bool {
-        self.cluster_ips.contains_key(address) || self.external_ips.contains_key(address)
+        self.cluster_ips.contains(*address) || self.external_ips.contains(*address)
     }
 
     /// Works out a Service anew, notes what differs and puts it back. Returns
     /// whether addresses of it came or went.
     fn settle(&mut self, name: Arc<ServiceName>, mut entry: Box<Entry>, old: &Outline) -> bool {
-        let new = &self.outline(&entry);
-        let frontends = frontends(&entry, &name, &self.facts, &self.node_port_addresses);
+        let new = &self.outline(&name, &entry);
         let mut external = HashSet::new();
         for (counts, changed, old, new) in [
             (
@@ -384,13 +413,14 @@ impl Table {
                 None => checks.remove(&*name),
             };
         }
-        for key in &old.claims {
-            if new.claims.binary_search(key).is_err() {
+        for key in old.frontends.keys() {
+            if !new.frontends.contains_key(key) {
                 self.unclaim(key, &name);
             }
         }
-        for (key, frontend) in frontends {
-            self.claim(key, frontend);
+        for (key, frontend) in &new.frontends {
+            let changed = old.frontends.get(key) != Some(frontend);
+            self.claim(key, &name, changed);
         }
         let moved = old.cluster_ips != new.cluster_ips || old.external_ips != new.external_ips;
         let was_troubled = entry.troubled;
@@ -405,51 +435,53 @@ impl Table {
         moved
     }
 
-    /// A Service wants a frontend. The first by name gets it.
-    fn claim(&mut self, key: FrontendKey, frontend: Frontend) {
-        let Some(holder) = self.frontends.get_mut(&key) else {
-            self.frontends.insert(key, Box::new(frontend));
-            self.changes.frontends.insert(key);
+    /// A Service wants a frontend, another one than so far if it has `changed`.
+    /// The first by name gets it.
+    fn claim(&mut self, key: &FrontendKey, name: &Arc<ServiceName>, changed: bool) {
+        let Some(holder) = self.holders.get_mut(*key) else {
+            self.holders.insert(*key, Arc::clone(name));
+            self.changes.frontends.insert(*key);
             return;
         };
-        if holder.service == frontend.service {
-            if **holder != frontend {
-                **holder = frontend;
-                self.changes.frontends.insert(key);
+        if holder == name {
+            if changed {
+                self.changes.frontends.insert(*key);
             }
             return;
         }
-        let loser = if frontend.service < holder.service {
-            self.changes.frontends.insert(key);
-            std::mem::replace(&mut **holder, frontend)
+        let loser = if name < holder {
+            self.changes.frontends.insert(*key);
+            std::mem::replace(holder, Arc::clone(name))
         } else {
-            frontend
+            Arc::clone(name)
         };
-        let waiting = self.waiting.entry(key).or_default();
+        let waiting = self.waiting.entry(*key).or_default();
         // One that waited and comes first now waits no more.
-        waiting.remove(&holder.service);
-        self.reports.insert(Arc::clone(&loser.service));
-        waiting.insert(Arc::clone(&loser.service), loser);
+        waiting.remove(holder);
+        self.reports.insert(Arc::clone(&loser));
+        waiting.insert(loser);
     }
 
     /// A Service wants a frontend no more: who waits longest by name gets it.
     fn unclaim(&mut self, key: &FrontendKey, name: &Arc<ServiceName>) {
+        let held = self.holders.get(*key) == Some(name);
+        let mut next = None;
         if let Some(waiting) = self.waiting.get_mut(key) {
             waiting.remove(name);
-            if self.frontends.get(key).is_some_and(|f| f.service == *name)
-                && let Some((_, next)) = waiting.pop_first()
-            {
-                self.reports.extend(waiting.keys().cloned());
-                self.reports.insert(Arc::clone(&next.service));
-                self.frontends.insert(*key, Box::new(next));
-                self.changes.frontends.insert(*key);
+            if held {
+                next = waiting.pop_first();
+                self.reports.extend(waiting.iter().cloned());
+                self.reports.extend(next.clone());
             }
             if waiting.is_empty() {
                 self.waiting.remove(key);
             }
         }
-        if self.frontends.get(key).is_some_and(|f| f.service == *name) {
-            self.frontends.remove(key);
+        if held {
+            match next {
+                Some(next) => self.holders.insert(*key, next),
+                None => self.holders.remove(*key),
+            };
             self.changes.frontends.insert(*key);
         }
     }
@@ -469,23 +501,23 @@ const fn is_link_local(address: &IpAddr) -> bool {
 /// Moves counts from an old list of addresses to a new one; notes those that
 /// appear and vanish.
 fn recount(
-    counts: &mut HashMap<IpAddr, u32>,
+    counts: &mut FamilyMap<IpAddr, u32>,
     changed: &mut HashSet<IpAddr>,
     old: &[IpAddr],
     new: &[IpAddr],
 ) {
     for address in new {
-        let count = counts.entry(*address).or_insert(0);
+        let count = counts.get_or_default(*address);
         *count += 1;
         if *count == 1 {
             changed.insert(*address);
         }
     }
     for address in old {
-        if let Some(count) = counts.get_mut(address) {
+        if let Some(count) = counts.get_mut(*address) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(address);
+                counts.remove(*address);
                 changed.insert(*address);
             }
         }
