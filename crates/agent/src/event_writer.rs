@@ -22,6 +22,13 @@ pub(crate) enum About {
     Node,
 }
 
+impl About {
+    /// A Service.
+    pub(crate) fn service(name: &services::ServiceName) -> About {
+        About::Service(name.namespace.to_string(), name.name.to_string())
+    }
+}
+
 /// A warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Warning {

@@ -98,7 +98,7 @@ pub(crate) async fn run(
                 Err(_) if failed.contains_key(&at) => {}
                 Err(error) => {
                     events.warn(Warning {
-                        about: About::Service(service.namespace.clone(), service.name.clone()),
+                        about: About::service(&service),
                         reason: "FailedToStartServiceHealthcheck",
                         message: format!(
                             "cannot answer health checks at {at}: {error}; load balancers will \

@@ -268,7 +268,7 @@ impl State {
             let told = self.told.get(&*name).map_or(&[][..], Vec::as_slice);
             for problem in problems.iter().filter(|problem| !told.contains(problem)) {
                 events.warn(Warning {
-                    about: About::Service(name.namespace.clone(), name.name.clone()),
+                    about: About::service(&name),
                     reason: problem.reason(),
                     message: problem.to_string(),
                 });

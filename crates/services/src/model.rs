@@ -3,6 +3,7 @@
 //! table reads them, so that one that is not an address spoils nothing else.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -88,16 +89,16 @@ impl Protocol {
 /// A Service's namespace and name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ServiceName {
-    /// Namespace.
-    pub namespace: String,
+    /// Namespace. Shared: many Services are in one.
+    pub namespace: Arc<str>,
     /// Name.
-    pub name: String,
+    pub name: Box<str>,
 }
 
 impl ServiceName {
     /// From its two parts.
     #[must_use]
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Box<str>>) -> Self {
         Self {
             namespace: namespace.into(),
             name: name.into(),

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kube_proxy::Program;
-use path::Rules;
-use show::{ms, ratio, right, times, us};
+use path::{Both, Rules};
+use show::{median, ms, right, spread, times, us};
 
 const PARTS: [&str; 3] = ["programming", "path", "agent"];
 
@@ -189,42 +189,46 @@ fn path(sizes: &[usize]) -> anyhow::Result<()> {
     rules.extend(sizes.iter().copied().map(Rules::Podwire));
     let figures = path::measure(&rules)?;
     let hand = figures.first().context("the rule made by hand")?;
-    let mut connect = show::table(&[
+    let mut table = show::table(&[
         "rules",
-        "connection through it",
+        "connection",
         "of one nft rule",
         "direct",
         "Gbit/s",
-        "direct",
-        "ratio",
+        "of direct",
         "requests /s",
-        "direct",
-        "ratio",
+        "of direct",
     ]);
     for of in &figures {
-        eprintln!("{of:?}");
-        let rate = |rate: f64| right(format!("{rate:.0}"));
-        let gigabits = |rate: f64| right(format!("{:.2}", rate / 1e9));
-        connect.add_row([
+        let of_hand: Vec<f64> = std::iter::zip(&of.connect, &hand.connect)
+            .map(|(own, hand)| own.through / hand.through)
+            .collect();
+        let through = |rounds: &[Both<f64>]| median(rounds.iter().map(|round| round.through));
+        let of_direct = |rounds: &[Both<f64>]| -> Vec<f64> {
+            let ratios = rounds.iter().map(|round| round.through / round.direct);
+            ratios.collect()
+        };
+        table.add_row([
             match of.rules {
                 Rules::ByHand => right("one nft rule"),
                 Rules::Podwire(services) => right(format!("{services} Services")),
             },
-            us(of.connect.through),
-            times(of.connect.through, hand.connect.through),
-            us(of.connect.direct),
-            gigabits(of.stream.through),
-            gigabits(of.stream.direct),
-            ratio(of.stream.through / of.stream.direct),
-            rate(of.requests.through),
-            rate(of.requests.direct),
-            ratio(of.requests.through / of.requests.direct),
+            us(Duration::from_secs_f64(through(&of.connect))),
+            spread(of_hand),
+            us(Duration::from_secs_f64(median(
+                of.connect.iter().map(|round| round.direct),
+            ))),
+            right(format!("{:.2}", through(&of.stream) / 1e9)),
+            spread(of_direct(&of.stream)),
+            right(format!("{:.0}", through(&of.requests))),
+            spread(of_direct(&of.requests)),
         ]);
     }
+    println!("From one pod of a node to another, through the last Service and directly:\n{table}");
     println!(
-        "From one pod of a node to another, through the last Service and directly:\n{connect}"
+        "One core for both ends and the kernel, rounds in turn. All are medians of rounds, ratios of \
+         what stands in the same round; in brackets the middle half of them.\n"
     );
-    println!("One core for both ends and the kernel; rounds in turn, the best of each.\n");
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! What a Service costs on the way of packets: connections, a stream, requests.
 //!
 //! Each node is a namespace of its own with two pods on routed links; all of
-//! them are there at once, and what is compared is measured in turn in short
-//! rounds, everything on one core.
+//! them are there at once. What is compared is measured in turn in short rounds,
+//! everything on one core, and compared within each round: a machine is not as
+//! fast in one minute as in the next.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -20,11 +21,11 @@ use crate::show::Times;
 use crate::world::{Attach, World};
 
 /// Rounds of each figure.
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 31;
 /// Connections in a round.
-const CONNECTIONS: usize = 200;
+const CONNECTIONS: usize = 400;
 /// Length of a round of a stream and of requests.
-const WINDOW: Duration = Duration::from_millis(200);
+const WINDOW: Duration = Duration::from_millis(100);
 
 /// What is between the two pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,17 +108,17 @@ pub(crate) struct Both<T> {
     pub(crate) direct: T,
 }
 
-/// Figures of one node.
+/// Figures of one node, each by round.
 #[derive(Debug)]
 pub(crate) struct Figures {
     pub(crate) rules: Rules,
-    /// From the first packet to an established connection, the lowest median of
-    /// a round.
-    pub(crate) connect: Both<Duration>,
-    /// Bits a second of one stream, the best round.
-    pub(crate) stream: Both<f64>,
-    /// Requests a second on one connection, the best round.
-    pub(crate) requests: Both<f64>,
+    /// From the first packet to an established connection, in seconds: the
+    /// median of a round.
+    pub(crate) connect: Vec<Both<f64>>,
+    /// Bits a second of one stream.
+    pub(crate) stream: Vec<Both<f64>>,
+    /// Requests a second on one connection.
+    pub(crate) requests: Vec<Both<f64>>,
 }
 
 /// Measures nodes with these rules.
@@ -141,45 +142,43 @@ fn rounds(nodes: &[Node]) -> anyhow::Result<Vec<Figures>> {
         .iter()
         .map(|node| Figures {
             rules: node.rules,
-            connect: Both {
-                through: Duration::MAX,
-                direct: Duration::MAX,
-            },
-            stream: Both {
-                through: 0.0,
-                direct: 0.0,
-            },
-            requests: Both {
-                through: 0.0,
-                direct: 0.0,
-            },
+            connect: Vec::new(),
+            stream: Vec::new(),
+            requests: Vec::new(),
         })
         .collect();
-    let direct = SocketAddr::new(IpAddr::V4(servers()[0]), TARGET_PORT);
     for round in 0..ROUNDS {
-        for (node, best) in nodes.iter().zip(&mut figures) {
-            // The one before is not always the same one.
-            let mut ways = [(node.service, false), (direct, true)];
-            if round % 2 == 1 {
-                ways.reverse();
-            }
-            for (target, is_direct) in ways {
-                let connect = connections(node, target)?.median;
-                let stream = stream(node, target)?;
-                let requests = requests(node, target)?;
-                if is_direct {
-                    best.connect.direct = best.connect.direct.min(connect);
-                    best.stream.direct = best.stream.direct.max(stream);
-                    best.requests.direct = best.requests.direct.max(requests);
-                } else {
-                    best.connect.through = best.connect.through.min(connect);
-                    best.stream.through = best.stream.through.max(stream);
-                    best.requests.through = best.requests.through.max(requests);
-                }
-            }
+        // All nodes' connections before the rest: they are compared too.
+        for (node, figures) in nodes.iter().zip(&mut figures) {
+            let connect = both(node, round, |node, target| {
+                Ok(connections(node, target)?.median.as_secs_f64())
+            })?;
+            figures.connect.push(connect);
+        }
+        for (node, figures) in nodes.iter().zip(&mut figures) {
+            figures.stream.push(both(node, round, stream)?);
+            figures.requests.push(both(node, round, requests)?);
         }
     }
     Ok(figures)
+}
+
+/// Measures through the Service and directly; which of them comes first changes
+/// from round to round.
+fn both(
+    node: &Node,
+    round: usize,
+    measure: impl Fn(&Node, SocketAddr) -> anyhow::Result<f64>,
+) -> anyhow::Result<Both<f64>> {
+    let target = SocketAddr::new(IpAddr::V4(servers()[0]), TARGET_PORT);
+    if round.is_multiple_of(2) {
+        let through = measure(node, node.service)?;
+        let direct = measure(node, target)?;
+        return Ok(Both { through, direct });
+    }
+    let direct = measure(node, target)?;
+    let through = measure(node, node.service)?;
+    Ok(Both { through, direct })
 }
 
 /// Connects again and again. The kernel does all of a handshake within the

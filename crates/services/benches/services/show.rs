@@ -47,13 +47,23 @@ pub(crate) fn us(time: Duration) -> Cell {
     right(format!("{:.1} µs", time.as_secs_f64() * 1e6))
 }
 
-/// How many times one is the other.
+/// How many times one is the other, with as many digits as say something.
 pub(crate) fn times(one: Duration, other: Duration) -> Cell {
-    ratio(one.as_secs_f64() / other.as_secs_f64().max(1e-9))
-}
-
-/// A ratio, with as many digits as say something.
-pub(crate) fn ratio(ratio: f64) -> Cell {
+    let ratio = one.as_secs_f64() / other.as_secs_f64().max(1e-9);
     let digits = if ratio < 10.0 { 2 } else { 0 };
     right(format!("{ratio:.digits$}"))
+}
+
+/// The median of at least one.
+pub(crate) fn median(of: impl IntoIterator<Item = f64>) -> f64 {
+    let mut all: Vec<f64> = of.into_iter().collect();
+    all.sort_unstable_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+/// The median of at least one ratio, and the middle half of them.
+pub(crate) fn spread(mut ratios: Vec<f64>) -> Cell {
+    ratios.sort_unstable_by(f64::total_cmp);
+    let at = |quarter: usize| ratios[(ratios.len() - 1) * quarter / 4];
+    right(format!("{:.2} ({:.2}–{:.2})", at(2), at(1), at(3)))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Entry;
 use super::frontend::{Frontend, FrontendKind, HealthCheck};
-use super::reading::{Port, Wanted};
+use super::reading::{Port, Slice, Wanted};
 use crate::endpoints::{Candidate, State, better, judge_cluster, judge_local, used};
 use crate::model::{Backend, Family, FrontendKey, NodeFacts, ServiceName, TrafficPolicy};
 
@@ -105,7 +105,7 @@ impl Outline {
         let any_here = entry
             .slices
             .iter()
-            .flat_map(|slice| &slice.endpoints)
+            .flat_map(Slice::endpoints)
             .any(|endpoint| endpoint.is_on(facts));
         for family in families(&service.cluster_ips).filter(|_| any_here) {
             let mut ready_here = BTreeSet::new();
@@ -251,13 +251,13 @@ pub(super) fn collect(
     port: &Port,
 ) -> Vec<Candidate> {
     let mut found: BTreeMap<Backend, State> = BTreeMap::new();
-    for slice in entry.slices.iter().filter(|s| s.family == family) {
+    for slice in entry.slices.iter().filter(|s| s.family() == family) {
         for (_, _, number) in slice
             .ports
             .iter()
             .filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol)
         {
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints() {
                 let backend = Backend {
                     address: endpoint.address,
                     port: *number,

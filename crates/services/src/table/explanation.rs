@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::compute::{Outline, collect, families};
+use super::reading::Slice;
 use super::{Entry, Table};
 use crate::endpoints::{Excluded, State, judge_cluster, judge_local};
 use crate::model::{Backend, Family, FrontendKey, Protocol, ServiceName};
@@ -153,8 +154,8 @@ fn node_of(entry: &Entry, address: IpAddr) -> Option<Arc<str>> {
     entry
         .slices
         .iter()
-        .flat_map(|slice| &slice.endpoints)
+        .flat_map(Slice::endpoints)
         .filter(|known| known.address == address)
         .min_by_key(|known| known.terminating)
-        .and_then(|known| known.node.clone())
+        .and_then(|known| known.place.node.clone())
 }

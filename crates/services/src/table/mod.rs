@@ -8,7 +8,7 @@ mod explanation;
 mod frontend;
 mod reading;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -43,8 +43,8 @@ pub struct Table {
     names: Names,
     /// Boxed, here and below: up to half the places of a hash table are empty.
     entries: HashMap<Arc<ServiceName>, Box<Entry>>,
-    /// Which Service a slice belongs to: (namespace, slice) → name.
-    slices: HashMap<(Arc<str>, Arc<str>), Arc<ServiceName>>,
+    /// Which Service a slice belongs to: namespace → slice → name.
+    slices: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ServiceName>>>,
     /// Of the Services that claim a frontend, the first by name holds it,
     /// whatever the order of events was. What the frontend is, is worked out when
     /// somebody asks: there are many, and few are asked for twice.
@@ -205,7 +205,12 @@ impl Table {
     /// A Service was made or changed.
     pub fn set_service(&mut self, service: Service) {
         let read = read_service(&mut self.names, &service);
-        let name = Arc::new(service.name);
+        let ServiceName { namespace, name } = service.name;
+        let name = ServiceName::new(self.names.get(&namespace), name);
+        let name = match self.entries.get_key_value(&name) {
+            Some((known, _)) => Arc::clone(known),
+            None => Arc::new(name),
+        };
         let entry = self.entries.get(&name);
         if entry.and_then(|entry| entry.service.as_ref()) != Some(&read) {
             self.change(name, |entry| entry.service = Some(read));
@@ -222,23 +227,18 @@ impl Table {
 
     /// A slice was made or changed. Returns whether it is other than before.
     pub fn set_slice(&mut self, slice: &EndpointSlice) -> bool {
-        let name = ServiceName::new(&*slice.namespace, &*slice.service);
+        let namespace = self.names.get(&slice.namespace);
+        let name = ServiceName::new(Arc::clone(&namespace), &*slice.service);
         let name = match self.entries.get_key_value(&name) {
             Some((known, _)) => Arc::clone(known),
             None => Arc::new(name),
         };
-        let key = (self.names.get(&slice.namespace), slice.name.as_str().into());
-        let (own, before) = match self.slices.entry(key) {
-            hash_map::Entry::Occupied(mut known) => {
-                let own = Arc::clone(&known.key().1);
-                (own, Some(known.insert(Arc::clone(&name))))
-            }
-            hash_map::Entry::Vacant(new) => {
-                let own = Arc::clone(&new.key().1);
-                new.insert(Arc::clone(&name));
-                (own, None)
-            }
+        let siblings = self.slices.entry(namespace).or_default();
+        let own = match siblings.get_key_value(slice.name.as_str()) {
+            Some((known, _)) => Arc::clone(known),
+            None => slice.name.as_str().into(),
         };
+        let before = siblings.insert(Arc::clone(&own), Arc::clone(&name));
         if let Some(before) = before.filter(|before| *before != name) {
             self.drop_slice(&before, &slice.name);
         }
@@ -262,8 +262,14 @@ impl Table {
 
     /// A slice is gone.
     pub fn remove_slice(&mut self, namespace: &str, name: &str) {
-        let key = (self.names.get(namespace), name.into());
-        if let Some(service) = self.slices.remove(&key) {
+        let Some(siblings) = self.slices.get_mut(namespace) else {
+            return;
+        };
+        let service = siblings.remove(name);
+        if siblings.is_empty() {
+            self.slices.remove(namespace);
+        }
+        if let Some(service) = service {
             self.drop_slice(&service, name);
         }
     }

@@ -1,16 +1,18 @@
 //! Objects as the table keeps them: addresses and numbers read, names shared,
 //! what cannot be read noted.
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::endpoints::{Hint, State};
 use crate::model::{
-    EndpointSlice, Family, NodeFacts, Protocol, Service, TrafficPolicy, parse_address, parse_port,
-    parse_range,
+    Endpoint, EndpointSlice, Family, NodeFacts, Protocol, Service, TrafficPolicy, parse_address,
+    parse_port, parse_range,
 };
 use crate::report::{AddressField, Problem};
 
@@ -18,57 +20,89 @@ use crate::report::{AddressField, Problem};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Slice {
     pub(super) name: Arc<str>,
-    pub(super) family: Family,
-    pub(super) ports: Box<[(Arc<str>, Protocol, u16)]>,
-    pub(super) endpoints: Box<[Known]>,
+    pub(super) ports: Arc<[SlicePort]>,
+    endpoints: Endpoints,
     pub(super) problems: Box<[Problem]>,
 }
 
+/// The endpoints of a slice, all of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Endpoints {
+    V4(Box<[Known<Ipv4Addr>]>),
+    V6(Box<[Known<Ipv6Addr>]>),
+}
+
+/// Name, protocol and number of a port that all endpoints of a slice have.
+pub(super) type SlicePort = (Arc<str>, Protocol, u16);
+
 /// An endpoint of a slice, read. What it comes to depends on the node's facts,
 /// which may become known after it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Known {
-    pub(super) address: IpAddr,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Known<A, P = Arc<Place>> {
+    pub(super) address: A,
     pub(super) ready: bool,
     pub(super) serving: bool,
     pub(super) terminating: bool,
+    pub(super) place: P,
+}
+
+/// Where an endpoint is, and for whom it is meant. One for many endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Place {
     pub(super) node: Option<Arc<str>>,
-    /// Most endpoints have none.
-    pub(super) hints: Option<Box<Hints>>,
+    zone_hints: Box<[Arc<str>]>,
+    node_hints: Box<[Arc<str>]>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Hints {
-    pub(super) zones: Box<[Arc<str>]>,
-    pub(super) nodes: Box<[Arc<str>]>,
-}
+impl Slice {
+    pub(super) fn family(&self) -> Family {
+        match self.endpoints {
+            Endpoints::V4(_) => Family::V4,
+            Endpoints::V6(_) => Family::V6,
+        }
+    }
 
-impl Known {
-    pub(super) fn state(&self, facts: &NodeFacts) -> State {
-        let (zone_hint, node_hint) = match &self.hints {
-            None => (Hint::Absent, Hint::Absent),
-            Some(hints) => (
-                hint(&hints.zones, facts.zone.as_deref()),
-                hint(&hints.nodes, Some(&facts.node)),
-            ),
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = Known<IpAddr, &Place>> {
+        let (v4, v6) = match &self.endpoints {
+            Endpoints::V4(list) => (&**list, &[][..]),
+            Endpoints::V6(list) => (&[][..], &**list),
         };
+        let v4 = v4.iter().map(|known| known.at(IpAddr::V4(known.address)));
+        v4.chain(v6.iter().map(|known| known.at(IpAddr::V6(known.address))))
+    }
+}
+
+impl<A> Known<A> {
+    fn at(&self, address: IpAddr) -> Known<IpAddr, &Place> {
+        Known {
+            address,
+            ready: self.ready,
+            serving: self.serving,
+            terminating: self.terminating,
+            place: &self.place,
+        }
+    }
+}
+
+impl Known<IpAddr, &Place> {
+    pub(super) fn state(&self, facts: &NodeFacts) -> State {
         State {
             ready: self.ready,
             serving: self.serving,
             terminating: self.terminating,
             local: self.is_on(facts),
-            zone_hint,
-            node_hint,
+            zone_hint: hint(&self.place.zone_hints, facts.zone.as_deref()),
+            node_hint: hint(&self.place.node_hints, Some(&facts.node)),
         }
     }
 
     /// Whether it runs on this node.
     pub(super) fn is_on(&self, facts: &NodeFacts) -> bool {
-        self.node.as_deref() == Some(facts.node.as_str())
+        self.place.node.as_deref() == Some(facts.node.as_str())
     }
 }
 
-pub(super) fn hint(hints: &[Arc<str>], here: Option<&str>) -> Hint {
+fn hint(hints: &[Arc<str>], here: Option<&str>) -> Hint {
     if hints.is_empty() {
         Hint::Absent
     } else if here.is_some_and(|here| hints.iter().any(|hint| **hint == *here)) {
@@ -147,31 +181,63 @@ impl Wanted {
 /// The longest affinity Kubernetes allows, in seconds.
 const LONGEST_AFFINITY: u32 = 86_400;
 
-/// Keeps one copy of each name of a node, zone or port: there are few of them
-/// and many endpoints.
+/// Keeps one copy of what many objects say alike.
+#[derive(Debug)]
+pub(super) struct Shared<T: ?Sized> {
+    all: HashSet<Arc<T>>,
+    /// At this size unused ones are thrown out.
+    limit: usize,
+}
+
+impl<T: ?Sized> Default for Shared<T> {
+    fn default() -> Self {
+        Self {
+            all: HashSet::new(),
+            limit: 0,
+        }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Shared<T> {
+    pub(super) fn get(&mut self, value: impl Borrow<T> + Into<Arc<T>>) -> Arc<T> {
+        if let Some(known) = self.all.get(value.borrow()) {
+            return Arc::clone(known);
+        }
+        if self.all.len() >= self.limit {
+            self.all.retain(|value| Arc::strong_count(value) > 1);
+            self.limit = (self.all.len() * 2).max(1024);
+        }
+        let value = value.into();
+        self.all.insert(Arc::clone(&value));
+        value
+    }
+}
+
+/// What objects share: there are few nodes, zones and names of ports, and many
+/// endpoints.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    pub(super) all: HashSet<Arc<str>>,
-    /// At this size unused ones are thrown out.
-    pub(super) limit: usize,
+    texts: Shared<str>,
+    places: Shared<Place>,
+    ports: Shared<[SlicePort]>,
 }
 
 impl Names {
     pub(super) fn get(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.all.get(name) {
-            return Arc::clone(known);
-        }
-        if self.all.len() >= self.limit {
-            self.all.retain(|name| Arc::strong_count(name) > 1);
-            self.limit = (self.all.len() * 2).max(1024);
-        }
-        let name: Arc<str> = name.into();
-        self.all.insert(Arc::clone(&name));
-        name
+        self.texts.get(name)
     }
 
-    pub(super) fn list(&mut self, names: &[String]) -> Box<[Arc<str>]> {
+    fn list(&mut self, names: &[String]) -> Box<[Arc<str>]> {
         names.iter().map(|name| self.get(name)).collect()
+    }
+
+    fn place(&mut self, endpoint: &Endpoint) -> Arc<Place> {
+        let place = Place {
+            node: endpoint.node.as_deref().map(|node| self.get(node)),
+            zone_hints: self.list(&endpoint.zone_hints),
+            node_hints: self.list(&endpoint.node_hints),
+        };
+        self.places.get(place)
     }
 }
 
@@ -250,7 +316,7 @@ pub(super) fn read_service(names: &mut Names, service: &Service) -> Wanted {
 /// Reads a slice; `name` is its own.
 pub(super) fn read_slice(names: &mut Names, slice: &EndpointSlice, name: Arc<str>) -> Slice {
     let mut problems = Vec::new();
-    let ports = slice
+    let ports: Vec<SlicePort> = slice
         .ports
         .iter()
         .filter_map(|port| {
@@ -276,33 +342,33 @@ pub(super) fn read_slice(names: &mut Names, slice: &EndpointSlice, name: Arc<str
             count: 1 + unreadable.count(),
         });
     }
-    let endpoints = slice
-        .endpoints
-        .iter()
-        .filter_map(|endpoint| {
-            let ready = endpoint.ready.unwrap_or(true);
-            let hinted = !endpoint.zone_hints.is_empty() || !endpoint.node_hints.is_empty();
-            Some(Known {
-                address: slice_address(slice, &endpoint.address)?,
-                ready,
-                serving: endpoint.serving.unwrap_or(ready),
-                terminating: endpoint.terminating.unwrap_or(false),
-                node: endpoint.node.as_deref().map(|node| names.get(node)),
-                hints: hinted.then(|| {
-                    Box::new(Hints {
-                        zones: names.list(&endpoint.zone_hints),
-                        nodes: names.list(&endpoint.node_hints),
-                    })
-                }),
-            })
-        })
-        .collect();
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for endpoint in &slice.endpoints {
+        match slice_address(slice, &endpoint.address) {
+            Some(IpAddr::V4(address)) => v4.push(read_endpoint(names, endpoint, address)),
+            Some(IpAddr::V6(address)) => v6.push(read_endpoint(names, endpoint, address)),
+            None => {}
+        }
+    }
     Slice {
         name,
-        family: slice.family,
-        ports,
-        endpoints,
+        ports: names.ports.get(ports),
+        endpoints: match slice.family {
+            Family::V4 => Endpoints::V4(v4.into()),
+            Family::V6 => Endpoints::V6(v6.into()),
+        },
         problems: problems.into(),
+    }
+}
+
+fn read_endpoint<A>(names: &mut Names, endpoint: &Endpoint, address: A) -> Known<A> {
+    let ready = endpoint.ready.unwrap_or(true);
+    Known {
+        address,
+        ready,
+        serving: endpoint.serving.unwrap_or(ready),
+        terminating: endpoint.terminating.unwrap_or(false),
+        place: names.place(endpoint),
     }
 }
 
