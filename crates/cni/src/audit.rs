@@ -312,6 +312,7 @@ fn cables(socket: &mut Socket) -> Result<HashMap<String, Link>, Error> {
     let links = link::list(socket)?;
     Ok(links
         .into_iter()
+        .filter(|link| link.group != reaper::GROUP)
         .map(|link| (link.name.clone(), link))
         .collect())
 }
@@ -355,7 +356,7 @@ fn state(
     // Again, now that no ADD is at work.
     Ok(match (has_cable(reservation), sandbox_gone) {
         (_, true) => Some(State::NoSandbox),
-        (true, false) if link::get(socket, &name)?.is_some() => Some(State::Attached),
+        (true, false) if attach::cable(socket, attachment)?.is_some() => Some(State::Attached),
         (_, false) => Some(State::NoInterface),
     })
 }
@@ -372,7 +373,7 @@ fn interfaces_without_reservation(socket: &mut Socket, root: &Path) -> Result<Ve
                     .is_some_and(|reservation| reservation.attachment == attachment)
             });
         let name = attach::host_interface(&attachment);
-        if !reserved && link::get(socket, &name)?.is_some() {
+        if !reserved && attach::cable(socket, &attachment)?.is_some() {
             strays.push(Stray::Interface {
                 name,
                 network,

@@ -76,6 +76,8 @@ pub struct Configuration {
     pub mtu: Option<u32>,
     /// Whether the bridge keeps pods from reaching each other below IP.
     pub isolate_ports: bool,
+    /// Whether pods of the bridge get each other's multicast.
+    pub multicast: bool,
     /// Whether routed pods ask for their gateway's hardware address, and the node
     /// answers on its behalf.
     pub proxy_arp: bool,
@@ -93,6 +95,8 @@ pub struct Configuration {
     pub policy: Option<Gate>,
     /// Name service, passed on as it is.
     pub dns: Option<Value>,
+    /// A resolver's configuration file that says it when nothing else does.
+    pub resolv_conf: Option<PathBuf>,
     /// What the plugin before this one in a chain, or ADD before CHECK and
     /// DEL, gave.
     pub previous: Option<Value>,
@@ -115,6 +119,46 @@ pub struct ConfiguredRoute {
     /// Next hop; the default gateway of the family when absent.
     #[serde(default)]
     pub gw: Option<IpAddr>,
+    /// Largest packet in bytes; the interface's when absent or 0.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// Largest segment in bytes told to the other ends of TCP connections; worked out of the
+    /// MTU when absent or 0.
+    #[serde(default)]
+    pub advmss: Option<u32>,
+    /// Priority among routes to the same destination, lowest first; the kernel's default when
+    /// absent or 0.
+    #[serde(default)]
+    pub priority: Option<u32>,
+    /// Routing table; the main one when absent.
+    #[serde(default)]
+    pub table: Option<u32>,
+    /// Scope as a number: 0 anywhere, 253 on the pod's link and so without a next hop. IPv6 has
+    /// none.
+    #[serde(default)]
+    pub scope: Option<u8>,
+}
+
+impl ConfiguredRoute {
+    /// Whether it says no more than that there is a default route, as there is.
+    pub fn is_plain_default(&self) -> bool {
+        self.dst.prefix_len() == 0 && self.gw.is_none() && self.details().is_empty()
+    }
+
+    /// What a result of version 1.1 says of it besides destination and next hop.
+    pub fn details(&self) -> serde_json::Map<String, Value> {
+        let unset = |value: &u32| *value != 0;
+        [
+            ("mtu", self.mtu.filter(unset)),
+            ("advmss", self.advmss.filter(unset)),
+            ("priority", self.priority.filter(unset)),
+            ("table", self.table),
+            ("scope", self.scope.map(u32::from)),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?.into())))
+        .collect()
+    }
 }
 
 /// Configuration of podwire-cni, one entry of a config list's `plugins`. Keys that are not
@@ -146,6 +190,9 @@ struct Raw {
     bridge: String,
     /// No frames between pods below IP (attach bridge).
     isolate_ports: bool,
+    /// Multicast of a pod reaches the other pods of the bridge, and not only the node (attach
+    /// bridge).
+    multicast: bool,
     /// The pod asks for its gateway by ARP and NDP and the node answers in its place, instead of
     /// both knowing each other from the start (attach routed).
     proxy_arp: bool,
@@ -196,6 +243,7 @@ impl Default for Raw {
             mtu: 0,
             bridge: DEFAULT_BRIDGE.to_owned(),
             isolate_ports: false,
+            multicast: false,
             proxy_arp: false,
             master: None,
             pair: None,
@@ -259,6 +307,10 @@ struct RawIpam {
     gateway: Option<IpAddr>,
     /// Routes of the pod besides the default routes.
     routes: Vec<ConfiguredRoute>,
+    /// A resolver's configuration file (resolv.conf(5)), which the result has as its `dns` when
+    /// neither the configuration nor the runtime gives one.
+    #[schemars(with = "Option<String>")]
+    resolv_conf: Option<PathBuf>,
     /// Directory of the reservations. It must be gone with the boot, as the pods are.
     data_dir: PathBuf,
 }
@@ -273,6 +325,7 @@ impl Default for RawIpam {
             range_end: None,
             gateway: None,
             routes: Vec::new(),
+            resolv_conf: None,
             data_dir: ipam::store::DEFAULT_ROOT.into(),
         }
     }
@@ -567,12 +620,14 @@ impl Configuration {
             attach,
             mtu,
             isolate_ports: raw.isolate_ports,
+            multicast: raw.multicast,
             proxy_arp: raw.proxy_arp,
             master: raw.master,
             pair: raw.args.cni.pair.or(raw.pair),
             mode,
             ranges,
             routes: ipam.routes,
+            resolv_conf: ipam.resolv_conf.filter(|path| !path.as_os_str().is_empty()),
             policy: (!raw.policy_socket.is_empty()).then(|| Gate {
                 socket: raw.policy_socket.into(),
                 patience: Duration::from_secs(raw.policy_seconds.into()),

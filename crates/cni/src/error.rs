@@ -67,6 +67,9 @@ pub enum Error {
     /// ADD cannot be served now.
     #[error("{0}")]
     NotAvailable(String),
+    /// ADD cannot be served now, and pods that are attached suffer too.
+    #[error("{0}")]
+    Degraded(String),
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] linux::netlink::Error),
@@ -104,6 +107,7 @@ impl Error {
             Self::Configuration(_) => 7,
             Self::Full(_) | Self::TryAgain(_) => 11,
             Self::NotAvailable(_) => 50,
+            Self::Degraded(_) => 51,
             Self::Kernel(_) => 100,
             Self::Namespace(_) => 101,
             Self::Setting(_) => 102,

@@ -22,6 +22,7 @@ pub mod log;
 pub mod plugin;
 pub mod policy;
 pub mod reaper;
+pub mod resolv_conf;
 pub mod result;
 pub mod unmanaged;
 pub mod version;

@@ -22,6 +22,7 @@ use crate::hostports::{self, Mapping};
 use crate::log::{self, Level, Log};
 use crate::policy::{self, Gate, Question};
 use crate::reaper;
+use crate::resolv_conf;
 use crate::result::AddResult;
 use crate::version::Version;
 
@@ -223,7 +224,8 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         name: "CNI_NETNS",
         reason: error.to_string(),
     })?;
-    let own = NetworkNamespace::current()?;
+    let mut socket = Socket::open_route()?;
+    let own = NetworkNamespace::of_socket(&socket)?;
     let same = namespace
         .is_same_as(&own)
         .map_err(|error| Error::Io(format!("cannot look at {}: {error}", path.display())))?;
@@ -245,7 +247,6 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
             reason: format!("the container has an interface {interface} already"),
         });
     }
-    let mut socket = Socket::open_route()?;
     let store = store(&configuration.network)?;
     let mac = attach::pod_mac(&arguments.attachment, configuration.mac);
     let claim = Claim {
@@ -253,6 +254,10 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         pod: arguments.extra.pod.clone(),
         wanted: configuration.addresses.clone(),
         notes: notes(configuration, path, &namespace, mac)?,
+    };
+    let dns = match (&configuration.dns, &configuration.resolv_conf) {
+        (None, Some(path)) => resolv_conf::read(path)?,
+        (dns, _) => dns.clone(),
     };
     let addresses = reserve(&store, &claim, configuration)?;
     let order = Order {
@@ -266,10 +271,13 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
     let attached =
         await_policies(&order, &claim).and_then(|()| attach(&mut socket, &mut inside, &order));
     match attached {
-        Ok(result) => Ok(match earlier {
-            Some(earlier) => result.after(earlier),
-            None => result,
-        }),
+        Ok(result) => {
+            let result = AddResult { dns, ..result };
+            Ok(match earlier {
+                Some(earlier) => result.after(earlier),
+                None => result,
+            })
+        }
         Err(error) => {
             // The first failure is the one to tell; what undoing leaves, the
             // runtime's DEL removes.
@@ -377,13 +385,22 @@ fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
         .as_ref()
         .and_then(|path| NetworkNamespace::open(path).ok());
     // Whatever the path leads to now, the node's interfaces are not the pod's.
-    let own = NetworkNamespace::current()?;
+    let mut socket = Socket::open_route()?;
+    let own = NetworkNamespace::of_socket(&socket)?;
     let namespace = namespace.filter(|namespace| matches!(namespace.is_same_as(&own), Ok(false)));
     let place = Place {
         home: &own,
         pod: namespace.as_ref(),
     };
-    let left = remove(network, &store, attachment, reservation.as_ref(), &place)?;
+    let left = remove(
+        &mut socket,
+        network,
+        &store,
+        attachment,
+        reservation.as_ref(),
+        &place,
+    )?;
+    drop(socket);
     // Also when there was nothing of this pod: a DEL that was killed is repeated,
     // and what it had set aside is nobody else's to think of.
     if left.behind || !left.open.is_empty() || store.is_releasing()? {
@@ -420,6 +437,7 @@ struct Left {
 
 /// Takes an attachment out of use.
 fn remove(
+    socket: &mut Socket,
     network: &Network,
     store: &Store,
     attachment: &Attachment,
@@ -448,7 +466,7 @@ fn remove(
         home: place.home,
         namespace: place.pod,
     };
-    let links = attach::detach(&mut Socket::open_route()?, &remains)?;
+    let links = attach::detach(socket, &remains)?;
     left.behind = store.retire(attachment)?.is_some() || links;
     Ok(left)
 }
@@ -467,12 +485,21 @@ fn sandbox(reservation: &Reservation, home: &NetworkNamespace) -> Option<Network
 /// rest is the reaper's.
 pub(crate) fn free(store: &Store, reservation: &Reservation) -> Result<(), Error> {
     let network = Network::named(store.network());
+    let mut socket = Socket::open_route()?;
     let place = Place {
-        home: &NetworkNamespace::current()?,
+        home: &NetworkNamespace::of_socket(&socket)?,
         pod: None,
     };
     let attachment = &reservation.attachment;
-    remove(&network, store, attachment, Some(reservation), &place).map(drop)
+    remove(
+        &mut socket,
+        &network,
+        store,
+        attachment,
+        Some(reservation),
+        &place,
+    )
+    .map(drop)
 }
 
 /// Opens the ports of an attached pod again where the node has lost them; whether
@@ -536,15 +563,15 @@ fn check(configuration: &Configuration, arguments: &Arguments) -> Result<(), Err
     }
     let namespace = NetworkNamespace::open(arguments.required_namespace()?)?;
     attach::verify_pod(&namespace, &attachment.interface, &expected)?;
+    let mut socket = Socket::open_route()?;
     let order = Order {
         configuration,
         attachment,
-        home: &NetworkNamespace::current()?,
+        home: &NetworkNamespace::of_socket(&socket)?,
         namespace: &namespace,
         sandbox: arguments.required_namespace()?,
         addresses: &[],
     };
-    let mut socket = Socket::open_route()?;
     attach::verify_node(&mut socket, &order, &reservation.addresses)?;
     let mappings = &configuration.port_mappings;
     hostports::verify(mappings, &reservation.addresses)?;
@@ -564,7 +591,8 @@ fn collect_garbage(network: &Network) -> Result<(), Error> {
         )
     })?;
     let store = store(network)?;
-    let home = NetworkNamespace::current()?;
+    let mut socket = Socket::open_route()?;
+    let home = NetworkNamespace::of_socket(&socket)?;
     let mut first_failure = None;
     for reservation in store.list()? {
         let attachment = &reservation.attachment;
@@ -577,7 +605,15 @@ fn collect_garbage(network: &Network) -> Result<(), Error> {
             pod: sandbox.as_ref(),
         };
         // One that cannot be removed must not keep the others.
-        if let Err(error) = remove(network, &store, attachment, Some(&reservation), &place) {
+        let removed = remove(
+            &mut socket,
+            network,
+            &store,
+            attachment,
+            Some(&reservation),
+            &place,
+        );
+        if let Err(error) = removed {
             first_failure.get_or_insert(error);
         }
     }
@@ -586,9 +622,9 @@ fn collect_garbage(network: &Network) -> Result<(), Error> {
         home: &home,
         pod: None,
     };
-    for attachment in attach::attachments(&mut Socket::open_route()?, &network.name)? {
+    for attachment in attach::attachments(&mut socket, &network.name)? {
         if !valid.contains(&attachment)
-            && let Err(error) = remove(network, &store, &attachment, None, &place)
+            && let Err(error) = remove(&mut socket, network, &store, &attachment, None, &place)
         {
             first_failure.get_or_insert(error);
         }
@@ -613,10 +649,23 @@ fn collect_ports(configuration: &Configuration) -> Result<(), Error> {
     )
 }
 
-/// Whether an ADD could be served now.
+/// Whether an ADD could be served now, and whether what it lacks is missing to
+/// attached pods too.
 fn status(configuration: &Configuration) -> Result<(), Error> {
     let unavailable = |error: &dyn std::fmt::Display| Error::NotAvailable(error.to_string());
     let store = store(&configuration.network)?;
+    let pods = store.list()?.len();
+    let mut socket = Socket::open_route().map_err(|error| unavailable(&error))?;
+    let shared = attach::verify_shared(&mut socket, configuration, pods > 0);
+    let probed = configuration.policy.as_ref().map_or(Ok(()), Gate::probe);
+    match shared.and(probed) {
+        Err(Error::NotAvailable(reason)) if pods > 0 => {
+            return Err(Error::Degraded(format!(
+                "{reason}; {pods} attached pods suffer from it"
+            )));
+        }
+        other => other?,
+    }
     if let Err(error) = store.has_room(&configuration.ranges) {
         // Counted only now that it matters: it asks for every interface.
         return Err(match audit::leaks(&store) {
@@ -627,7 +676,5 @@ fn status(configuration: &Configuration) -> Result<(), Error> {
             _ => unavailable(&error),
         });
     }
-    attach::serveable(configuration)?;
-    Socket::open_route().map_err(|error| unavailable(&error))?;
-    configuration.policy.as_ref().map_or(Ok(()), Gate::probe)
+    attach::serveable(configuration)
 }

@@ -3,7 +3,10 @@
 
 mod common;
 
-use common::{NODE, Node, Pod, addresses, assert_pings, connect, ip, pings};
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use common::{NODE, Node, Pod, addresses, assert_pings, connect, eventually, ip, pings};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -81,6 +84,146 @@ fn the_first_packet_needs_no_waiting_and_no_neighbour_question_on_the_node(#[cas
     }
 }
 
+/// How many answer a pod's question to all on its link, itself aside.
+fn answers_to_all(pod: &Pod) -> usize {
+    let asked = pod
+        .namespace
+        .run(|| {
+            Command::new("ping")
+                .args(["-6", "-c", "3", "-i", "0.2", "-w", "2", "ff02::1%eth0"])
+                .output()
+                .unwrap()
+        })
+        .unwrap();
+    let text = String::from_utf8(asked.stdout).unwrap();
+    let from: BTreeSet<_> = text
+        .lines()
+        .filter_map(|line| line.split(" bytes from ").nth(1)?.split('%').next())
+        .collect();
+    from.len()
+}
+
+#[test]
+fn multicast_of_a_pod_reaches_the_node_and_other_pods_only_when_asked_for() {
+    let (here, there) = (Node::new(), Node::new());
+    let mut asked = there.configuration("bridge");
+    asked["multicast"] = json!(true);
+    let mut counts = Vec::new();
+    for (node, configuration) in [(&here, here.configuration("bridge")), (&there, asked)] {
+        let pods = ["one", "two", "three"].map(Pod::new);
+        for pod in &pods {
+            node.call("ADD", &configuration, pod).ok();
+        }
+        // Link-local addresses come after ADD.
+        for pod in &pods {
+            eventually("the pod has a link-local address", || {
+                let shown = ip(&pod.namespace, "-6 address show dev eth0 scope link");
+                let mut all = shown[0]["addr_info"].as_array().into_iter().flatten();
+                let there = all.any(|address| address["local"].is_string());
+                there.then_some(()).ok_or(shown)
+            });
+        }
+        counts.push(answers_to_all(&pods[0]));
+    }
+    // Itself and the node; then the two others as well.
+    assert_eq!(counts, [2, 4]);
+}
+
+#[rstest]
+#[case::bridge("bridge", "10.200.1.1", "fd00:200:0:1::1")]
+#[case::routed("routed", "169.254.1.1", "fe80::1")]
+fn configured_routes_have_all_their_details_in_the_pod_the_result_and_check(
+    #[case] mode: &str,
+    #[case] via4: &str,
+    #[case] via6: &str,
+) {
+    let node = Node::new();
+    let pod = Pod::new("one");
+    let mut configuration = node.configuration(mode);
+    configuration["ipam"]["routes"] = json!([
+        {"dst": "0.0.0.0/0", "mtu": 1400},
+        {"dst": "::/0"},
+        {"dst": "192.0.2.0/24", "mtu": 1300, "advmss": 1200, "priority": 50, "table": 77, "scope": 0},
+        {"dst": "2001:db8::/64", "mtu": 1350, "advmss": 1210, "priority": 51, "table": 78},
+        {"dst": "198.51.100.0/24", "scope": 253},
+    ]);
+    let result = node.call("ADD", &configuration, &pod).ok();
+    let route = |show: &str| {
+        let shown = ip(&pod.namespace, &format!("-d {show}"));
+        assert_eq!(shown.as_array().unwrap().len(), 1, "{show}: {shown}");
+        shown[0].clone()
+    };
+    let v4 = route("-4 route show table 77");
+    assert_eq!(
+        (&v4["dst"], &v4["gateway"]),
+        (&json!("192.0.2.0/24"), &json!(via4))
+    );
+    assert_eq!(
+        (&v4["metric"], &v4["scope"]),
+        (&json!(50), &json!("global"))
+    );
+    assert_eq!(v4["metrics"], json!([{"mtu": 1300, "advmss": 1200}]));
+    let v6 = route("-6 route show table 78");
+    assert_eq!(
+        (&v6["dst"], &v6["gateway"]),
+        (&json!("2001:db8::/64"), &json!(via6))
+    );
+    assert_eq!(v6["metric"], json!(51));
+    assert_eq!(v6["metrics"], json!([{"mtu": 1350, "advmss": 1210}]));
+    let default = route("-4 route show default");
+    assert_eq!(
+        (&default["gateway"], &default["metrics"]),
+        (&json!(via4), &json!([{"mtu": 1400}]))
+    );
+    let near = route("-4 route show 198.51.100.0/24");
+    assert_eq!(
+        (&near["scope"], &near["gateway"]),
+        (&json!("link"), &Value::Null)
+    );
+
+    let told = |dst: &str| {
+        let routes = result["routes"].as_array().unwrap().iter();
+        let found: Vec<_> = routes.filter(|route| route["dst"] == dst).collect();
+        assert_eq!(found.len(), 1, "{result}");
+        found[0].clone()
+    };
+    assert_eq!(
+        told("0.0.0.0/0"),
+        json!({"dst": "0.0.0.0/0", "gw": via4, "mtu": 1400})
+    );
+    assert_eq!(told("::/0"), json!({"dst": "::/0", "gw": via6}));
+    for configured in [2, 3, 4] {
+        let configured = &configuration["ipam"]["routes"][configured];
+        assert_eq!(told(configured["dst"].as_str().unwrap()), *configured);
+    }
+
+    configuration["prevResult"] = result.clone();
+    node.call("CHECK", &configuration, &pod).ok();
+    for change in [
+        format!("-4 route replace default via {via4} dev eth0"),
+        format!(
+            "-4 route replace table 77 192.0.2.0/24 via {via4} dev eth0 metric 50 mtu 1300 advmss 1100 onlink"
+        ),
+        "-6 route del table 78 2001:db8::/64".to_owned(),
+        "-4 route del 198.51.100.0/24".to_owned(),
+    ] {
+        let words: Vec<_> = change.split(' ').collect();
+        let changed = pod
+            .namespace
+            .run(|| Command::new("ip").args(&words).status().unwrap());
+        assert!(changed.unwrap().success(), "{change}");
+        let outcome = node.call("CHECK", &configuration, &pod);
+        assert_eq!(outcome.code(), 103, "{change}");
+        node.call("DEL", &configuration, &pod).ok();
+        configuration["prevResult"] = node.call("ADD", &configuration, &pod).ok();
+    }
+    // Earlier versions know nothing of them.
+    node.call("DEL", &configuration, &pod).ok();
+    configuration["cniVersion"] = json!("1.0.0");
+    let result = node.call("ADD", &configuration, &pod).ok();
+    assert!(!result["routes"].to_string().contains("mtu"), "{result}");
+}
+
 #[test]
 fn the_bridge_has_the_gateways_and_keeps_its_address_and_settings() {
     let node = Node::new();
@@ -118,6 +261,10 @@ fn the_bridge_has_the_gateways_and_keeps_its_address_and_settings() {
     assert_eq!(shown[0]["master"], "pwbr0");
     assert_eq!(shown[0]["linkinfo"]["info_slave_data"]["hairpin"], true);
     assert_eq!(shown[0]["linkinfo"]["info_slave_data"]["isolated"], false);
+    assert_eq!(
+        shown[0]["linkinfo"]["info_slave_data"]["mcast_flood"],
+        false
+    );
 }
 
 #[test]

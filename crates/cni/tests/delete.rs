@@ -8,22 +8,13 @@ use std::fs::File;
 
 use common::{Node, Pod, addresses, connect, eventually, ip, pings};
 use rstest::rstest;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Keeps the background from its work, as one that is at it does.
 fn hold(node: &Node) -> File {
     let turn = File::create(node.state.path().join("reaper.lock")).unwrap();
     turn.lock().unwrap();
     turn
-}
-
-fn aside(node: &Node) -> Vec<Value> {
-    let links = ip(&node.namespace, "link show");
-    let links = links.as_array().unwrap().iter();
-    links
-        .filter(|link| link["ifname"].as_str().unwrap().starts_with("pwx"))
-        .cloned()
-        .collect()
 }
 
 #[rstest]
@@ -41,7 +32,7 @@ fn a_deleted_pod_is_unreachable_before_its_link_goes_and_can_come_back_at_once(#
         assert!(!pings(&two.namespace, *address));
         assert!(!pings(&node.namespace, *address));
     }
-    let left = aside(&node);
+    let left = node.aside();
     assert_eq!(left.len(), 1);
     assert_eq!(left[0]["operstate"], "DOWN");
     for family in ["-4", "-6"] {
@@ -58,7 +49,7 @@ fn a_deleted_pod_is_unreachable_before_its_link_goes_and_can_come_back_at_once(#
         assert_ne!(old, new, "an address whose link is there was given again");
         connect(&two.namespace, &one.namespace, *new);
     }
-    assert_eq!(aside(&node).len(), 1);
+    assert_eq!(node.aside().len(), 1);
     drop(turn);
     node.call("DEL", &configuration, &one).ok();
     node.call("DEL", &configuration, &two).ok();
@@ -87,10 +78,10 @@ fn the_only_address_is_given_again_as_soon_as_its_link_is_gone() {
             ("CNI_IFNAME", "eth0"),
         ],
     );
-    assert_eq!(aside(&node).len(), 1);
+    assert_eq!(node.aside().len(), 1);
     drop(turn);
     assert_eq!(addresses(&common::finish(waiting).ok()), first);
-    assert!(aside(&node).is_empty());
+    assert!(node.aside().is_empty());
 }
 
 #[test]
@@ -106,7 +97,7 @@ fn what_a_killed_process_left_is_deleted_by_the_next_one() {
     node.call("DEL", &configuration, &pods[0]).ok();
     node.call("DEL", &configuration, &pods[1]).ok();
     drop(turn);
-    assert_eq!(aside(&node).len(), 2);
+    assert_eq!(node.aside().len(), 2);
     node.call("DEL", &configuration, &pods[2]).ok();
     node.assert_clean();
 
@@ -117,7 +108,7 @@ fn what_a_killed_process_left_is_deleted_by_the_next_one() {
     drop(turn);
     configuration["cni.dev/valid-attachments"] = json!([]);
     node.plugin(&configuration, &[("CNI_COMMAND", "GC")]).ok();
-    assert!(aside(&node).is_empty());
+    assert!(node.aside().is_empty());
     node.assert_clean();
 }
 

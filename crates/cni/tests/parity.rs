@@ -268,6 +268,58 @@ fn wrong_input_is_refused_by_both_and_del_of_nothing_by_none() {
 }
 
 #[test]
+fn resolv_conf_is_read_as_host_local_reads_it() {
+    let (ours, theirs) = (Node::new(), Node::new());
+    let (own, reference_configuration) = bridge(&ours, "1.0.0", both());
+    let file = ours.state.path().join("resolv.conf");
+    for text in [
+        "# a comment\nnameserver 10.0.0.10 extra\nnameserver fd00::10\ndomain one.test\n\
+         search a.test b.test\nsearch c.test\noptions ndots:5 edns0\nsortlist 10.0.0.0\n",
+        "; nothing\n",
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let (mut own, mut configuration) = (own.clone(), reference_configuration.clone());
+        configuration["ipam"]["dataDir"] = json!(theirs.state.path());
+        for configuration in [&mut own, &mut configuration] {
+            configuration["ipam"]["resolvConf"] = json!(file);
+        }
+        let (pod, other) = (Pod::new("one"), Pod::new("one"));
+        let result = ours.plugin(&own, &variables("ADD", &pod, &pod.path())).ok();
+        let path = other.path();
+        let expected = run(
+            &theirs,
+            "host-local",
+            &configuration,
+            &variables("ADD", &other, &path),
+        )
+        .ok();
+        assert_eq!(result["dns"], expected["dns"], "{text}");
+        run(
+            &theirs,
+            "host-local",
+            &configuration,
+            &variables("DEL", &other, &path),
+        )
+        .ok();
+        // What the configuration itself says counts before, as does the runtime.
+        ours.plugin(&own, &variables("DEL", &pod, &pod.path())).ok();
+        own["dns"] = json!({"nameservers": ["10.96.0.10"]});
+        let result = ours.plugin(&own, &variables("ADD", &pod, &pod.path())).ok();
+        assert_eq!(result["dns"], own["dns"]);
+        ours.plugin(&own, &variables("DEL", &pod, &pod.path())).ok();
+    }
+    let mut own = own.clone();
+    own["ipam"]["resolvConf"] = json!("/nowhere/resolv.conf");
+    let pod = Pod::new("two");
+    let refused = ours.plugin(&own, &variables("ADD", &pod, &pod.path()));
+    assert_eq!(refused.code(), 5);
+    let message = refused.stdout["msg"].as_str().unwrap();
+    assert!(message.contains("/nowhere/resolv.conf"), "{message}");
+    ours.settle();
+    assert!(ours.reservations().is_empty());
+}
+
+#[test]
 fn routed_reaches_what_ptp_reaches_with_the_same_addresses() {
     let (ours, theirs) = (Node::new(), Node::new());
     let (pod, other) = (Pod::new("one"), Pod::new("one"));

@@ -361,6 +361,85 @@ fn addresses_and_hardware_addresses_can_be_asked_for() {
     assert!(message.contains("shop/one"), "{message}");
 }
 
+/// Says 51 when what is missing is missing to attached pods too, 50 when only
+/// new ones suffer.
+#[rstest]
+#[case::bridge("bridge", "pwbr0")]
+#[case::macvlan("macvlan", "up0")]
+fn status_tells_pods_that_suffer_from_pods_that_cannot_come(
+    #[case] mode: &str,
+    #[case] shared: &str,
+) {
+    let node = Node::new();
+    let change = |command: &str| {
+        let words = command.split(' ');
+        let done = node
+            .namespace
+            .run(|| Command::new("ip").args(words).status().unwrap());
+        assert!(done.unwrap().success(), "{command}");
+    };
+    let mut configuration = node.configuration(mode);
+    if mode == "macvlan" {
+        configuration["master"] = json!(shared);
+        change("link add up0 type veth peer name far0");
+        change("link set far0 up");
+    }
+    let status = || {
+        let outcome = node.plugin(&configuration, &[("CNI_COMMAND", "STATUS")]);
+        match outcome.success {
+            true => (0, String::new()),
+            false => (outcome.code(), outcome.stdout["msg"].to_string()),
+        }
+    };
+    // Without pods: the bridge comes with the first, a macvlan's parent must be there.
+    let (code, message) = status();
+    assert_eq!(code, if mode == "bridge" { 0 } else { 50 }, "{message}");
+    if mode == "macvlan" {
+        change("link set up0 up");
+        assert_eq!(status().0, 0);
+    }
+    let pod = Pod::new("one");
+    node.call("ADD", &configuration, &pod).ok();
+    assert_eq!(status().0, 0);
+    change(&format!("link set {shared} down"));
+    let (code, message) = status();
+    assert_eq!(code, 51, "{message}");
+    assert!(
+        message.contains(shared) && message.contains("down"),
+        "{message}"
+    );
+    change(&format!("link set {shared} up"));
+    assert_eq!(status().0, 0);
+    change(&format!("link del {shared}"));
+    let (code, message) = status();
+    assert_eq!(code, 51, "{message}");
+    assert!(
+        message.contains("gone") && message.contains("1 attached pod"),
+        "{message}"
+    );
+    node.call("DEL", &configuration, &pod).ok();
+    assert_eq!(status().0, if mode == "bridge" { 0 } else { 50 });
+}
+
+#[test]
+fn status_asks_for_the_agent_where_policies_are_enforced() {
+    let node = Node::new();
+    let mut configuration = node.configuration("routed");
+    let status = |configuration: &Value| {
+        let outcome = node.plugin(configuration, &[("CNI_COMMAND", "STATUS")]);
+        if outcome.success { 0 } else { outcome.code() }
+    };
+    let mut enforced = configuration.clone();
+    enforced["policySocket"] = json!(node.state.path().join("agent.sock"));
+    assert_eq!(status(&enforced), 50);
+    // Attached before policies were enforced, say.
+    node.call("ADD", &configuration, &Pod::new("one")).ok();
+    assert_eq!(status(&configuration), 0);
+    assert_eq!(status(&enforced), 51);
+    configuration["policySocket"] = json!("");
+    assert_eq!(status(&configuration), 0);
+}
+
 #[test]
 fn a_full_pool_says_who_holds_it_and_status_that_it_is_full() {
     let node = Node::new();

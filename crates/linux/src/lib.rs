@@ -19,6 +19,7 @@ pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod neighbour;
+pub mod netconf;
 mod netfilter;
 pub mod netlink;
 pub mod nftables;

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use netlink_packet_core::{DecodeError, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+    InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -37,6 +38,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_GROUP: u16 = 27;
 const IFLA_LINK_NETNSID: u16 = 37;
 /// `IF_OPER_UP` of RFC 2863.
 const IF_OPER_UP: u8 = 6;
@@ -45,6 +47,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_PORT_KIND: u16 = 4;
 const IFLA_INFO_PORT_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 
 /// A network interface as the kernel describes it.
@@ -78,6 +81,8 @@ pub struct Link {
     pub peer_namespace: Option<i32>,
     /// Kind of virtual device: `veth`, `bridge`, ….
     pub kind: Option<String>,
+    /// Group, 0 for most.
+    pub group: u32,
     /// Free text set by [`set_alias`].
     pub alias: Option<String>,
     /// Settings as a port of a bridge.
@@ -89,6 +94,9 @@ pub struct Link {
 /// Settings of a bridge's port that podwire uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BridgePort {
+    /// Frames to multicast addresses that came in by another port leave by this
+    /// one; those of the bridge's own host always do.
+    pub multicast: bool,
     /// A frame may leave by the port it came in.
     pub hairpin: bool,
     /// No frames to and from other isolated ports.
@@ -150,18 +158,23 @@ pub fn add_veth(near: &VethEnd<'_>, master: Option<u32>, peer: &VethEnd<'_>) -> 
     let mut message = near.message();
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
+    veth(message, near, master, peer)
+}
+
+/// Like [`add_veth`], with both ends down.
+pub fn add_idle_veth(near: &VethEnd<'_>, master: Option<u32>, peer: &VethEnd<'_>) -> Request {
+    veth(near.message(), near, master, peer)
+}
+
+fn veth(
+    mut message: LinkMessage,
+    near: &VethEnd<'_>,
+    master: Option<u32>,
+    peer: &VethEnd<'_>,
+) -> Request {
     if let Some(master) = master {
         message.attributes.push(LinkAttribute::Controller(master));
     }
-    veth(message, near, peer)
-}
-
-/// Makes a veth pair of which both ends are down.
-pub fn add_idle_veth(near: &VethEnd<'_>, peer: &VethEnd<'_>) -> Request {
-    veth(near.message(), near, peer)
-}
-
-fn veth(mut message: LinkMessage, near: &VethEnd<'_>, peer: &VethEnd<'_>) -> Request {
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer.message()))),
@@ -369,6 +382,18 @@ pub fn move_to(index: u32, namespace: &NetworkNamespace) -> Request {
     )
 }
 
+/// Keeps the kernel from giving a link that is down an IPv6 link-local address when it
+/// comes up: for links that have no use for one, such as ports of a bridge.
+pub fn set_no_link_local(index: u32) -> Request {
+    change(
+        format!("keep link {index} without a link-local address"),
+        index,
+        vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+            vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
+        )])],
+    )
+}
+
 /// Changes a bridge port's settings.
 pub fn set_port(index: u32, port: BridgePort) -> Request {
     let mut message = LinkMessage::default();
@@ -378,6 +403,7 @@ pub fn set_port(index: u32, port: BridgePort) -> Request {
         LinkInfo::PortData(InfoPortData::BridgePort(vec![
             InfoBridgePort::HairpinMode(port.hairpin),
             InfoBridgePort::Isolated(port.isolated),
+            InfoBridgePort::MulticastFlood(port.multicast),
         ])),
     ]));
     // The kernel takes port attributes of RTM_NEWLINK only (rtnl_newlink).
@@ -400,10 +426,23 @@ pub fn delete(index: u32) -> Request {
     )
 }
 
-/// Takes a link out of use until [`delete_group`] deletes it: down, under
-/// another name, in a group. The kernel forgets the routes and neighbours of a
-/// link that is down.
-pub fn retire(index: u32, name: &str, group: u32) -> [Request; 2] {
+/// Takes a link out of use until [`delete_group`] deletes it: down, in a group. The
+/// kernel forgets the routes and neighbours of a link that is down.
+pub fn retire(index: u32, group: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.push(LinkAttribute::Group(group));
+    Request::route(
+        format!("set link {index} aside"),
+        &RouteNetlinkMessage::SetLink(message),
+        0,
+    )
+}
+
+/// Like [`retire`], and gives the link's name free for a new one, which takes the
+/// kernel as long again.
+pub fn retire_as(index: u32, name: &str, group: u32) -> [Request; 2] {
     [
         set_down(index),
         change(
@@ -578,6 +617,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
         peer: None,
         peer_namespace: None,
         kind: None,
+        group: 0,
         alias: None,
         port: None,
         tunnel: None,
@@ -593,6 +633,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
             IFLA_LINK => link.peer = Some(word(value)?),
             IFLA_LINK_NETNSID => link.peer_namespace = Some(word(value)?.cast_signed()),
             IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
+            IFLA_GROUP => link.group = word(value)?,
             IFLA_IFALIAS => link.alias = Some(text(value)),
             IFLA_LINKINFO => {
                 let mut port = None;
@@ -631,6 +672,7 @@ fn parse_port(payload: &[u8], port: &mut BridgePort) -> Result<(), DecodeError> 
         match attribute.kind() {
             IFLA_BRPORT_MODE => port.hairpin = on,
             IFLA_BRPORT_ISOLATED => port.isolated = on,
+            IFLA_BRPORT_MCAST_FLOOD => port.multicast = on,
             _ => {}
         }
     }

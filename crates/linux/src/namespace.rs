@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,8 @@ use crate::netlink;
 
 /// `NS_GET_NSTYPE` of `include/uapi/linux/nsfs.h`: `_IO(0xb7, 3)`.
 const NS_GET_NSTYPE: rustix::ioctl::Opcode = 0xb703;
+/// `SIOCGSKNS` of `include/uapi/linux/sockios.h`: the network namespace of a socket.
+const SIOCGSKNS: rustix::ioctl::Opcode = 0x894c;
 /// `CLONE_NEWNET`, what `NS_GET_NSTYPE` answers for a network namespace.
 const CLONE_NEWNET: i32 = 0x4000_0000;
 
@@ -124,6 +126,20 @@ impl NetworkNamespace {
         Self::open("/proc/thread-self/ns/net")
     }
 
+    /// Opens the namespace that a socket was opened in: for a netlink socket of
+    /// its own a thread has the answer sooner than by [`Self::current`]. Needs
+    /// `CAP_NET_ADMIN`.
+    pub fn of_socket(socket: impl AsFd) -> Result<Self, Error> {
+        let opened = ask(socket.as_fd(), SIOCGSKNS).map_err(|source| Error::Open {
+            path: PathBuf::from("of a socket"),
+            source,
+        })?;
+        #[allow(unsafe_code)]
+        // SAFETY: SIOCGSKNS answers with a new descriptor, which nobody else has.
+        let fd = unsafe { OwnedFd::from_raw_fd(opened) };
+        Ok(Self { fd: Arc::new(fd) })
+    }
+
     /// Takes over an open descriptor of a namespace.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
         let path = PathBuf::from(format!("file descriptor {}", fd.as_raw_fd()));
@@ -131,7 +147,8 @@ impl NetworkNamespace {
     }
 
     fn verified(fd: OwnedFd, path: &Path) -> Result<Self, Error> {
-        if namespace_type(fd.as_fd()).ok() == Some(CLONE_NEWNET) {
+        // Fails with `ENOTTY` for files that are no namespaces.
+        if ask(fd.as_fd(), NS_GET_NSTYPE).ok() == Some(CLONE_NEWNET) {
             Ok(Self { fd: Arc::new(fd) })
         } else {
             Err(Error::NotANamespace {
@@ -237,17 +254,17 @@ fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     })
 }
 
-/// The `CLONE_NEW*` flag of a namespace's type; fails with `ENOTTY` for every
-/// other file.
-fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
-    struct GetType;
+/// Asks a question that has no argument, [`NS_GET_NSTYPE`] or [`SIOCGSKNS`], for the
+/// number that answers it.
+fn ask(fd: BorrowedFd<'_>, question: rustix::ioctl::Opcode) -> io::Result<i32> {
+    struct Question(rustix::ioctl::Opcode);
     #[allow(unsafe_code)]
-    // SAFETY: NS_GET_NSTYPE takes no argument and answers in the return value.
-    unsafe impl rustix::ioctl::Ioctl for GetType {
+    // SAFETY: both take no argument and answer in the return value.
+    unsafe impl rustix::ioctl::Ioctl for Question {
         type Output = i32;
         const IS_MUTATING: bool = false;
         fn opcode(&self) -> rustix::ioctl::Opcode {
-            NS_GET_NSTYPE
+            self.0
         }
         fn as_ptr(&mut self) -> *mut std::ffi::c_void {
             std::ptr::null_mut()
@@ -260,8 +277,8 @@ fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
         }
     }
     #[allow(unsafe_code)]
-    // SAFETY: any descriptor may be asked; others than namespaces refuse.
-    let answer = unsafe { rustix::ioctl::ioctl(fd, GetType) };
+    // SAFETY: any descriptor may be asked; those it means nothing to refuse.
+    let answer = unsafe { rustix::ioctl::ioctl(fd, Question(question)) };
     Ok(answer?)
 }
 
@@ -280,6 +297,16 @@ mod tests {
                 .unwrap_err()
                 .is_gone()
         );
+    }
+
+    #[test]
+    fn a_socket_tells_the_namespace_it_was_opened_in() {
+        let fresh = NetworkNamespace::create().unwrap();
+        let socket = fresh.route_socket().unwrap();
+        let of = NetworkNamespace::of_socket(&socket).unwrap();
+        assert!(of.is_same_as(&fresh).unwrap());
+        let error = NetworkNamespace::of_socket(&fresh).unwrap_err();
+        assert!(error.to_string().contains("socket"), "{error}");
     }
 
     #[test]

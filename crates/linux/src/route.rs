@@ -59,6 +59,21 @@ pub enum Scope {
     Other(u8),
 }
 
+impl Scope {
+    /// The number of [`Self::Link`], `RT_SCOPE_LINK`; from it on there is no next hop.
+    pub const LINK: u8 = 253;
+
+    /// The scope of a number.
+    pub fn from_number(number: u8) -> Self {
+        RouteScope::from(number).into()
+    }
+
+    /// Its number.
+    pub fn number(self) -> u8 {
+        RouteScope::from(self).into()
+    }
+}
+
 /// A lightweight tunnel: the outer header a route gives its packets, for a
 /// device in external mode (`include/uapi/linux/lwtunnel.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +103,9 @@ pub struct Route {
     pub onlink: bool,
     /// Largest packet in bytes; the interface's when absent.
     pub mtu: Option<u32>,
+    /// Largest TCP segment in bytes told to the other end; worked out of the MTU when
+    /// absent.
+    pub advmss: Option<u32>,
     /// Priority among routes to the same destination, lowest first.
     pub metric: Option<u32>,
     /// Routing table.
@@ -113,6 +131,7 @@ impl Route {
             source: None,
             onlink: false,
             mtu: None,
+            advmss: None,
             metric: None,
             table: TABLE_MAIN,
             protocol: crate::PODWIRE_ROUTE_PROTOCOL,
@@ -222,8 +241,15 @@ impl Route {
         if let Some(metric) = self.metric {
             attributes.push(RouteAttribute::Priority(metric));
         }
-        if let Some(mtu) = self.mtu {
-            attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+        let metrics: Vec<_> = [
+            self.mtu.map(RouteMetric::Mtu),
+            self.advmss.map(RouteMetric::Advmss),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !metrics.is_empty() {
+            attributes.push(RouteAttribute::Metrics(metrics));
         }
         if let Some(encapsulation) = self.encapsulation {
             let (kind, headers) = encapsulation.attributes();
@@ -480,6 +506,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Route>, DecodeError> {
         source: None,
         onlink: header.flags.contains(RouteFlags::Onlink),
         mtu: None,
+        advmss: None,
         metric: None,
         table: u32::from(header.table),
         protocol: header.protocol.into(),
@@ -505,10 +532,13 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Route>, DecodeError> {
                 route.encapsulation = Encapsulation::parse(&headers);
             }
             RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.into_iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(mtu),
-                    _ => None,
-                });
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => route.mtu = Some(mtu),
+                        RouteMetric::Advmss(size) => route.advmss = Some(size),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }

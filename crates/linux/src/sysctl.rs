@@ -166,32 +166,25 @@ impl Setting {
     }
 }
 
-/// The settings of one interface and family, for changing several of them: the
+/// The settings of the interfaces of a family, for changing several of them: the
 /// way to them is walked once, which takes the kernel longer the more network
 /// namespaces there are.
 #[derive(Debug)]
 pub struct InterfaceSettings {
     family: Family,
-    interface: String,
     folder: OwnedFd,
 }
 
 impl InterfaceSettings {
-    /// Finds them; `None` when the kernel has none (no such interface, or not
-    /// the family).
+    /// Finds them; `None` when the kernel does not have the family.
     ///
     /// # Errors
     /// When they are there and cannot be opened.
-    pub fn open(family: Family, interface: &str) -> Result<Option<Self>, Error> {
-        // Checks the name.
-        let path = Setting::new(format!("{}/conf/{interface}", family.folder())).path()?;
+    pub fn open(family: Family) -> Result<Option<Self>, Error> {
+        let path = Setting::new(format!("{}/conf", family.folder())).path()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
-            Ok(folder) => Ok(Some(Self {
-                family,
-                interface: interface.to_owned(),
-                folder,
-            })),
+            Ok(folder) => Ok(Some(Self { family, folder })),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(Error::Read {
                 path,
@@ -200,21 +193,23 @@ impl InterfaceSettings {
         }
     }
 
-    /// As [`Setting::write_if_present`].
+    /// As [`Setting::write_if_present`], of an interface or of `all` or `default`.
     ///
     /// # Errors
     /// When the setting is there, has another value and cannot be written.
-    pub fn write_if_present(&self, leaf: &str, value: i64) -> Result<bool, Error> {
+    pub fn write_if_present(&self, interface: &str, leaf: &str, value: i64) -> Result<bool, Error> {
+        let setting = Setting::of_interface(self.family, interface, leaf);
+        // Checks the names.
+        setting.path()?;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let written = rustix::fs::openat(&self.folder, leaf, flags, Mode::empty())
+        let path = format!("{interface}/{leaf}");
+        let written = rustix::fs::openat(&self.folder, path, flags, Mode::empty())
             .and_then(|file| rustix::io::write(&file, value.to_string().as_bytes()));
         match written {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             // Says what is wrong, unless the value is what it should be.
-            Err(_) => {
-                Setting::of_interface(self.family, &self.interface, leaf).write_if_present(value)
-            }
+            Err(_) => setting.write_if_present(value),
         }
     }
 }
@@ -238,24 +233,23 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_an_interface_are_found_once_and_written_by_name() {
+    fn settings_of_interfaces_are_found_once_and_written_by_name() {
         let namespace = NetworkNamespace::create().unwrap();
         namespace
             .run(|| {
                 for family in [Family::V4, Family::V6] {
-                    let settings = InterfaceSettings::open(family, "lo").unwrap().unwrap();
-                    let setting = Setting::of_interface(family, "lo", "accept_redirects");
-                    for value in [0, 1, 0] {
-                        assert!(
-                            settings
-                                .write_if_present("accept_redirects", value)
-                                .unwrap()
-                        );
-                        assert_eq!(setting.read().unwrap(), value);
+                    let settings = InterfaceSettings::open(family).unwrap().unwrap();
+                    let leaf = "accept_redirects";
+                    for interface in ["lo", "all"] {
+                        let setting = Setting::of_interface(family, interface, leaf);
+                        for value in [0, 1, 0] {
+                            assert!(settings.write_if_present(interface, leaf, value).unwrap());
+                            assert_eq!(setting.read().unwrap(), value);
+                        }
                     }
-                    assert!(!settings.write_if_present("there_is_none", 0).unwrap());
-                    assert!(InterfaceSettings::open(family, "none0").unwrap().is_none());
-                    assert!(InterfaceSettings::open(family, "..").is_err());
+                    assert!(!settings.write_if_present("lo", "none", 0).unwrap());
+                    assert!(!settings.write_if_present("none0", leaf, 0).unwrap());
+                    assert!(settings.write_if_present("..", leaf, 0).is_err());
                 }
             })
             .unwrap();

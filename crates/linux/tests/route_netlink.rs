@@ -145,6 +145,7 @@ fn a_bridge_keeps_its_address_when_ports_come() {
         .unwrap();
     let port = link::get(&mut socket, "port").unwrap().unwrap();
     let settings = BridgePort {
+        multicast: false,
         hairpin: true,
         isolated: true,
     };
@@ -166,6 +167,7 @@ fn a_bridge_keeps_its_address_when_ports_come() {
     let data = &shown["linkinfo"]["info_slave_data"];
     assert_eq!(data["hairpin"], true);
     assert_eq!(data["isolated"], true);
+    assert_eq!(data["mcast_flood"], false);
 
     let ports = link::list_ports(&mut socket, bridge.index).unwrap();
     assert_eq!(ports.len(), 1);

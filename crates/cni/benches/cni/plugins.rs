@@ -30,7 +30,7 @@ struct Chain {
 
 /// Where podwire's reservations and the reference's are kept: in memory, as
 /// podwire's are on a node, so that no disk is compared.
-const STATE: &str = "/run";
+const STATE: &str = "/dev/shm";
 
 fn ranges() -> Value {
     json!([[{"subnet": "10.200.0.0/22"}], [{"subnet": "fd00:200::/64"}]])

@@ -6,6 +6,11 @@
 //! Services while frames are still on the bridge, which then sends them to the
 //! endpoint's port directly: for that, ports are in hairpin mode, so that a pod
 //! can reach itself, and are not isolated unless the configuration says so.
+//!
+//! A pod's multicast reaches the node and not the other pods, unless the
+//! configuration says so: each pod that comes tells its groups several times, and
+//! every pod there is would have to look at it, while the kernel holds the lock that
+//! the next pod's ADD waits for.
 
 use std::net::IpAddr;
 
@@ -29,16 +34,21 @@ pub(super) fn attach(
     order: &Order<'_>,
 ) -> Result<AddResult, Error> {
     serveable(order.configuration)?;
-    node::enable_forwarding(order.addresses)?;
+    node::enable_forwarding(socket, order.addresses)?;
     let bridge = ensure_bridge(socket, order.configuration)?;
     let cable = make_cable(socket, order, Some(bridge.index))?;
-    let mut requests = vec![link::set_port(
-        cable.index,
-        BridgePort {
-            hairpin: true,
-            isolated: order.configuration.isolate_ports,
-        },
-    )];
+    let mut requests = vec![
+        link::set_port(
+            cable.index,
+            BridgePort {
+                multicast: order.configuration.multicast,
+                hairpin: true,
+                isolated: order.configuration.isolate_ports,
+            },
+        ),
+        link::set_no_link_local(cable.index),
+        link::set_up(cable.index),
+    ];
     requests.extend(label(order, cable.index));
     requests.extend(order.addresses.iter().map(|reserved| {
         neighbour::set_permanent(bridge.index, reserved.address.addr(), order.pod_mac())

@@ -61,7 +61,7 @@ pub(super) fn attach(
                     mtu: configuration.mtu,
                     ..VethEnd::default()
                 };
-                socket.execute(&link::add_idle_veth(&near, &end))
+                socket.execute(&link::add_idle_veth(&near, None, &end))
             }
         };
         match outcome {
@@ -152,7 +152,7 @@ pub(super) fn detach(
     if !cable.wanted
         && let Some(left) = link::get(socket, &cable.waiting)?
     {
-        let requests = link::retire(left.index, &reaper::aside_name(), reaper::GROUP);
+        let requests = link::retire_as(left.index, &reaper::aside_name(), reaper::GROUP);
         attempt(socket, &requests)?;
         aside = true;
     }

@@ -141,23 +141,27 @@ pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<bool, Error>
         false => None,
     };
     let mut requests = Vec::new();
-    for link in [&cable, &shaper].into_iter().flatten() {
-        requests.extend(link::retire(
-            link.index,
-            &reaper::aside_name(),
-            reaper::GROUP,
-        ));
+    // Renaming takes as long again: an ADD that needs the name does it.
+    requests.extend(
+        cable
+            .as_ref()
+            .map(|cable| link::retire(cable.index, reaper::GROUP)),
+    );
+    if let Some(shaper) = &shaper {
+        let name = reaper::aside_name();
+        requests.extend(link::retire_as(shaper.index, &name, reaper::GROUP));
     }
     if !remains.addresses.is_empty()
-        && let Some(bridge) = remains.bridge
-        && let Some(bridge) = link::get(socket, bridge)?
+        && let Some(name) = remains.bridge
     {
-        requests.extend(
-            remains
-                .addresses
-                .iter()
-                .map(|address| neighbour::delete(bridge.index, *address)),
-        );
+        let bridge = match cable.as_ref().and_then(|cable| cable.master) {
+            Some(bridge) => Some(bridge),
+            None => link::get(socket, name)?.map(|bridge| bridge.index),
+        };
+        requests.extend(bridge.into_iter().flat_map(|bridge| {
+            let addresses = remains.addresses.iter();
+            addresses.map(move |address| neighbour::delete(bridge, *address))
+        }));
     }
     attempt(socket, &requests)?;
     let inside = match remains.namespace {
@@ -181,6 +185,7 @@ fn detach_inside(
     match own.kind.as_deref() {
         // The other end goes when the cable does.
         Some("veth") if cable.is_some_and(|c| c.peer == Some(own.index)) => {
+            // Down, so that its addresses and routes are in no other's way.
             let requests = [
                 link::set_down(own.index),
                 link::set_name(own.index, &reaper::aside_name()),
@@ -242,10 +247,16 @@ pub fn labelled(socket: &mut Socket) -> Result<Vec<(String, Attachment)>, Error>
             let ours = words.next() == Some(LABEL);
             let network = words.next()?;
             let attachment = Attachment::new(words.next()?, words.next()?);
-            (ours && words.next().is_none() && cable.name == host_interface(&attachment))
-                .then(|| (network.to_owned(), attachment))
+            let there = cable.name == host_interface(&attachment) && cable.group != reaper::GROUP;
+            (ours && words.next().is_none() && there).then(|| (network.to_owned(), attachment))
         })
         .collect())
+}
+
+/// The node's end of an attachment's cable, if it is not set aside.
+pub fn cable(socket: &mut Socket, attachment: &Attachment) -> Result<Option<link::Link>, Error> {
+    let found = link::get(socket, &host_interface(attachment))?;
+    Ok(found.filter(|cable| cable.group != reaper::GROUP))
 }
 
 /// Whether an interface's name is that of a node's end of a cable.
@@ -266,7 +277,7 @@ pub fn verify_node(
         return Ok(());
     }
     let name = host_interface(order.attachment);
-    let Some(cable) = link::get(socket, &name)? else {
+    let Some(cable) = cable(socket, order.attachment)? else {
         return Err(Error::Mismatch(format!("the node has no interface {name}")));
     };
     if !cable.up {
@@ -285,6 +296,31 @@ pub fn verify_node(
         &cable,
         &order.configuration.bandwidth,
     )
+}
+
+/// Verifies the interface of the node that all pods of the network share: that it is
+/// there and up. The bridge comes with the first pod: without pods it may be missing.
+pub fn verify_shared(
+    socket: &mut Socket,
+    configuration: &Configuration,
+    pods: bool,
+) -> Result<(), Error> {
+    let (name, needed) = match configuration.attach {
+        AttachMode::Bridge => (&configuration.network.bridge, pods),
+        AttachMode::Macvlan => match &configuration.master {
+            Some(master) => (master, true),
+            None => return Ok(()),
+        },
+        AttachMode::Routed | AttachMode::Direct => return Ok(()),
+    };
+    match link::get(socket, name)? {
+        Some(shared) if shared.up => Ok(()),
+        None if !needed => Ok(()),
+        found => Err(Error::NotAvailable(format!(
+            "interface {name} of the node, which the pods are attached to, is {}",
+            if found.is_some() { "down" } else { "gone" }
+        ))),
+    }
 }
 
 /// Refuses what cannot work on this node as it is set up.
@@ -313,7 +349,7 @@ fn wait_for_carrier(socket: &mut Socket, links: &[&link::Link]) -> Result<(), Er
     Ok(())
 }
 
-/// Makes the cable, both ends with their final names and addresses, and gives
+/// Makes the cable, both ends down, with their final names and addresses, and gives
 /// the node's end. A leftover of the same attachment whose pod end is gone is
 /// replaced.
 fn make_cable(
@@ -334,13 +370,15 @@ fn make_cable(
         mac: Some(order.pod_mac()),
         namespace: Some(order.namespace),
     };
-    let request = link::add_veth(&near, master, &peer);
+    // Down: a link that is up and waits for its peer has the kernel look through
+    // all IPv6 routes of the node.
+    let request = link::add_idle_veth(&near, master, &peer);
     match socket.execute(&request) {
         Err(error) if error.already_exists() => {
             // ADD looked into the pod first, so it is the node's end: left by
             // an ADD that died, or of a pod whose namespace was replaced.
             if let Some(left) = link::get(socket, &name)? {
-                let requests = link::retire(left.index, &reaper::aside_name(), reaper::GROUP);
+                let requests = link::retire_as(left.index, &reaper::aside_name(), reaper::GROUP);
                 attempt(socket, &requests)?;
                 reaper::start(&order.configuration.network.state, Vec::new())?;
             }
@@ -388,7 +426,6 @@ fn result(
     });
     let mut result = AddResult {
         interfaces,
-        dns: order.configuration.dns.clone(),
         ..AddResult::default()
     };
     for leg in legs {
@@ -404,9 +441,8 @@ fn result(
         }
     }
     for route in &order.configuration.routes {
-        // A default route is there already.
-        if route.dst.prefix_len() > 0 || route.gw.is_some() {
-            result.routes.push(Route::new(route.dst, route.gw));
+        if !route.is_plain_default() && pod::is_of(route, legs) {
+            pod::note(&mut result.routes, route);
         }
     }
     result

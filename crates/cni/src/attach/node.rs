@@ -1,6 +1,8 @@
 //! What the node as a whole needs for its pods.
 
 use ipam::Reserved;
+use linux::netconf;
+use linux::netlink::Socket;
 use linux::sysctl::{Family, Setting};
 
 use super::family;
@@ -11,17 +13,16 @@ use crate::error::Error;
 /// Switching IPv6 forwarding on makes the kernel ignore router advertisements
 /// on interfaces whose `accept_ra` is 1, which would take a node its default
 /// route: those are set to 2 ("also when forwarding") first.
-pub(super) fn enable_forwarding(addresses: &[Reserved]) -> Result<(), Error> {
+pub(super) fn enable_forwarding(socket: &mut Socket, addresses: &[Reserved]) -> Result<(), Error> {
     for address in addresses {
         let family = family(&address.address.addr());
-        let setting = Setting::forwarding(family);
-        if setting.read()? != 0 {
+        if netconf::is_forwarding(socket, family)? {
             continue;
         }
         if family == Family::V6 {
             keep_router_advertisements()?;
         }
-        setting.write(1)?;
+        Setting::forwarding(family).write(1)?;
     }
     Ok(())
 }

@@ -6,14 +6,14 @@ use ipnet::IpNet;
 use linux::address::{self, Address};
 use linux::link::{self, MacAddress};
 use linux::netlink::{Request, Socket};
-use linux::route::{self, Filter, Route};
-use linux::sysctl::{Family, InterfaceSettings, Setting};
+use linux::route::{self, Filter, Route, Scope};
+use linux::sysctl::{Family, InterfaceSettings};
 use linux::{namespace, neighbour};
 
 use super::{DEADLINE, Order, family};
 use crate::configuration::ConfiguredRoute;
 use crate::error::Error;
-use crate::result::AddResult;
+use crate::result::{self, AddResult};
 
 /// An address of the pod with its gateway.
 pub(super) struct Leg {
@@ -84,24 +84,20 @@ pub(super) fn wait(
 fn settings(interface: &str, legs: &[Leg]) -> Result<(), Error> {
     for leg in legs {
         let family = family(&leg.address.addr());
-        let settings = InterfaceSettings::open(family, interface)?;
-        let set = |leaf: &str, value| match &settings {
-            Some(settings) => settings.write_if_present(leaf, value),
-            None => Ok(false),
+        let Some(settings) = InterfaceSettings::open(family)? else {
+            continue;
         };
-        set("accept_redirects", 0)?;
+        settings.write_if_present(interface, "accept_redirects", 0)?;
         match family {
             // On hosts the kernel accepts redirects if either says so.
-            Family::V4 => {
-                Setting::of_interface(family, "all", "accept_redirects").write_if_present(0)?;
-            }
+            Family::V4 => settings.write_if_present("all", "accept_redirects", 0)?,
             Family::V6 => {
                 // Some runtimes switch IPv6 off in new namespaces.
-                set("disable_ipv6", 0)?;
-                set("accept_dad", 0)?;
-                set("accept_ra", 0)?;
+                settings.write_if_present(interface, "disable_ipv6", 0)?;
+                settings.write_if_present(interface, "accept_dad", 0)?;
+                settings.write_if_present(interface, "accept_ra", 0)?
             }
-        }
+        };
     }
     Ok(())
 }
@@ -121,27 +117,79 @@ fn requests(own: u32, legs: &[Leg], extra: &[ConfiguredRoute]) -> Vec<Request> {
         }
     }
     for configured in extra {
-        let same_family = |address: IpAddr| address.is_ipv4() == configured.dst.addr().is_ipv4();
-        // A default route is there already.
-        if configured.dst.prefix_len() == 0 && configured.gw.is_none() {
+        if configured.is_plain_default() {
             continue;
         }
-        let gateway = configured.gw.or_else(|| {
-            legs.iter()
-                .filter_map(|leg| leg.gateway)
-                .find(|gateway| same_family(*gateway))
-        });
-        if let Some(gateway) = gateway.filter(|gateway| same_family(*gateway)) {
-            requests.push(route::replace(
-                &Route::to(configured.dst)
-                    .via(gateway)
-                    .dev(own)
-                    .onlink()
-                    .protocol(STATIC),
-            ));
+        if let Some(hop) = hop(configured, legs) {
+            requests.push(route::replace(&configured_route(own, configured, hop)));
         }
     }
     requests
+}
+
+/// Where a configured route leads.
+#[derive(Clone, Copy)]
+enum Hop {
+    /// To a next hop.
+    Gateway(IpAddr),
+    /// To whoever is on the link.
+    Link,
+}
+
+/// `None` for a route of a family that the pod does not have.
+fn hop(route: &ConfiguredRoute, legs: &[Leg]) -> Option<Hop> {
+    let v4 = route.dst.addr().is_ipv4();
+    let mut family = legs
+        .iter()
+        .filter(|leg| leg.address.addr().is_ipv4() == v4)
+        .peekable();
+    family.peek()?;
+    if let Some(gateway) = route.gw {
+        return (gateway.is_ipv4() == v4).then_some(Hop::Gateway(gateway));
+    }
+    if route.scope.is_some_and(|scope| scope >= Scope::LINK) {
+        return Some(Hop::Link);
+    }
+    family.find_map(|leg| leg.gateway).map(Hop::Gateway)
+}
+
+/// Whether the pod gets a configured route.
+pub(super) fn is_of(route: &ConfiguredRoute, legs: &[Leg]) -> bool {
+    hop(route, legs).is_some()
+}
+
+fn configured_route(own: u32, configured: &ConfiguredRoute, hop: Hop) -> Route {
+    let mut route = Route::to(configured.dst).protocol(STATIC);
+    route = match hop {
+        Hop::Gateway(gateway) => route.via(gateway).dev(own).onlink(),
+        Hop::Link => route.dev(own),
+    };
+    let unset = |value: &u32| *value != 0;
+    route.mtu = configured.mtu.filter(unset);
+    route.advmss = configured.advmss.filter(unset);
+    route.metric = configured.priority.filter(unset);
+    route.table = configured.table.unwrap_or(route::TABLE_MAIN);
+    if let Some(scope) = configured.scope {
+        route.scope = Scope::from_number(scope);
+    }
+    route
+}
+
+/// Puts a configured route among a result's: the default route again, when it says
+/// more of that.
+pub(super) fn note(routes: &mut Vec<result::Route>, configured: &ConfiguredRoute) {
+    let mut route = result::Route::new(configured.dst, configured.gw);
+    route.other = configured.details();
+    let in_place = configured.gw.is_none()
+        && configured.dst.prefix_len() == 0
+        && configured
+            .table
+            .is_none_or(|table| table == route::TABLE_MAIN)
+        && configured.priority.is_none_or(|priority| priority == 0);
+    match routes.iter_mut().find(|r| r.destination == configured.dst) {
+        Some(default) if in_place => default.other = route.other,
+        _ => routes.push(route),
+    }
 }
 
 const LOOPBACK: u32 = 1;
@@ -169,6 +217,23 @@ pub(super) fn any(like: IpAddr) -> IpNet {
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     IpNet::new(any, 0).expect("zero is a prefix length of both families")
+}
+
+/// Whether a route is what a result says.
+fn agrees(route: &Route, wanted: &result::Route) -> bool {
+    let number = |key| {
+        let value = wanted.other.get(key)?.as_u64()?;
+        u32::try_from(value).ok()
+    };
+    let is = |key, value: Option<u32>| number(key).is_none_or(|n| n == 0 || value == Some(n));
+    let v6 = wanted.destination.addr().is_ipv6();
+    route.destination == wanted.destination.trunc()
+        && (wanted.gateway.is_none() || route.gateway == wanted.gateway)
+        && route.table == number("table").unwrap_or(route::TABLE_MAIN)
+        && is("mtu", route.mtu)
+        && is("advmss", route.advmss)
+        && is("priority", route.metric)
+        && (v6 || number("scope").is_none_or(|n| u32::from(route.scope.number()) == n))
 }
 
 /// Compares the inside of a pod with what ADD answered: the interface with its
@@ -208,18 +273,9 @@ pub fn verify(
             ));
         }
     }
-    let routes = route::list(
-        &mut socket,
-        Filter {
-            table: Some(route::TABLE_MAIN),
-            ..Filter::default()
-        },
-    )?;
+    let routes = route::list(&mut socket, Filter::default())?;
     for wanted in &expected.routes {
-        let found = routes.iter().any(|route| {
-            route.destination == wanted.destination.trunc()
-                && (wanted.gateway.is_none() || route.gateway == wanted.gateway)
-        });
+        let found = routes.iter().any(|route| agrees(route, wanted));
         if !found {
             return wrong(format!(
                 "the pod has lost its route to {}",

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use linux::link::Link;
+use linux::link::{self, Link};
 use linux::neighbour;
 use linux::netlink::{Request, Socket};
 use linux::route::{self, Filter, Route};
@@ -36,7 +36,7 @@ pub(super) fn attach(
     inside: &mut Socket,
     order: &Order<'_>,
 ) -> Result<AddResult, Error> {
-    node::enable_forwarding(order.addresses)?;
+    node::enable_forwarding(socket, order.addresses)?;
     let cable = make_cable(socket, order, None)?;
     let proxy_arp = order.configuration.proxy_arp;
     let legs: Vec<_> = order
@@ -50,7 +50,8 @@ pub(super) fn attach(
         })
         .collect();
     // The node's side first: the pod is reachable the moment it can speak.
-    let mut requests: Vec<_> = label(order, cable.index).into_iter().collect();
+    let mut requests = vec![link::set_up(cable.index)];
+    requests.extend(label(order, cable.index));
     for leg in &legs {
         requests.push(neighbour::set_permanent(
             cable.index,

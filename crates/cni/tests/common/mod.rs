@@ -185,11 +185,28 @@ impl Node {
         names
     }
 
+    /// Links that wait to be deleted.
+    pub fn aside(&self) -> Vec<Value> {
+        let group = podwire_cni::reaper::GROUP;
+        let links = ip(&self.namespace, &format!("link show group {group}"));
+        links
+            .as_array()
+            .into_iter()
+            .flatten()
+            // Others are shown as empty objects.
+            .filter(|link| link["ifname"].is_string())
+            .cloned()
+            .collect()
+    }
+
     /// Waits until what DEL left to the background is done.
     #[track_caller]
     pub fn settle(&self) {
         let left = || {
-            let links = self.links().into_iter().filter(|l| l.starts_with("pwx"));
+            let links = self
+                .aside()
+                .into_iter()
+                .map(|link| link["ifname"].to_string());
             let retired = std::fs::read_dir(self.state.path().join("pods/releasing"));
             let retired = retired.into_iter().flatten().flatten();
             links

@@ -7,6 +7,7 @@ use netlink_packet_core::{
     DecodeError, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLMSG_DONE, NLMSG_ERROR,
 };
 use netlink_sys::{SocketAddr, protocols};
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -61,6 +62,8 @@ pub struct Socket {
     sequence: u32,
     sent: u64,
     send_buffer: Vec<u8>,
+    /// Of a capacity that is never touched where nothing was received: zeroing it
+    /// would take longer than opening the socket.
     receive_buffer: Vec<u8>,
 }
 
@@ -97,7 +100,7 @@ impl Socket {
             sequence: 0,
             sent: 0,
             send_buffer: Vec::new(),
-            receive_buffer: vec![0; RECEIVE_BUFFER],
+            receive_buffer: Vec::with_capacity(RECEIVE_BUFFER),
         })
     }
 
@@ -149,10 +152,11 @@ impl Socket {
     /// Fails with `ENOBUFS` when messages were lost and with `EMSGSIZE` when
     /// one did not fit; both leave the socket usable.
     pub fn receive(&mut self) -> io::Result<&[u8]> {
-        let length = loop {
+        loop {
+            self.receive_buffer.clear();
             let received = rustix::net::recvfrom(
                 &self.inner,
-                self.receive_buffer.as_mut_slice(),
+                spare_capacity(&mut self.receive_buffer),
                 RecvFlags::TRUNC,
             );
             match received {
@@ -163,13 +167,12 @@ impl Socket {
                     if real > copied {
                         return Err(Errno::MSGSIZE.into());
                     }
-                    break copied;
+                    return Ok(&self.receive_buffer);
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-        };
-        Ok(&self.receive_buffer[..length])
+        }
     }
 
     /// Sends one request and waits for its acknowledgement.
