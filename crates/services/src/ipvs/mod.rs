@@ -500,7 +500,7 @@ fn plan_frontends(
 
 /// What a first sync wants of all frontends and their twins.
 pub(crate) fn planned(table: &Table) -> Vec<(FrontendKey, plan::Wanted)> {
-    let all = table.frontends().map(|(key, _)| *key).collect();
+    let all = table.holders().map(|(key, _)| key).collect();
     plan_frontends(&mut Shadow::default(), table, &all)
         .into_iter()
         .filter_map(|(key, wanted)| Some((key, wanted?)))
