@@ -36,7 +36,8 @@ pub struct Config {
     /// Where to listen, UDP and TCP. The first of each family also is the
     /// address of the zone's name server in NS answers.
     pub listen: Vec<SocketAddr>,
-    /// Threads that answer UDP, each with a socket of its own for each address.
+    /// Threads that answer UDP at most: there is one for each core the process may
+    /// run on, with a socket of its own for each address.
     pub threads: usize,
     /// Walk the search list of known pods here.
     pub search_completion: bool,
@@ -129,7 +130,7 @@ impl Config {
             pods: PodRecords::default(),
             reverse: Vec::new(),
             listen: Vec::new(),
-            threads: 2,
+            threads: 16,
             search_completion: true,
             client_rate: 0,
             slow: Duration::from_secs(1),

@@ -7,10 +7,11 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
+use crate::basis::View;
 use crate::config::{Config, PodRecords};
 use crate::model::{Addressing, Port, Protocol, ServiceKey};
 use crate::names::{Labels, Reverse, dashed, reverse, undashed};
-use crate::zone::{Endpoint, Entry, Zone, endpoint_label};
+use crate::zone::{Endpoint, Entry, endpoint_label};
 
 /// Version of the specification the zone follows.
 pub const SCHEMA_VERSION: &str = "1.1.0";
@@ -173,7 +174,7 @@ impl fmt::Display for Reason {
 /// Answers `kind` of `name` from the zone. Of a name's several addresses, the
 /// order is the zone's: mix them where that matters.
 #[must_use]
-pub fn lookup(zone: &Zone, config: &Config, name: &Name, kind: RecordType) -> Outcome {
+pub fn lookup(zone: &View<'_>, config: &Config, name: &Name, kind: RecordType) -> Outcome {
     if !config.authoritative {
         return Outcome::Elsewhere;
     }
@@ -196,7 +197,7 @@ pub fn is_ours(config: &Config, name: &Name) -> bool {
 }
 
 struct Lookup<'a> {
-    zone: &'a Zone,
+    zone: &'a View<'a>,
     config: &'a Config,
     kind: RecordType,
     domain: Labels,
@@ -331,7 +332,10 @@ impl<'a> Lookup<'a> {
     fn apex(&self) -> Found {
         let what = "the cluster's domain";
         match self.kind {
-            RecordType::SOA => Found::Records(vec![self.soa_data()], Reason::Fixed(what), what),
+            RecordType::SOA => {
+                let data = self.soa_data(self.zone.serial());
+                Found::Records(vec![data], Reason::Fixed(what), what)
+            }
             RecordType::NS => Found::Records(
                 vec![RData::NS(NS(self.server_name()))],
                 Reason::Fixed(what),
@@ -694,15 +698,16 @@ impl<'a> Lookup<'a> {
         below(&self.config.domain, &["ns", "dns"])
     }
 
+    /// The record that stands beside the absence of something.
     fn soa(&self, zone: &Name) -> Record {
-        self.record(zone.clone(), self.soa_data())
+        self.record(zone.clone(), self.soa_data(self.zone.some_serial()))
     }
 
-    fn soa_data(&self) -> RData {
+    fn soa_data(&self, serial: u32) -> RData {
         RData::SOA(SOA::new(
             self.server_name(),
             below(&self.config.domain, &["hostmaster"]),
-            self.zone.serial(),
+            serial,
             7200,
             1800,
             86400,

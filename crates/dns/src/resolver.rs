@@ -7,10 +7,10 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
+use crate::basis::View;
 use crate::config::Config;
 use crate::lookup::{Answer, Outcome, Reason, is_ours, lookup};
 use crate::search;
-use crate::zone::Zone;
 
 /// The next step of a question.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +47,7 @@ pub enum Purpose {
 /// Begins to answer `kind` of `name` for a client.
 #[must_use]
 pub fn resolve(
-    zone: &Zone,
+    zone: &View<'_>,
     config: &Config,
     name: &Name,
     kind: RecordType,
@@ -62,7 +62,7 @@ pub fn resolve(
         .filter(|_| config.search_completion)
         // A chain of aliases that ends nowhere is no search.
         .filter(|_| missing.answers.is_empty())
-        .and_then(|client| zone.pod(client))
+        .and_then(|client| zone.client(client))
         .and_then(|pod| search::next_names(config, zone.node_search(), pod, name));
     let Some(names) = names else {
         return Step::Done(missing);

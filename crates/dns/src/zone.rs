@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use hickory_proto::rr::Name;
 
+use crate::basis::{Changes, Part};
 use crate::model::{Addressing, EndpointSlice, Pod, Port, Service, ServiceKey};
 use crate::names::dashed;
 
@@ -31,6 +32,7 @@ pub struct Zone {
     pod_addresses: HashMap<(Box<str>, Box<str>), Vec<IpAddr>>,
     node_search: Vec<Name>,
     serial: u32,
+    changes: Arc<Changes>,
 }
 
 #[derive(Debug, Default)]
@@ -334,6 +336,19 @@ impl Zone {
         self.serial
     }
 
+    /// How often each part has changed.
+    #[must_use]
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
+    }
+
+    /// What is made from a part no longer holds.
+    fn changed(&mut self, part: Part<'_>) {
+        self.serial = self.serial.wrapping_add(1);
+        self.changes.count(Part::Anything);
+        self.changes.count(part);
+    }
+
     /// A Service was made or changed.
     pub fn set_service(&mut self, service: Service) {
         let Service {
@@ -396,13 +411,15 @@ impl Zone {
 
     /// A namespace was made.
     pub fn add_namespace(&mut self, name: &str) {
-        self.serial = self.serial.wrapping_add(1);
+        if !self.has_namespace(name) {
+            self.changed(Part::Namespace(name));
+        }
         self.namespaces.entry(name.into()).or_default().exists = true;
     }
 
     /// A namespace is gone.
     pub fn remove_namespace(&mut self, name: &str) {
-        self.serial = self.serial.wrapping_add(1);
+        self.changed(Part::Namespace(name));
         if let Some(namespace) = self.namespaces.get_mut(name) {
             namespace.exists = false;
             if namespace.is_empty() {
@@ -426,7 +443,7 @@ impl Zone {
 
     /// A pod is gone, or has ended.
     pub fn remove_pod(&mut self, namespace: &str, name: &str) {
-        self.serial = self.serial.wrapping_add(1);
+        self.changed(Part::Pods);
         let id = (Box::from(namespace), Box::from(name));
         for address in self.pod_addresses.remove(&id).unwrap_or_default() {
             // The address may be another pod's by now.
@@ -442,7 +459,7 @@ impl Zone {
 
     /// Search domains pods have beside the cluster's: the node's own.
     pub fn set_node_search(&mut self, domains: Vec<Name>) {
-        self.serial = self.serial.wrapping_add(1);
+        self.changed(Part::NodeSearch);
         self.node_search = domains;
     }
 
@@ -525,6 +542,9 @@ impl Zone {
             slices: Vec::new(),
         };
         let number = self.entries.add(entry);
+        if !self.namespaces.contains_key(&namespace) {
+            self.changed(Part::Namespace(&namespace));
+        }
         self.namespaces
             .entry(namespace)
             .or_default()
@@ -533,9 +553,17 @@ impl Zone {
         number
     }
 
+    /// What an entry says, and which addresses lead to it, no longer holds.
+    fn entry_changed(&mut self, number: Number) {
+        let entry = self.entries.get(number).expect("it was just found");
+        let ServiceKey { namespace, name } = entry.key.clone();
+        self.changed(Part::Service(&namespace, &name));
+        self.changes.count(Part::Addresses);
+    }
+
     /// Gives an entry what is known of its Service.
     fn set_facts(&mut self, number: Number, facts: Option<ServiceFacts>) {
-        self.serial = self.serial.wrapping_add(1);
+        self.entry_changed(number);
         let entry = self.entries.get_mut(number).expect("it was just found");
         for address in entry.own_addresses() {
             self.owners.remove(*address, number);
@@ -551,7 +579,7 @@ impl Zone {
 
     /// Gives an entry a slice, or takes it away.
     fn put_slice(&mut self, number: Number, name: &Arc<str>, slice: Option<Slice>) {
-        self.serial = self.serial.wrapping_add(1);
+        self.entry_changed(number);
         let entry = self.entries.get_mut(number).expect("it was just found");
         for address in slice.iter().flat_map(Slice::addresses) {
             self.owners.add(address, number);
@@ -587,6 +615,7 @@ impl Zone {
             held.services.remove(&name);
             if held.is_empty() {
                 self.namespaces.remove(&namespace);
+                self.changed(Part::Namespace(&namespace));
             }
         }
     }

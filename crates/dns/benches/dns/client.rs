@@ -46,15 +46,16 @@ pub(crate) fn rate(
     figure("Queries per second:")
 }
 
-/// The median time of one question at a time, by a process of its own on `core`.
+/// The median time of one question at a time, by a process of its own on one of
+/// `cores`.
 pub(crate) fn latency(
     questions: &Path,
     server: SocketAddr,
     from: Ipv4Addr,
-    core: u32,
+    cores: &[u32],
 ) -> anyhow::Result<Duration> {
     let output = Command::new("taskset")
-        .args(["--cpu-list", &core.to_string()])
+        .args(["--cpu-list", &crate::list(cores)])
         .arg(std::env::current_exe()?)
         .args(["ask", &server.to_string(), &from.to_string()])
         .arg(questions)

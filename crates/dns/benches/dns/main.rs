@@ -1,9 +1,12 @@
 //! How fast names are answered, beside unbound with the same local data, measured
 //! in turn with it by dnsperf, and beside a program that sends questions back.
 //!
-//! Run by `cargo xtask bench dns`. Each server has one thread on one core, the
-//! client the other core; each pair of figures is from alternate short rounds
-//! and the better of each is shown, since a machine is only ever slowed down.
+//! Run by `cargo xtask bench dns`. For rates and CPU time each server has one
+//! thread on one core, the client the other core. How long one question takes is
+//! asked of those, and of a second process of each that is as on a node: free to
+//! run anywhere, with a thread for each core, as its client is. Figures to compare
+//! are from alternate short rounds and the better of each is shown, since a machine
+//! is only ever slowed down.
 
 mod client;
 mod floor;
@@ -35,6 +38,8 @@ const LIST: [&str; 5] = [
     "corp.example",
     "example",
 ];
+/// The machine's cores that are used.
+const BOTH: [u32; 2] = [0, 1];
 /// A client that is no pod.
 const STRANGER: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -45,7 +50,9 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let told = |address: SocketAddr| println!("{address}");
     match arguments.as_slice() {
-        ["serve", upstream] => return server::serve(upstream.parse()?, told),
+        ["serve", upstream, threads] => {
+            return server::serve(upstream.parse()?, threads.parse()?, told);
+        }
         ["floor"] => return floor::serve(told),
         ["ask", server, from, questions] => {
             return client::ask(server.parse()?, from.parse()?, Path::new(questions));
@@ -54,23 +61,31 @@ fn main() -> anyhow::Result<()> {
     }
     let directory = tempfile::tempdir()?;
     let external = upstream::Upstream::start()?;
-    let podwire = server::Process::start(&["serve", &external.address.to_string()])?;
-    let floor = server::Process::start(&["floor"])?;
-    let unbound = unbound::Unbound::start(directory.path(), external.address)?;
+    let upstream = external.address.to_string();
+    let both = list(&BOTH);
+    let mut podwire = server::Process::start("0", &["serve", &upstream, "1"])?;
+    let podwire_free = server::Process::start(&both, &["serve", &upstream, "2"])?;
+    let floor = server::Process::start("0", &["floor"])?;
+    let floor_free = server::Process::start(&both, &["floor"])?;
+    let unbound = unbound::Unbound::start(directory.path(), &[0], external.address)?;
+    let unbound_free = unbound::Unbound::start(directory.path(), &BOTH, external.address)?;
     let servers = [
         Contestant {
             name: "podwire",
             address: podwire.address,
+            free: podwire_free.address,
             process: podwire.id(),
         },
         Contestant {
             name: "unbound",
             address: unbound.address,
+            free: unbound_free.address,
             process: unbound.id(),
         },
         Contestant {
             name: "echo",
             address: floor.address,
+            free: floor_free.address,
             process: floor.id(),
         },
     ];
@@ -80,11 +95,22 @@ fn main() -> anyhow::Result<()> {
         "server",
         "/s",
         "CPU µs each",
-        "median µs",
-        "median µs, one core",
+        "median µs, on the node",
+        "one core",
+        "two cores",
     ]);
     for subject in subjects(directory.path())? {
-        for (server, row) in servers.iter().zip(measure(&servers, &subject)?) {
+        if subject.changing {
+            podwire.toggle_changes()?;
+        }
+        let rows = measure(&servers, &subject)?;
+        if subject.changing {
+            podwire.toggle_changes()?;
+        }
+        for (server, row) in servers.iter().zip(rows) {
+            if subject.changing && server.name == "unbound" {
+                continue;
+            }
             eprintln!("{}: {}: {row:?}", subject.what, server.name);
             let micro = |time: Duration| format!("{:.0}", time.as_secs_f64() * 1e6);
             table.add_row([
@@ -92,21 +118,24 @@ fn main() -> anyhow::Result<()> {
                 server.name.to_owned(),
                 format!("{:.0}", row.rate),
                 format!("{:.1}", row.cpu.as_secs_f64() * 1e6),
-                micro(row.across),
+                micro(row.free),
                 micro(row.on_one),
+                micro(row.across),
             ]);
         }
     }
     let wanted = "host-1.example.com";
-    let list = client::walk(podwire.address, server::SEARCHING, wanted, &LIST)?;
-    let alone = client::walk(podwire.address, STRANGER, wanted, &LIST)?;
+    let listed = client::walk(podwire_free.address, server::SEARCHING, wanted, &LIST)?;
+    let alone = client::walk(podwire_free.address, STRANGER, wanted, &LIST)?;
     println!("{table}");
     println!(
         "/s: one server thread on one core, 100 questions under way, dnsperf on the other, \
          which is as fast as dnsperf is; the server's CPU time for each. Of the search list: \
          names found, for which clients of unbound ask six questions one after the other. \
-         Median: one question at a time, client on the other core, or on the same. echo: a \
-         program that sends each question back, by two system calls."
+         Median: one question at a time. On the node: servers with a thread for each core, they \
+         and the client where the kernel puts them; then the server of one thread, the client on \
+         its core or on the other. echo: a program of one thread that sends each question back, \
+         by two system calls."
     );
     println!(
         "CoreDNS publishes 33,669 /s for cluster names on two vCPU, cache off (its deployment notes)."
@@ -114,16 +143,22 @@ fn main() -> anyhow::Result<()> {
     println!(
         "A name outside, by a pod with a search list of five domains, A and AAAA: {:.0} µs in one \
          round trip; {:.0} µs where the client walks the list",
-        list.as_secs_f64() * 1e6,
+        listed.as_secs_f64() * 1e6,
         alone.as_secs_f64() * 1e6
     );
     println!(
         "Resident with {SERVICES} Services of {ENDPOINTS} endpoints: podwire {:.1} MB, unbound \
          (addresses of the Services only) {:.1} MB",
-        podwire.resident()?,
+        podwire.resident()?.max(podwire_free.resident()?),
         unbound.resident()?
     );
     Ok(())
+}
+
+/// Cores as taskset has them.
+fn list(cores: &[u32]) -> String {
+    let texts: Vec<String> = cores.iter().map(u32::to_string).collect();
+    texts.join(",")
 }
 
 /// One row of the table.
@@ -135,6 +170,8 @@ struct Subject {
     /// What is asked of a server that does not walk search lists, where that
     /// differs, and how many questions make one name.
     walked: Option<(PathBuf, f64)>,
+    /// Whether endpoints change meanwhile, a thousand a second.
+    changing: bool,
 }
 
 /// The kinds of questions, as files of dnsperf.
@@ -151,8 +188,10 @@ fn subjects(directory: &Path) -> anyhow::Result<Vec<Subject>> {
         from: STRANGER,
         questions,
         walked: None,
+        changing: false,
     };
     let cluster = (0..5000).map(|n| server::service_name(n * 2)).collect();
+    let cluster = file("cluster", cluster)?;
     let missing = (0..5000).map(|n| format!("missing-{n}.default.svc.cluster.local"));
     let outside = (0..OUTSIDE).map(host).collect();
     let listed = (0..OUTSIDE).map(|n| format!("{}.{}", host(n), LIST[0]));
@@ -163,7 +202,11 @@ fn subjects(directory: &Path) -> anyhow::Result<Vec<Subject>> {
         below.chain([host(n)])
     });
     Ok(vec![
-        subject("cluster names", file("cluster", cluster)?),
+        subject("cluster names", cluster.clone()),
+        Subject {
+            changing: true,
+            ..subject("cluster names, 1,000 endpoints change a second", cluster)
+        },
         subject(
             "cluster names that do not exist",
             file("missing", missing.collect())?,
@@ -174,6 +217,7 @@ fn subjects(directory: &Path) -> anyhow::Result<Vec<Subject>> {
             from: server::SEARCHING,
             questions: file("listed", listed.collect())?,
             walked: Some((file("walked", walked.collect())?, LIST.len() as f64 + 1.0)),
+            changing: false,
         },
     ])
 }
@@ -182,6 +226,8 @@ fn subjects(directory: &Path) -> anyhow::Result<Vec<Subject>> {
 struct Contestant {
     name: &'static str,
     address: SocketAddr,
+    /// Of the one that is as on a node.
+    free: SocketAddr,
     process: u32,
 }
 
@@ -190,6 +236,8 @@ struct Row {
     rate: f64,
     /// CPU time of the server for each question.
     cpu: Duration,
+    /// Client and server wherever the kernel puts them.
+    free: Duration,
     /// Client and server on a core each.
     across: Duration,
     /// Both on one core.
@@ -206,10 +254,12 @@ fn measure(servers: &[Contestant; 3], subject: &Subject) -> anyhow::Result<[Row;
     // Fills the caches.
     for (server, (from, file, _)) in servers.iter().zip(asked) {
         client::rate(file, server.address, from, 1, 20)?;
+        client::rate(file, server.free, from, 1, 20)?;
     }
     let mut rows = [Row {
         rate: 0.0,
         cpu: Duration::MAX,
+        free: Duration::MAX,
         across: Duration::MAX,
         on_one: Duration::MAX,
     }; 3];
@@ -220,8 +270,12 @@ fn measure(servers: &[Contestant; 3], subject: &Subject) -> anyhow::Result<[Row;
             let used = server::cpu_time(server.process)? - before;
             row.rate = row.rate.max(rate);
             row.cpu = row.cpu.min(used.div_f64(rate * f64::from(SECONDS)));
-            for (core, best) in [(1, &mut row.across), (0, &mut row.on_one)] {
-                let time = client::latency(file, server.address, from, core)?;
+            for (address, cores, best) in [
+                (server.free, &BOTH[..], &mut row.free),
+                (server.address, &[1], &mut row.across),
+                (server.address, &[0], &mut row.on_one),
+            ] {
+                let time = client::latency(file, address, from, cores)?;
                 *best = time.mul_f64(each).min(*best);
             }
         }

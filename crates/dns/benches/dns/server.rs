@@ -1,9 +1,10 @@
-//! podwire's server with a large zone, in a process of its own on the first core.
+//! podwire's server with a large zone, in a process of its own.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use hickory_proto::rr::Name;
@@ -27,11 +28,16 @@ pub(crate) fn service_address(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x0a60_0100 + number)
 }
 
-/// Serves until standard input ends.
-pub(crate) fn serve(upstream: SocketAddr, told: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+/// Serves until standard input ends, by at most `threads` threads. Each line there
+/// begins or ends changes of endpoints, a thousand a second.
+pub(crate) fn serve(
+    upstream: SocketAddr,
+    threads: usize,
+    told: impl FnOnce(SocketAddr),
+) -> anyhow::Result<()> {
     let mut config = Config::new(Name::from_ascii("cluster.local.")?);
     config.listen = vec!["127.0.0.1:0".parse()?];
-    config.threads = 1;
+    config.threads = threads;
     config.forwarding.upstreams = vec![upstream];
     let search = vec![
         Name::from_ascii("corp.example.")?,
@@ -50,47 +56,85 @@ pub(crate) fn serve(upstream: SocketAddr, told: impl FnOnce(SocketAddr)) -> anyh
         });
         for number in 0..SERVICES {
             let key = ServiceKey::new("default", &format!("service-{number}"));
-            let ports = vec![Port {
-                name: "http".into(),
-                protocol: Protocol::Tcp,
-                number: 80,
-            }];
+            let ports = ports();
             zone.set_service(Service {
-                key: key.clone(),
+                key,
                 addressing: Addressing::Cluster(vec![service_address(number).into()]),
-                ports: ports.clone(),
-            });
-            zone.set_slice(EndpointSlice {
-                name: format!("service-{number}-abcde").into(),
-                service: key,
-                endpoints: (0..ENDPOINTS)
-                    .map(|n| Endpoint {
-                        address: Ipv4Addr::from_bits(0x0b00_0000 + number * ENDPOINTS + n).into(),
-                        hostname: None,
-                    })
-                    .collect(),
                 ports,
             });
+            zone.set_slice(slice(number, 0x0b00_0000));
         }
     });
     shared.set_ready();
     let server = Server::start(&shared)?;
     told(server.addresses()[0]);
-    std::io::stdin().lines().for_each(drop);
+    let (lines, toggles) = std::sync::mpsc::channel();
+    let changer = std::thread::spawn(move || change(&shared, &toggles));
+    for line in std::io::stdin().lines() {
+        lines.send(line?)?;
+    }
+    drop(lines);
+    changer.join().expect("it does not panic");
     Ok(())
 }
 
-/// A server in a process of its own, on the first core.
+/// Changes the endpoints of one Service after the other, one each millisecond,
+/// between each first and second line.
+fn change(shared: &Shared, toggles: &Receiver<String>) {
+    while toggles.recv().is_ok() {
+        let start = Instant::now();
+        for count in 1u32.. {
+            let due = start + Duration::from_millis(count.into());
+            match toggles.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(_) => break,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let first = if count / SERVICES % 2 == 0 {
+                0x0c00_0000
+            } else {
+                0x0b00_0000
+            };
+            shared.change(|zone| zone.set_slice(slice(count % SERVICES, first)));
+        }
+    }
+}
+
+fn ports() -> Vec<Port> {
+    vec![Port {
+        name: "http".into(),
+        protocol: Protocol::Tcp,
+        number: 80,
+    }]
+}
+
+/// A Service's endpoints, from the addresses that begin with `first`.
+fn slice(number: u32, first: u32) -> EndpointSlice {
+    EndpointSlice {
+        name: format!("service-{number}-abcde").into(),
+        service: ServiceKey::new("default", &format!("service-{number}")),
+        endpoints: (0..ENDPOINTS)
+            .map(|n| Endpoint {
+                address: Ipv4Addr::from_bits(first + number * ENDPOINTS + n).into(),
+                hostname: None,
+            })
+            .collect(),
+        ports: ports(),
+    }
+}
+
+/// A server in a process of its own.
 pub(crate) struct Process {
     child: Child,
     pub(crate) address: SocketAddr,
 }
 
 impl Process {
-    /// Starts this program with `arguments`; it prints its address when it serves.
-    pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+    /// Starts this program with `arguments` on `cores`; it prints its address when
+    /// it serves.
+    pub(crate) fn start(cores: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new("taskset")
-            .args(["--cpu-list", "0"])
+            .args(["--cpu-list", cores])
             .arg(std::env::current_exe()?)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -103,6 +147,12 @@ impl Process {
             address: line.trim().parse().context("the server's address")?,
             child,
         })
+    }
+
+    /// Begins or ends the changes of endpoints.
+    pub(crate) fn toggle_changes(&mut self) -> anyhow::Result<()> {
+        let stdin = self.child.stdin.as_mut().context("it is piped")?;
+        Ok(stdin.write_all(b"\n")?)
     }
 
     /// The process's number.

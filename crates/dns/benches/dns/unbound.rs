@@ -17,16 +17,22 @@ pub(crate) struct Unbound {
 }
 
 impl Unbound {
-    pub(crate) fn start(directory: &Path, upstream: SocketAddr) -> anyhow::Result<Self> {
+    /// Starts one with a thread for each of `cores`.
+    pub(crate) fn start(
+        directory: &Path,
+        cores: &[u32],
+        upstream: SocketAddr,
+    ) -> anyhow::Result<Self> {
         let address = UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?;
         let mut text = format!(
             "server:\n interface: {}@{}\n do-daemonize: no\n username: \"\"\n chroot: \"\"\n \
-             pidfile: \"\"\n use-syslog: no\n logfile: \"\"\n verbosity: 0\n num-threads: 1\n \
+             pidfile: \"\"\n use-syslog: no\n logfile: \"\"\n verbosity: 0\n num-threads: {}\n \
              do-not-query-localhost: no\n module-config: \"iterator\"\n so-reuseport: yes\n \
              local-zone: \"cluster.local.\" static\n \
              local-data: \"cluster.local. 5 SOA ns.dns.cluster.local. h.cluster.local. 1 2 3 4 5\"\n",
             address.ip(),
-            address.port()
+            address.port(),
+            cores.len()
         );
         for number in 0..SERVICES {
             writeln!(
@@ -42,10 +48,10 @@ impl Unbound {
             upstream.ip(),
             upstream.port()
         )?;
-        let file = directory.join("unbound.conf");
+        let file = directory.join(format!("unbound-{}.conf", cores.len()));
         std::fs::write(&file, text)?;
         let child = Command::new("taskset")
-            .args(["--cpu-list", "0", "unbound", "-d", "-c"])
+            .args(["--cpu-list", &crate::list(cores), "unbound", "-d", "-c"])
             .arg(&file)
             .stdin(Stdio::null())
             .spawn()

@@ -1,17 +1,19 @@
 //! Answers given lately, ready to be sent again.
 //!
-//! The same few names are asked for again and again. While the zone does not
-//! change, a question that differs from an earlier one only in its id and in the
-//! case of its letters gets the same bytes with those put in: no parsing, no
-//! lookup, no encoding. What depends on who asks is kept for those who are alike
-//! ([`Scope`]), what came from upstream servers for as long as it lives, with its
-//! times to live counted down. Nothing is used after a change.
+//! The same few names are asked for again and again. A question that differs
+//! from an earlier one only in its id and in the case of its letters gets the same
+//! bytes with those put in: no parsing, no lookup, no encoding. What depends on who
+//! asks is kept for those who are alike ([`Scope`]), what came from upstream servers
+//! for as long as it lives, with its times to live counted down. Nothing is used
+//! after a change of what it was made from ([`Basis`]); other changes do not matter.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
+
+use crate::basis::{Basis, Changes};
 
 /// Bytes of a message's header.
 const HEADER: usize = 12;
@@ -25,8 +27,9 @@ const OPT: u16 = 41;
 const PLAIN_OPT: usize = 11;
 /// Stands in keys before what stands for the client.
 const CLIENT: u8 = 0xff;
-/// Answers kept in each of two generations; with the longest ones some megabytes.
-const KEPT: usize = 8192;
+/// Answers kept in each of two generations, by all threads together; with the
+/// longest ones some megabytes.
+pub(super) const KEPT: usize = 16384;
 
 /// Who else may get an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +59,10 @@ pub(super) struct About {
 }
 
 /// The answers of one thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Hot {
-    /// The zone they were made from.
-    version: u64,
+    /// How many are kept in a generation.
+    kept: usize,
     /// Those asked for since the older ones became the older ones.
     young: HashMap<Box<[u8]>, Ready>,
     old: HashMap<Box<[u8]>, Ready>,
@@ -76,6 +79,7 @@ pub(super) struct Hot {
 struct Ready {
     bytes: Box<[u8]>,
     about: About,
+    basis: Basis,
     /// Where its several addresses are, and the length of each.
     addresses: Option<Addresses>,
     /// When it was made, and where its times to live are.
@@ -91,22 +95,29 @@ struct Addresses {
 }
 
 impl Hot {
+    /// None yet, and in each of two generations at most `kept`.
+    pub(super) fn new(kept: usize) -> Self {
+        Self {
+            kept,
+            young: HashMap::new(),
+            old: HashMap::new(),
+            key: Vec::new(),
+            client: 0,
+            name_end: 0,
+        }
+    }
+
     /// Appends the answer to a question to `out`, if it was given to the like of
-    /// it since the zone changed last. `client` appends what stands for the
-    /// client's search list.
+    /// it and still holds. `client` appends what stands for the client's search
+    /// list.
     pub(super) fn find(
         &mut self,
-        version: u64,
+        changes: &Changes,
         question: &[u8],
         now: Instant,
         client: impl FnOnce(&mut Vec<u8>),
         out: &mut Vec<u8>,
     ) -> Option<About> {
-        if version != self.version {
-            self.young.clear();
-            self.old.clear();
-            self.version = version;
-        }
         self.key.clear();
         self.name_end = name_end(question)?;
         self.key.push(0);
@@ -123,7 +134,7 @@ impl Hot {
             }
         }
         let ready = self.young.get(self.key.as_slice())?;
-        if ready.about.until.is_some_and(|until| until <= now) {
+        if ready.about.until.is_some_and(|until| until <= now) || !changes.hold(&ready.basis) {
             return None;
         }
         let start = out.len();
@@ -168,8 +179,8 @@ impl Hot {
     }
 
     /// Keeps the answer just made to the question that [`find`](Self::find) did not
-    /// find, from the zone as it was at that version or later.
-    pub(super) fn keep(&mut self, reply: &[u8], about: About, now: Instant) {
+    /// find.
+    pub(super) fn keep(&mut self, reply: &[u8], about: About, basis: Basis, now: Instant) {
         if self.key.is_empty() {
             return;
         }
@@ -191,12 +202,13 @@ impl Hot {
             // The one there was, whose time is over, was for all.
             Scope::Class => return,
         }
-        if self.young.len() >= KEPT {
+        if self.young.len() >= self.kept {
             self.old = std::mem::take(&mut self.young);
         }
         let ready = Ready {
             bytes: reply.into(),
             about,
+            basis,
             addresses: addresses(reply, &records[..answers]),
             made: now,
             lives: lives.into(),
@@ -299,6 +311,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::basis::View;
+    use crate::zone::Zone;
 
     const ABOUT: About = About {
         kind: RecordType::A,
@@ -308,6 +322,17 @@ mod tests {
         from_cache: (0, 0),
         completed: false,
     };
+
+    /// Kept in a generation.
+    const MANY: usize = 1000;
+
+    fn service(namespace: &str, name: &str) -> crate::model::Service {
+        crate::model::Service {
+            key: crate::model::ServiceKey::new(namespace, name),
+            addressing: crate::model::Addressing::Headless,
+            ports: Vec::new(),
+        }
+    }
 
     fn question(id: u16, name: &str, kind: u8) -> Vec<u8> {
         let mut bytes = id.to_be_bytes().to_vec();
@@ -341,6 +366,7 @@ mod tests {
 
     struct Given {
         hot: Hot,
+        zone: Zone,
         now: Instant,
         client: &'static str,
     }
@@ -348,24 +374,28 @@ mod tests {
     impl Given {
         fn new() -> Self {
             Self {
-                hot: Hot::default(),
+                hot: Hot::new(MANY),
+                zone: Zone::new(),
                 now: Instant::now(),
                 client: "",
             }
         }
 
-        fn find(&mut self, version: u64, question: &[u8]) -> Option<Vec<u8>> {
+        fn find(&mut self, question: &[u8]) -> Option<Vec<u8>> {
             let mut out = b"before".to_vec();
             let client = self.client.as_bytes();
             let client = |key: &mut Vec<u8>| key.extend_from_slice(client);
             self.hot
-                .find(version, question, self.now, client, &mut out)?;
+                .find(self.zone.changes(), question, self.now, client, &mut out)?;
             Some(out.split_off(6))
         }
 
-        fn keep(&mut self, version: u64, question: &[u8], reply: &[u8], about: About) {
-            assert_eq!(self.find(version, question), None);
-            self.hot.keep(reply, about, self.now);
+        /// Keeps an answer that says whether there is a Service `default/web`.
+        fn keep(&mut self, question: &[u8], reply: &[u8], about: About) {
+            assert_eq!(self.find(question), None);
+            let view = View::new(&self.zone);
+            assert!(view.service("default", "web").is_none());
+            self.hot.keep(reply, about, view.basis(), self.now);
         }
     }
 
@@ -373,19 +403,23 @@ mod tests {
     fn an_answer_comes_back_with_the_id_and_letters_of_the_new_question() {
         let mut given = Given::new();
         let first = question(1, "web.default", 1);
-        given.keep(7, &first, &reply(&first, &[9], 5), ABOUT);
+        given.keep(&first, &reply(&first, &[9], 5), ABOUT);
         let second = question(0x0203, "WEB.Default", 1);
-        assert_eq!(given.find(7, &second), Some(reply(&second, &[9], 5)));
-        assert_eq!(given.find(7, &question(1, "web.default", 28)), None);
-        assert_eq!(given.find(7, &question(1, "web.defaulT2", 1)), None);
+        assert_eq!(given.find(&second), Some(reply(&second, &[9], 5)));
+        assert_eq!(given.find(&question(1, "web.default", 28)), None);
+        assert_eq!(given.find(&question(1, "web.defaulT2", 1)), None);
     }
 
     #[test]
-    fn after_a_change_nothing_old_is_given() {
+    fn after_a_change_of_what_it_was_made_from_nothing_old_is_given() {
         let mut given = Given::new();
         let question = question(1, "web", 1);
-        given.keep(7, &question, &reply(&question, &[9], 5), ABOUT);
-        assert_eq!(given.find(8, &question), None);
+        given.keep(&question, &reply(&question, &[9], 5), ABOUT);
+        given.zone.add_namespace("other");
+        given.zone.set_service(service("default", "other"));
+        assert!(given.find(&question).is_some(), "others do not matter");
+        given.zone.set_service(service("default", "web"));
+        assert_eq!(given.find(&question), None);
     }
 
     #[test]
@@ -397,16 +431,16 @@ mod tests {
             ..ABOUT
         };
         given.client = "one";
-        given.keep(7, &question, &reply(&question, &[1], 5), about);
+        given.keep(&question, &reply(&question, &[1], 5), about);
         given.client = "two";
-        given.keep(7, &question, &reply(&question, &[2], 5), about);
+        given.keep(&question, &reply(&question, &[2], 5), about);
         for (client, address) in [("one", 1), ("two", 2)] {
             given.client = client;
             let answer = Some(reply(&question, &[address], 5));
-            assert_eq!(given.find(7, &question), answer);
+            assert_eq!(given.find(&question), answer);
         }
         given.client = "three";
-        assert_eq!(given.find(7, &question), None);
+        assert_eq!(given.find(&question), None);
     }
 
     #[test]
@@ -420,24 +454,24 @@ mod tests {
             until: Some(given.now + Duration::from_secs(20)),
             ..ABOUT
         };
-        given.keep(7, &question, &whole, about);
+        given.keep(&question, &whole, about);
         given.now += Duration::from_millis(3900);
-        let aged = given.find(7, &question).expect("kept");
+        let aged = given.find(&question).expect("kept");
         let end = whole.len() - PLAIN_OPT;
         assert_eq!((aged[end - 7], aged[end - 23]), (27, 27));
         assert_eq!(aged[end..], whole[end..], "OPT has no time to live");
         given.now += Duration::from_secs(17);
-        assert_eq!(given.find(7, &question), None);
+        assert_eq!(given.find(&question), None);
     }
 
     #[test]
     fn several_addresses_take_turns() {
         let mut given = Given::new();
         let first = question(0, "db", 1);
-        given.keep(7, &first, &reply(&first, &[1, 2, 3], 5), ABOUT);
+        given.keep(&first, &reply(&first, &[1, 2, 3], 5), ABOUT);
         for (id, order) in [(0, [1, 2, 3]), (1, [2, 3, 1]), (5, [3, 1, 2])] {
             let question = question(id, "db", 1);
-            assert_eq!(given.find(7, &question), Some(reply(&question, &order, 5)));
+            assert_eq!(given.find(&question), Some(reply(&question, &order, 5)));
         }
     }
 
@@ -452,12 +486,12 @@ mod tests {
             bytes[7] += 1;
             bytes
         };
-        given.keep(7, &first, &with_alias(&first, &[1, 2]), ABOUT);
+        given.keep(&first, &with_alias(&first, &[1, 2]), ABOUT);
         let second = question(1, "db", 1);
-        assert_eq!(given.find(7, &second), Some(with_alias(&second, &[2, 1])));
+        assert_eq!(given.find(&second), Some(with_alias(&second, &[2, 1])));
         let none = question(0, "none", 1);
-        given.keep(7, &none, &reply(&none, &[], 5), ABOUT);
-        assert_eq!(given.find(7, &none), Some(reply(&none, &[], 5)));
+        given.keep(&none, &reply(&none, &[], 5), ABOUT);
+        assert_eq!(given.find(&none), Some(reply(&none, &[], 5)));
     }
 
     #[test]
@@ -473,8 +507,8 @@ mod tests {
         // A cookie is another each time.
         others.push(with_edns(&plain, &[0, 10, 0, 2, 1, 2]));
         for question in others {
-            given.keep(0, &question, &reply(&plain, &[9], 5), ABOUT);
-            assert_eq!(given.find(0, &question), None, "{question:?}");
+            given.keep(&question, &reply(&plain, &[9], 5), ABOUT);
+            assert_eq!(given.find(&question), None, "{question:?}");
         }
     }
 
@@ -482,14 +516,14 @@ mod tests {
     fn memory_is_bounded_and_what_is_asked_for_stays() {
         let mut given = Given::new();
         let wanted = question(1, "wanted", 1);
-        given.keep(0, &wanted, &reply(&wanted, &[9], 5), ABOUT);
-        for n in 0..5 * KEPT {
+        given.keep(&wanted, &reply(&wanted, &[9], 5), ABOUT);
+        for n in 0..5 * MANY {
             let question = question(1, &format!("n{n}"), 1);
-            given.keep(0, &question, &reply(&question, &[9], 5), ABOUT);
+            given.keep(&question, &reply(&question, &[9], 5), ABOUT);
             if n % 100 == 0 {
-                assert!(given.find(0, &wanted).is_some(), "{n}");
+                assert!(given.find(&wanted).is_some(), "{n}");
             }
         }
-        assert!(given.hot.young.len() + given.hot.old.len() <= 2 * KEPT);
+        assert!(given.hot.young.len() + given.hot.old.len() <= 2 * MANY);
     }
 }

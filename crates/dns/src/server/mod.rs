@@ -1,12 +1,13 @@
 //! The server: sockets, threads, limits.
 //!
-//! A few threads answer UDP, each with a socket of its own for every address
-//! (`SO_REUSEPORT`, the kernel spreads clients over them). It takes what has
-//! gathered by one system call and answers it by another. A question of ours,
-//! or one the cache knows, is answered by the thread that read it; one it has
-//! answered since the zone changed last, as it did then. The others go to one
-//! more thread, with an event loop, that also serves TCP.
+//! Each core has a thread that answers UDP, with a socket of its own for every
+//! address ([`cores`]). It takes what has gathered by one system call and answers
+//! it by another. A question of ours, or one the cache knows, is answered by the
+//! thread that read it; one it has answered since what it is made from changed
+//! last, as it did then. The others go to one more thread, with an event loop,
+//! that also serves TCP.
 
+mod cores;
 mod hot;
 mod tcp;
 mod udp;
@@ -14,7 +15,7 @@ mod udp;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
@@ -24,6 +25,7 @@ use hickory_proto::rr::{DNSClass, Name, RecordType};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::mpsc;
 
+use crate::basis::{Basis, Changes, Part, View};
 use crate::config::{Config, Forwarding};
 use crate::forward::{Flags, Forwarder, Known};
 use crate::journal::{Journal, Note};
@@ -33,6 +35,7 @@ use crate::message::{self, Request, Unusable, plain};
 use crate::metrics::{Metrics, Transport};
 use crate::resolver::{Pending, Purpose, Step, resolve};
 use crate::zone::Zone;
+use cores::Core;
 use hot::{About, Scope};
 
 /// Questions that may wait for the event loop, beside those it has taken up.
@@ -78,8 +81,8 @@ pub struct Shared {
     /// change to one Service: a copy of the zone for each change would cost what
     /// the zone costs.
     zone: RwLock<Zone>,
-    /// Changes with the zone and the servers in use, to be read without waiting.
-    version: AtomicU64,
+    /// What of the zone and the servers has changed, to be read without waiting.
+    changes: Arc<Changes>,
     ready: AtomicBool,
     forwarder: Arc<Forwarder>,
     limiter: Limiter,
@@ -91,9 +94,9 @@ pub struct Shared {
 enum Begun {
     /// Nothing is sent.
     Silence,
-    /// This is sent. With what is known of it: others may get it too, until the
-    /// zone changes.
-    Reply(Vec<u8>, Option<About>),
+    /// This is sent. With what is known of it: others may get it too, while what
+    /// it was made from holds.
+    Reply(Vec<u8>, Option<(About, Basis)>),
     /// Others have to be asked.
     Ask(Box<Job>),
 }
@@ -125,11 +128,12 @@ impl Shared {
     #[must_use]
     pub fn new(config: Config) -> Arc<Self> {
         let metrics = Arc::new(Metrics::default());
+        let zone = Zone::new();
         Arc::new(Self {
             forwarder: Arc::new(Forwarder::new(&config.forwarding, metrics.clone())),
             limiter: Limiter::new(config.client_rate),
-            zone: RwLock::new(Zone::new()),
-            version: AtomicU64::new(0),
+            changes: zone.changes().clone(),
+            zone: RwLock::new(zone),
             // A cache knows all it has to.
             ready: AtomicBool::new(!config.authoritative),
             metrics,
@@ -164,15 +168,7 @@ impl Shared {
 
     /// Changes the zone. Answers follow from the moment this returns.
     pub fn change<T>(&self, change: impl FnOnce(&mut Zone) -> T) -> T {
-        let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut zone);
-        self.version.fetch_add(1, Ordering::AcqRel);
-        result
-    }
-
-    /// Changes with every change of what answers are made from.
-    fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+        change(&mut self.zone.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Appends what stands for the search list that is walked for a client:
@@ -218,7 +214,7 @@ impl Shared {
     pub fn set_servers(&self, forwarding: &Forwarding) {
         let same = !self.config.authoritative;
         self.forwarder.set_servers(forwarding, same);
-        self.version.fetch_add(1, Ordering::AcqRel);
+        self.changes.count(Part::Servers);
     }
 
     /// Upstream servers that do not answer or lead back here, for people.
@@ -244,7 +240,7 @@ impl Shared {
 
     /// Answers a question as the server would answer `client`.
     pub async fn query(&self, name: &Name, kind: RecordType, client: Option<IpAddr>) -> Answer {
-        match self.step(name, kind, client) {
+        match self.step(name, kind, client).0 {
             Step::Done(answer) => answer,
             Step::Ask(pending) => {
                 let flags = Flags {
@@ -258,20 +254,26 @@ impl Shared {
         }
     }
 
-    fn step(&self, name: &Name, kind: RecordType, client: Option<IpAddr>) -> Step {
-        let step = self.read(|zone| resolve(zone, &self.config, name, kind, client));
+    /// The first step of a question, and what of the zone it was made from.
+    fn step(&self, name: &Name, kind: RecordType, client: Option<IpAddr>) -> (Step, Basis) {
+        let (step, basis) = self.read(|zone| {
+            let view = View::new(zone);
+            let step = resolve(&view, &self.config, name, kind, client);
+            (step, view.basis())
+        });
         // What is known already holds, what is not known may yet be.
         let unknown = match &step {
             Step::Done(answer) => answer.answers.is_empty(),
             Step::Ask(pending) => matches!(pending.purpose, Purpose::Search(_)),
         };
         if unknown && !self.is_ready() {
-            return Step::Done(Answer {
+            let answer = Answer {
                 reason: Reason::NotReady,
                 ..plain(ResponseCode::ServFail)
-            });
+            };
+            return (Step::Done(answer), basis);
         }
-        step
+        (step, basis)
     }
 
     /// Whether a client may ask one more question.
@@ -298,21 +300,25 @@ impl Shared {
         };
         let (name, kind) = (request.query.name(), request.query.query_type());
         self.metrics.request(transport, client.is_ipv4(), kind);
-        let step = match request.query.query_class() {
-            DNSClass::IN if is_refused(kind) => Step::Done(plain(ResponseCode::Refused)),
+        let other = match request.query.query_class() {
+            DNSClass::IN if is_refused(kind) => Some(plain(ResponseCode::Refused)),
             DNSClass::IN if kind == RecordType::HINFO && self.is_own_probe(name) => {
-                Step::Done(plain(ResponseCode::Refused))
+                Some(plain(ResponseCode::Refused))
             }
-            DNSClass::IN => self.step(name, kind, Some(client.ip())),
-            DNSClass::CH => Step::Done(message::chaos(&request)),
-            _ => Step::Done(plain(ResponseCode::Refused)),
+            DNSClass::IN => None,
+            DNSClass::CH => Some(message::chaos(&request)),
+            _ => Some(plain(ResponseCode::Refused)),
         };
-        let pending = match step {
-            Step::Done(answer) => {
+        if let Some(answer) = other {
+            let reply = self.reply(&request, &answer, client, transport, since);
+            return Begun::Reply(reply, None);
+        }
+        let (pending, basis) = match self.step(name, kind, Some(client.ip())) {
+            (Step::Done(answer), basis) => {
                 let reply = self.reply(&request, &answer, client, transport, since);
-                return Begun::Reply(reply, about(&answer, kind));
+                return Begun::Reply(reply, about(&answer, kind).map(|about| (about, basis)));
             }
-            Step::Ask(pending) => pending,
+            (Step::Ask(pending), basis) => (pending, basis),
         };
         // RFC 1035 4.1.1: who does not desire recursion is told what is known here.
         if !request.metadata.recursion_desired {
@@ -343,7 +349,7 @@ impl Shared {
                     completed: matches!(answer.reason, Reason::Search { .. }),
                 };
                 let lasts = matches!(answer.code, ResponseCode::NoError | ResponseCode::NXDomain);
-                Begun::Reply(reply, lasts.then_some(about))
+                Begun::Reply(reply, lasts.then_some((about, basis)))
             }
             None => Begun::Ask(Box::new(Job {
                 request,
@@ -464,8 +470,8 @@ fn is_refused(kind: RecordType) -> bool {
 pub struct Sockets {
     addresses: Vec<SocketAddr>,
     listeners: Vec<std::net::TcpListener>,
-    /// Those of each thread, one for each address.
-    datagrams: Vec<Vec<Arc<std::net::UdpSocket>>>,
+    /// The core of each thread, and its sockets, one for each address.
+    datagrams: Vec<(Core, Vec<Arc<std::net::UdpSocket>>)>,
 }
 
 impl Sockets {
@@ -478,7 +484,10 @@ impl Sockets {
         let mut sockets = Self {
             addresses: Vec::new(),
             listeners: Vec::new(),
-            datagrams: vec![Vec::new(); config.threads.max(1)],
+            datagrams: cores::usable(config.threads)
+                .into_iter()
+                .map(|core| (core, Vec::new()))
+                .collect(),
         };
         for address in &config.listen {
             // TCP first: where the port is left to the kernel, UDP gets the same.
@@ -490,8 +499,8 @@ impl Sockets {
             let address = listener.local_addr().map_err(Error::Start)?;
             sockets.listeners.push(listener);
             sockets.addresses.push(address);
-            for thread in &mut sockets.datagrams {
-                let socket = udp::listen(address).map_err(|source| Error::Listen {
+            for (core, thread) in &mut sockets.datagrams {
+                let socket = udp::listen(address, *core).map_err(|source| Error::Listen {
                     address,
                     transport: "UDP",
                     source,
@@ -538,7 +547,8 @@ impl Sockets {
                 })
                 .map_err(Error::Start)?,
         );
-        for (number, sockets) in self.datagrams.into_iter().enumerate() {
+        let kept = hot::KEPT / self.datagrams.len();
+        for (core, sockets) in self.datagrams {
             let (shared, jobs, holder, stop) = (
                 shared.clone(),
                 jobs.clone(),
@@ -547,9 +557,10 @@ impl Sockets {
             );
             server.threads.push(
                 std::thread::Builder::new()
-                    .name(format!("dns-udp-{number}"))
+                    .name(format!("dns-udp-{core}"))
                     .spawn(move || {
-                        udp::serve(&shared, &sockets, &stop, &jobs);
+                        core.stay();
+                        udp::serve(&shared, &sockets, &stop, &jobs, kept);
                         drop(holder);
                     })
                     .map_err(Error::Start)?,

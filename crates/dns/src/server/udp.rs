@@ -11,9 +11,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
+use super::cores::Core;
 use super::hot::Hot;
 use super::tcp::UdpJob;
 use super::{Begun, Shared};
+use crate::basis::Part;
 use crate::metrics::Transport;
 
 /// The largest datagram of a client worth reading; more is cut and does not parse.
@@ -23,8 +25,8 @@ const TURNS: usize = 4;
 /// Asked of the kernel: room for a burst of a few thousand questions.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// A socket at `address`, one of several.
-pub(super) fn listen(address: SocketAddr) -> io::Result<UdpSocket> {
+/// A socket at `address`, one of several: for what is sent on `core`.
+pub(super) fn listen(address: SocketAddr, core: Core) -> io::Result<UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
@@ -34,6 +36,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_reuse_port(true)?;
     // Less is given where the system's limit is lower.
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    core.prefer(&socket)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
 }
@@ -51,19 +54,20 @@ pub(super) fn prepare(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// Answers until `stop` is signalled.
+/// Answers until `stop` is signalled. About twice `kept` answers are kept ready.
 pub(super) fn serve(
     shared: &Shared,
     sockets: &[Arc<UdpSocket>],
     stop: &OwnedFd,
     jobs: &mpsc::Sender<UdpJob>,
+    kept: usize,
 ) {
     let mut desk = Desk {
         shared,
         jobs,
         inbox: Inbox::new(LARGEST),
         outbox: Outbox::default(),
-        hot: Hot::default(),
+        hot: Hot::new(kept),
     };
     let mut fds: Vec<PollFd<'_>> = std::iter::once(PollFd::new(stop, PollFlags::IN))
         .chain(
@@ -130,21 +134,23 @@ impl Desk<'_> {
         if !shared.admits(client, since) {
             return;
         }
-        // Read before the zone is: an answer made from an older zone is not kept.
-        let version = shared.version();
+        // Read before the client's search list is: an answer made with another list
+        // than it was looked for with is not kept.
+        let lists = || shared.changes.of(Part::Pods);
+        let before = lists();
         let class = |key: &mut Vec<u8>| shared.class(client.ip(), key);
-        let again = self
-            .outbox
-            .add(peer, |out| hot.find(version, question, since, class, out));
+        let again = self.outbox.add(peer, |out| {
+            hot.find(&shared.changes, question, since, class, out)
+        });
         if let Some(about) = again {
             shared.answered_again(client, about, since);
             return;
         }
         let reply = match shared.begin(question, client, Transport::Udp, since) {
             Begun::Silence => return,
-            Begun::Reply(reply, about) => {
-                if let Some(about) = about {
-                    hot.keep(&reply, about, since);
+            Begun::Reply(reply, lasting) => {
+                if let Some((about, basis)) = lasting.filter(|_| lists() == before) {
+                    hot.keep(&reply, about, basis, since);
                 }
                 reply
             }

@@ -46,7 +46,7 @@ proptest! {
             let zone = podwire_dns::Zone::new();
             let config = config();
             for kind in [RecordType::A, RecordType::SRV, RecordType::PTR, RecordType::ANY] {
-                let _ = podwire_dns::lookup(&zone, &config, &name, kind);
+                let _ = podwire_dns::lookup(&podwire_dns::View::new(&zone), &config, &name, kind);
             }
         }
     }

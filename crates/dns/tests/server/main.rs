@@ -4,6 +4,7 @@
 mod support;
 
 mod churn;
+mod cores;
 mod forwarding;
 mod hostile;
 mod transport;

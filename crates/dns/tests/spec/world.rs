@@ -126,7 +126,13 @@ impl World {
 
     pub(crate) fn step(&self, question: &str, kind: RecordType, client: Option<&str>) -> Step {
         let client = client.map(|client| client.parse().expect("an address"));
-        resolve(&self.zone, &self.config, &name(question), kind, client)
+        resolve(
+            &podwire_dns::View::new(&self.zone),
+            &self.config,
+            &name(question),
+            kind,
+            client,
+        )
     }
 
     /// The answer: the code unless it is NOERROR, then the records of the answer
