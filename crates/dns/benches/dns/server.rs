@@ -90,7 +90,7 @@ fn change(shared: &Shared, toggles: &Receiver<String>) {
                 Ok(_) => break,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            let first = if count / SERVICES % 2 == 0 {
+            let first = if (count / SERVICES).is_multiple_of(2) {
                 0x0c00_0000
             } else {
                 0x0b00_0000

@@ -6,5 +6,6 @@ mod support;
 mod churn;
 mod cores;
 mod forwarding;
+mod freshness;
 mod hostile;
 mod transport;
