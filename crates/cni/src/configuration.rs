@@ -399,6 +399,38 @@ struct CniArgs {
     mac: Option<String>,
 }
 
+/// Keys of the reference plugins that make a difference which podwire does not make:
+/// who moves over must not believe that it does.
+const NOT_DONE: [&str; 6] = [
+    "vlan",
+    "vlanTrunk",
+    "macspoofchk",
+    "promiscMode",
+    "disableContainerInterface",
+    "ipMasq",
+];
+
+/// Refuses what is switched on of [`NOT_DONE`].
+fn refuse_not_done(configuration: &Value) -> Result<(), Error> {
+    let on = |value: &Value| match value {
+        Value::Null => false,
+        Value::Bool(on) => *on,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(_) => true,
+    };
+    for key in NOT_DONE {
+        if let Some(value) = configuration.get(key).filter(|value| on(value)) {
+            return Err(Error::Unsupported {
+                key,
+                value: format!("{value} (podwire-cni does nothing of the kind; remove the key)"),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// The version a configuration asks for; 0.1.0 when it names none.
 pub fn version_of(configuration: &Value) -> Result<Version, Error> {
     match configuration.get("cniVersion") {
@@ -464,6 +496,7 @@ impl Configuration {
             ));
         }
         let network = Network::parse(&value)?;
+        refuse_not_done(&value)?;
         let raw: Raw =
             serde_json::from_value(value).map_err(|error| Error::Decode(error.to_string()))?;
         let attach =

@@ -320,6 +320,42 @@ fn resolv_conf_is_read_as_host_local_reads_it() {
 }
 
 #[test]
+fn a_pods_loopback_is_as_the_reference_plugin_makes_it_in_either_order() {
+    let node = Node::new();
+    let loopback = json!({"cniVersion": "1.0.0", "name": "lo", "type": "loopback"});
+    let own = node.configuration("routed");
+    let of = |pod: &Pod| {
+        let shown = ip(&pod.namespace, "address show lo")[0].clone();
+        let addresses: Vec<_> = shown["addr_info"].as_array().unwrap().iter().collect();
+        let addresses: Vec<_> = addresses.iter().map(|a| a["local"].clone()).collect();
+        (shown["flags"].clone(), addresses)
+    };
+    let pods = ["ours", "theirs", "before", "after"].map(Pod::new);
+    let run_loopback = |command: &str, pod: &Pod| {
+        let path = pod.path();
+        let mut variables = variables(command, pod, &path);
+        variables[3].1 = "lo";
+        run(&node, "loopback", &loopback, &variables).ok()
+    };
+    for (pod, order) in pods.iter().zip(["o", "l", "lo", "ol"]) {
+        for plugin in order.chars() {
+            match plugin {
+                'l' => drop(run_loopback("ADD", pod)),
+                _ => drop(node.call("ADD", &own, pod).ok()),
+            }
+        }
+        assert_eq!(of(pod), of(&pods[0]), "{order}");
+    }
+    assert_eq!(of(&pods[0]).1, [json!("127.0.0.1"), json!("::1")]);
+    // Theirs takes it down; what is ours goes all the same.
+    run_loopback("DEL", &pods[2]);
+    for pod in &pods {
+        node.call("DEL", &own, pod).ok();
+    }
+    node.assert_clean();
+}
+
+#[test]
 fn routed_reaches_what_ptp_reaches_with_the_same_addresses() {
     let (ours, theirs) = (Node::new(), Node::new());
     let (pod, other) = (Pod::new("one"), Pod::new("one"));

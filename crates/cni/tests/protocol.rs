@@ -127,6 +127,13 @@ fn errors_have_the_specifications_codes_and_name_what_is_wrong() {
     for (configuration, code, words) in [
         (with("cniVersion", json!("7.0.0")), 1, "7.0.0"),
         (with("attach", json!("teleport")), 2, "attach"),
+        (
+            with("vlan", json!(100)),
+            2,
+            "vlan in the network configuration: 100",
+        ),
+        (with("macspoofchk", json!(true)), 2, "macspoofchk"),
+        (with("ipMasq", json!(true)), 2, "ipMasq"),
         (json!([1]), 6, "configuration"),
         (with("mtu", json!("big")), 6, "big"),
         (with("name", json!("../up")), 7, "name"),
