@@ -429,6 +429,37 @@ fn a_udp_conversation_follows_its_endpoints() {
 }
 
 #[test]
+fn a_restart_ends_udp_conversations_with_endpoints_that_went_meanwhile_and_no_others() {
+    let mut stage = Stage::new(Attach::Routed);
+    stage.endpoints(&[0]);
+    let clients = SIDES.map(|(cluster, _, _)| {
+        let client = keep_asking(&stage.world.pods[2], at(cluster, 80));
+        assert_eq!(ask_again(&client).expect("an answer").0, "pod0");
+        client
+    });
+    for (pod, name, ended) in [(0, "pod0", 0), (1, "pod1", clients.len())] {
+        let facts = stage.world.facts();
+        stage.proxy = stage
+            .world
+            .node
+            .namespace
+            .run(|| Proxy::start(facts))
+            .expect("entered")
+            .expect("root");
+        stage.proxy.service_changed(web());
+        for (slice_name, address) in [("web-4", pod4(pod)), ("web-6", pod6(pod))] {
+            let slice = slice("web", slice_name, &[&address], 8080);
+            stage.proxy.endpoint_slice_changed(&slice);
+        }
+        let stats = stage.proxy.sync().expect("the kernel takes it");
+        assert_eq!(stats.conversations, ended, "{name}");
+        for client in &clients {
+            assert_eq!(ask_again(client).expect("an answer").0, name);
+        }
+    }
+}
+
+#[test]
 fn an_open_connection_outlives_its_endpoint_and_the_proxy() {
     let mut stage = Stage::new(Attach::Routed);
     let listener = stage.world.pods[0]

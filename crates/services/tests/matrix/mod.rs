@@ -33,14 +33,10 @@ struct Stage {
 impl Stage {
     fn new(settings: ProxySettings, attach: Attach) -> Self {
         let world = World::with(attach, 2);
-        for (plan, v6, nodad) in [(&PLANS[0], "", ""), (&PLANS[1], "-6 ", "nodad")] {
-            let (node, remote, outside) = (plan.node, plan.remote, plan.outside);
-            world
-                .outside
-                .ip(&format!("{v6}addr add {remote} dev lo {nodad}"));
-            world
-                .node
-                .ip(&format!("{v6}route add {remote} via {outside}"));
+        let (mut on_node, mut outside) = (Vec::new(), Vec::new());
+        for (plan, nodad) in [(&PLANS[0], ""), (&PLANS[1], "nodad")] {
+            outside.push(format!("addr add {} dev lo {nodad}", plan.remote));
+            on_node.push(format!("route add {} via {}", plan.remote, plan.outside));
             for to in [
                 (plan.pod)(0),
                 (plan.pod)(1),
@@ -48,9 +44,11 @@ impl Stage {
                 plan.load_balancer.into(),
                 plan.external.into(),
             ] {
-                world.outside.ip(&format!("{v6}route add {to} via {node}"));
+                outside.push(format!("route add {to} via {}", plan.node));
             }
         }
+        world.outside.ip_batch(&outside);
+        world.node.ip_batch(&on_node);
         // Refusals come as fast as they are asked for.
         world.node.set("net/ipv4/icmp_ratelimit", "0");
         world.node.set("net/ipv6/icmp/ratelimit", "0");
@@ -220,10 +218,10 @@ fn ask_udp(to: SocketAddr, patience: Duration, port: u16) -> std::io::Result<Str
     }
 }
 
-/// All cells of a row. What is dropped is waited for at the same time.
+/// All cells of a row. What gives no answer is waited for at the same time.
 fn cells(mode: ProxyMode, row: &Row, protocols: &'static [Protocol]) -> Vec<Outcome> {
     let one = |(protocol, plan)| look(mode, row, protocol, plan);
-    if row.rule() != Outcome::Silence {
+    if matches!(row.rule(), Outcome::Answered(_)) {
         return columns(protocols).map(one).collect();
     }
     std::thread::scope(|scope| {

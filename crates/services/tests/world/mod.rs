@@ -2,8 +2,10 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several test binaries")]
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use linux::namespace::NetworkNamespace;
 use podwire_services::{
@@ -64,6 +66,45 @@ impl Space {
         self.command("ip", &arguments);
     }
 
+    /// Many lines by one process: in an emulated machine starting one takes long.
+    pub fn ip_batch(&self, lines: &[String]) {
+        let mut child = self
+            .namespace
+            .run(|| {
+                Command::new("ip")
+                    .args(["-batch", "-"])
+                    .stdin(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+            })
+            .expect("entered")
+            .expect("ip is installed");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        let written = stdin.write_all((lines.join("\n") + "\n").as_bytes());
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{lines:#?}: {said}");
+        written.expect("ip reads all lines");
+    }
+
+    /// Waits until the kernel has taken up an IPv6 address: it notices a link's
+    /// carrier in the background, and drops what comes and goes before.
+    fn wait_for(&self, address: &str) {
+        let address: std::net::Ipv6Addr = address.parse().expect("a literal");
+        let text: String = address.octets().map(|byte| format!("{byte:02x}")).concat();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let route = format!("{text} 80 ");
+        let is_there = || {
+            let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route");
+            routes.is_ok_and(|routes| routes.lines().any(|line| line.starts_with(&route)))
+        };
+        while !self.namespace.run(is_there).expect("entered") {
+            assert!(Instant::now() < deadline, "{address} is not taken up");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub fn set(&self, path: &str, value: &str) {
         self.namespace
             .run(|| std::fs::write(format!("/proc/sys/{path}"), value))
@@ -120,62 +161,89 @@ impl World {
         let outside = Space::new();
         node.set("net/ipv4/ip_forward", "1");
         node.set("net/ipv6/conf/all/forwarding", "1");
-        node.ip(&format!(
-            "link add eth0 type veth peer name eth0 netns {}",
-            outside.pid()
-        ));
-        for (space, v4, v6) in [(&node, NODE4, NODE6), (&outside, OUTSIDE4, OUTSIDE6)] {
-            space.ip(&format!("addr add {v4}/24 dev eth0"));
-            space.ip(&format!("addr add {v6}/64 dev eth0 nodad"));
-            space.ip("link set eth0 up");
-        }
-        node.ip(&format!("route add default via {OUTSIDE4}"));
-        node.ip(&format!("-6 route add default via {OUTSIDE6}"));
+        let spaces: Vec<Space> = (0..pods).map(|_| Space::new()).collect();
+        let end = |name: &str, space: &Space| {
+            let pid = space.pid();
+            format!("link add {name} type veth peer name eth0 netns {pid}")
+        };
+        let mut links = vec![end("eth0", &outside)];
         if attach == Attach::Bridge {
-            node.ip("link add pwbr0 type bridge");
-            node.set("net/ipv6/conf/pwbr0/accept_dad", "0");
-            node.ip(&format!("addr add {BRIDGE4}/24 dev pwbr0"));
-            node.ip(&format!("addr add {BRIDGE6}/64 dev pwbr0 nodad"));
-            node.ip("link set pwbr0 up");
+            links.push("link add pwbr0 type bridge".to_owned());
         }
-        let pods = (0..pods)
-            .map(|n| {
-                let pod = Space::new();
-                node.ip(&format!(
-                    "link add pw{n} type veth peer name eth0 netns {}",
-                    pod.pid()
-                ));
-                match attach {
-                    Attach::Routed => {
-                        pod.ip(&format!("addr add {}/32 dev eth0", pod4(n)));
-                        pod.ip(&format!("addr add {}/128 dev eth0 nodad", pod6(n)));
-                        pod.ip("link set eth0 up");
-                        node.ip(&format!("addr add 169.254.1.1/32 dev pw{n}"));
-                        node.ip(&format!("addr add fe80::1/64 dev pw{n} nodad"));
-                        node.ip(&format!("link set pw{n} up"));
-                        pod.ip("route add 169.254.1.1 dev eth0");
-                        pod.ip("route add default via 169.254.1.1");
-                        pod.ip("-6 route add default via fe80::1 dev eth0");
-                        node.ip(&format!("route add {}/32 dev pw{n}", pod4(n)));
-                        node.ip(&format!("-6 route add {}/128 dev pw{n}", pod6(n)));
-                    }
-                    Attach::Bridge => {
-                        node.ip(&format!("link set pw{n} master pwbr0"));
-                        node.ip(&format!("link set pw{n} type bridge_slave hairpin on"));
-                        node.ip(&format!("link set pw{n} up"));
-                        pod.ip(&format!("addr add {}/24 dev eth0", pod4(n)));
-                        pod.ip(&format!("addr add {}/64 dev eth0 nodad", pod6(n)));
-                        pod.ip("link set eth0 up");
-                        pod.ip(&format!("route add default via {BRIDGE4}"));
-                        pod.ip(&format!("-6 route add default via {BRIDGE6}"));
-                    }
+        links.extend(
+            spaces
+                .iter()
+                .enumerate()
+                .map(|(n, pod)| end(&format!("pw{n}"), pod)),
+        );
+        let uplink = |v4: &str, v6: &str| {
+            [
+                format!("addr add {v4}/24 dev eth0"),
+                format!("addr add {v6}/64 dev eth0 nodad"),
+                "link set eth0 up".to_owned(),
+            ]
+        };
+        // The node's end is up before the other gets its carrier.
+        links.extend(uplink(NODE4, NODE6));
+        node.ip_batch(&links);
+        if attach == Attach::Bridge {
+            node.set("net/ipv6/conf/pwbr0/accept_dad", "0");
+        }
+        outside.ip_batch(&uplink(OUTSIDE4, OUTSIDE6));
+        let mut on_node = Vec::new();
+        on_node.push(format!("route add default via {OUTSIDE4}"));
+        on_node.push(format!("route add default via {OUTSIDE6}"));
+        if attach == Attach::Bridge {
+            on_node.push(format!("addr add {BRIDGE4}/24 dev pwbr0"));
+            on_node.push(format!("addr add {BRIDGE6}/64 dev pwbr0 nodad"));
+            on_node.push("link set pwbr0 up".to_owned());
+        }
+        for (n, pod) in spaces.iter().enumerate() {
+            let (v4, v6) = (pod4(n), pod6(n));
+            let up = "link set eth0 up".to_owned();
+            match attach {
+                Attach::Routed => {
+                    pod.ip_batch(&[
+                        format!("addr add {v4}/32 dev eth0"),
+                        format!("addr add {v6}/128 dev eth0 nodad"),
+                        up,
+                        "route add 169.254.1.1 dev eth0".to_owned(),
+                        "route add default via 169.254.1.1".to_owned(),
+                        "route add default via fe80::1 dev eth0".to_owned(),
+                    ]);
+                    on_node.extend([
+                        format!("addr add 169.254.1.1/32 dev pw{n}"),
+                        format!("addr add fe80::1/64 dev pw{n} nodad"),
+                        format!("link set pw{n} up"),
+                        format!("route add {v4}/32 dev pw{n}"),
+                        format!("route add {v6}/128 dev pw{n}"),
+                    ]);
                 }
-                pod
-            })
-            .collect();
+                Attach::Bridge => {
+                    pod.ip_batch(&[
+                        format!("addr add {v4}/24 dev eth0"),
+                        format!("addr add {v6}/64 dev eth0 nodad"),
+                        up,
+                        format!("route add default via {BRIDGE4}"),
+                        format!("route add default via {BRIDGE6}"),
+                    ]);
+                    on_node.extend([
+                        format!("link set pw{n} master pwbr0"),
+                        format!("link set pw{n} type bridge_slave hairpin on"),
+                        format!("link set pw{n} up"),
+                    ]);
+                }
+            }
+        }
+        node.ip_batch(&on_node);
+        node.wait_for(NODE6);
+        outside.wait_for(OUTSIDE6);
+        for (n, pod) in spaces.iter().enumerate() {
+            pod.wait_for(&pod6(n));
+        }
         Self {
             node,
-            pods,
+            pods: spaces,
             outside,
         }
     }
