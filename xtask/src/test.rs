@@ -45,8 +45,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         lint()?;
     }
     let kubectl = setup::distribution_kubectl()?;
-    // The tests start the programs as a user would: they must be built first.
-    shell::run(shell::command("cargo", &["build", "--workspace", "--bins"]))?;
+    // The tests start the programs as a user would: they must be built first. With
+    // the tests: alone they are built with other features of their dependencies,
+    // and those would be compiled twice.
+    shell::run(shell::command(
+        "cargo",
+        &["build", "--workspace", "--bins", "--tests"],
+    ))?;
     let mut command = shell::command("cargo", &["nextest", "run", "--workspace"]);
     command.args(&options.filter);
     command.env("PODWIRE_KUBECTL_DEBIAN", kubectl);
