@@ -50,6 +50,9 @@ pub fn apply(gvk: &GroupVersionKind, object: &mut Value) {
         ("discovery.k8s.io", "v1", "EndpointSlice") => service::endpoint_slice(object),
         ("networking.k8s.io", "v1", "NetworkPolicy") => network_policy(object),
         ("networking.k8s.io", "v1", "IngressClass") => ingress_class(object),
+        ("rbac.authorization.k8s.io", "v1", "RoleBinding" | "ClusterRoleBinding") => {
+            role_binding(object);
+        }
         ("autoscaling", "v1", "Scale") => {
             set(child(object, "spec"), "replicas", json!(0));
         }
@@ -222,6 +225,20 @@ fn ingress_class(object: &mut Map<String, Value>) {
         && let Some(parameters) = existing(spec, "parameters")
     {
         set(parameters, "scope", json!("Cluster"));
+    }
+}
+
+fn role_binding(object: &mut Map<String, Value>) {
+    const GROUP: &str = "rbac.authorization.k8s.io";
+    set(child(object, "roleRef"), "apiGroup", json!(GROUP));
+    let subjects = object.get_mut("subjects").and_then(Value::as_array_mut);
+    for subject in subjects.into_iter().flatten() {
+        // A ServiceAccount is of the group without a name.
+        if let Some(subject) = subject.as_object_mut()
+            && ["User", "Group"].contains(&text(subject, "kind"))
+        {
+            set(subject, "apiGroup", json!(GROUP));
+        }
     }
 }
 

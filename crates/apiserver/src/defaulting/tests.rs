@@ -31,6 +31,24 @@ fn a_pod_gets_the_defaults_of_kubernetes() {
     );
 }
 
+#[test]
+fn what_a_binding_binds_is_of_the_group_of_access_rules() {
+    for kind in ["RoleBinding", "ClusterRoleBinding"] {
+        let binding = defaulted(
+            "rbac.authorization.k8s.io",
+            kind,
+            json!({
+                "roleRef": {"kind": "ClusterRole", "name": "view"},
+                "subjects": [{"kind": "User", "name": "u"}, {"kind": "ServiceAccount", "name": "s"}],
+            }),
+        );
+        let group = "rbac.authorization.k8s.io";
+        assert_eq!(binding["roleRef"]["apiGroup"], group);
+        assert_eq!(binding["subjects"][0]["apiGroup"], group);
+        assert_eq!(binding["subjects"][1]["apiGroup"], Value::Null);
+    }
+}
+
 #[rstest]
 #[case("nginx", "Always")]
 #[case("nginx:latest", "Always")]

@@ -42,6 +42,8 @@ const fn kind(
 const ALL: &[&str] = &["all"];
 const APPS: &str = "apps";
 const NETWORKING: &str = "networking.k8s.io";
+/// Kept, so that manifests apply as they are; nothing asks them who may do what.
+const RBAC: &str = "rbac.authorization.k8s.io";
 const EVENTS: &str = "events.k8s.io";
 
 const KINDS: &[Kind] = &[
@@ -156,6 +158,17 @@ const KINDS: &[Kind] = &[
         &[],
         NAMESPACED | GENERATION,
     ),
+    kind(RBAC, "ClusterRole", "clusterroles", &[], &[], 0),
+    kind(
+        RBAC,
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        &[],
+        &[],
+        0,
+    ),
+    kind(RBAC, "Role", "roles", &[], &[], NAMESPACED),
+    kind(RBAC, "RoleBinding", "rolebindings", &[], &[], NAMESPACED),
     kind(
         "apiextensions.k8s.io",
         "CustomResourceDefinition",

@@ -6,7 +6,9 @@ use super::unknown;
 use crate::resource::GroupVersionKind;
 use crate::validation::FieldError;
 use k8s_openapi::api::core::v1 as core_v1;
-use k8s_openapi::api::{apps, autoscaling, coordination, discovery, events, networking, policy};
+use k8s_openapi::api::{
+    apps, autoscaling, coordination, discovery, events, networking, policy, rbac,
+};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions;
 use k8s_openapi::apimachinery::pkg::apis::meta;
 use k8s_openapi::{ClusterResourceScope, ListableResource, NamespaceResourceScope, Resource};
@@ -147,6 +149,10 @@ impl Schemas {
         builder.namespaced::<networking::v1::Ingress>();
         builder.cluster::<networking::v1::IngressClass>();
         builder.namespaced::<coordination::v1::Lease>();
+        builder.cluster::<rbac::v1::ClusterRole>();
+        builder.cluster::<rbac::v1::ClusterRoleBinding>();
+        builder.namespaced::<rbac::v1::Role>();
+        builder.namespaced::<rbac::v1::RoleBinding>();
         builder.cluster::<apiextensions::v1::CustomResourceDefinition>();
         builder.body::<autoscaling::v1::Scale>("autoscaling", "v1", "Scale");
         builder.body::<core_v1::Binding>("", "v1", "Binding");

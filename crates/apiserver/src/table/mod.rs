@@ -191,7 +191,18 @@ fn built_in(gvk: &GroupVersionKind) -> Printer {
                 age(object, now),
             ]
         }),
-        ("apiextensions.k8s.io", "CustomResourceDefinition") => {
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
+            printer("Name,Role,Age", |object, now| {
+                let role = |field: &str| object["roleRef"][field].as_str().unwrap_or_default();
+                vec![
+                    name(object),
+                    string(Some(&format!("{}/{}", role("kind"), role("name")))),
+                    age(object, now),
+                ]
+            })
+        }
+        ("apiextensions.k8s.io", "CustomResourceDefinition")
+        | ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => {
             printer("Name,Created At", |object, _| {
                 vec![
                     name(object),

@@ -255,6 +255,8 @@ fn workloads(
 #[case("networking.k8s.io", "IngressClass", json!({"spec": {"controller": "a/b", "parameters": {"apiGroup": "g", "kind": "K", "name": "n"}}}),
     &["x", "a/b", "K.g/n", "5m30s"])]
 #[case("coordination.k8s.io", "Lease", json!({"spec": {"holderIdentity": "n"}}), &["x", "n", "5m30s"])]
+#[case("rbac.authorization.k8s.io", "ClusterRole", json!({"rules": []}), &["x", CREATED])]
+#[case("rbac.authorization.k8s.io", "RoleBinding", json!({"roleRef": {"kind": "Role", "name": "r"}}), &["x", "Role/r", "5m30s"])]
 #[case("apiextensions.k8s.io", "CustomResourceDefinition", json!({}), &["x", CREATED])]
 #[case("example.org", "Custom", json!({}), &["x", "5m30s"])]
 #[case("apps", "ControllerRevision", json!({"revision": 2, "metadata": {"ownerReferences": [

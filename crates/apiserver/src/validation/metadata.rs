@@ -97,6 +97,7 @@ fn name_rule(gvk: &GroupVersionKind) -> fn(&str) -> Vec<String> {
     match (gvk.group.as_str(), gvk.kind.as_str()) {
         ("", "Namespace") => names::label,
         ("", "Service") => names::label_1035,
+        ("rbac.authorization.k8s.io", _) => names::path_segment,
         _ => names::subdomain,
     }
 }

@@ -70,6 +70,11 @@ fn content(gvk: &GroupVersionKind, new: &Value, old: Option<&Value>, errors: &mu
         ("networking.k8s.io", "v1", "Ingress") => network::ingress(new, errors),
         ("networking.k8s.io", "v1", "IngressClass") => network::ingress_class(new, old, errors),
         ("coordination.k8s.io", "v1", "Lease") => node::lease(new, errors),
+        ("rbac.authorization.k8s.io", "v1", "RoleBinding" | "ClusterRoleBinding") => {
+            if let Some(old) = old {
+                immutable("roleRef", &old["roleRef"], &new["roleRef"], errors);
+            }
+        }
         ("autoscaling", "v1", "Scale") => {
             not_negative("spec.replicas", &new["spec"]["replicas"], errors);
         }

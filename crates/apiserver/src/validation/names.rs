@@ -55,6 +55,19 @@ pub(super) fn subdomain(text: &str) -> Vec<String> {
     check(is_subdomain(text), text.len(), 253, SUBDOMAIN)
 }
 
+/// What can stand between two slashes of a path, such as `system:node`
+/// (`IsValidPathSegmentName`, k8s.io/apimachinery).
+pub(super) fn path_segment(text: &str) -> Vec<String> {
+    if [".", ".."].contains(&text) {
+        return vec![format!("may not be '{text}'")];
+    }
+    ['/', '%']
+        .into_iter()
+        .filter(|letter| text.contains(*letter))
+        .map(|letter| format!("may not contain '{letter}'"))
+        .collect()
+}
+
 /// A subdomain after `*.`.
 pub(super) fn wildcard(text: &str) -> Vec<String> {
     let fits = text.strip_prefix("*.").is_some_and(is_subdomain);

@@ -83,6 +83,17 @@ fn names_by_kind(#[case] kind: &str, #[case] name: &str, #[case] expected: &[&st
     assert_create("", kind, json!({"metadata": {"name": name}}), expected);
 }
 
+#[rstest]
+#[case("system:node", &[])]
+#[case("Any Name", &[])]
+#[case("a/b%", &["metadata.name: Invalid value: \"a/b%\": may not contain '/'",
+    "metadata.name: Invalid value: \"a/b%\": may not contain '%'"])]
+#[case("..", &["metadata.name: Invalid value: \"..\": may not be '..'"])]
+fn names_of_roles(#[case] name: &str, #[case] expected: &[&str]) {
+    let role = json!({"metadata": {"name": name}, "rules": []});
+    assert_create("rbac.authorization.k8s.io", "ClusterRole", role, expected);
+}
+
 #[test]
 fn services_have_names_that_start_with_a_letter() {
     assert_create(
