@@ -583,21 +583,16 @@ fn in_front_of_another_dns_what_it_said_is_kept_and_nothing_is_without_an_answer
     // that takes the cluster's DNS over leaves its Service where it is.
     let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/");
     let agent = std::fs::read_to_string(format!("{deploy}podwire.yaml")).expect("it is there");
-    // A lab has no access control.
-    let agent: Vec<&str> = agent
-        .split("\n---\n")
-        .filter(|object| !object.contains("rbac.authorization.k8s.io/v1\nkind"))
-        .collect();
-    let checked = lab.kubectl_with(
-        "kubectl",
-        &["apply", "--dry-run=server", "-f", "-"],
-        &agent.join("\n---\n"),
-    );
+    let checked = lab.kubectl_with("kubectl", &["apply", "--dry-run=server", "-f", "-"], &agent);
     let checked = success("the agent's manifest", &checked);
-    assert!(
-        checked.contains("daemonset.apps/podwire created"),
-        "{checked}"
-    );
+    for object in [
+        "serviceaccount/podwire",
+        "clusterrole.rbac.authorization.k8s.io/podwire",
+        "clusterrolebinding.rbac.authorization.k8s.io/podwire",
+        "daemonset.apps/podwire",
+    ] {
+        assert!(checked.contains(&format!("{object} created")), "{checked}");
+    }
     let service =
         || lab.get(&["service", "kube-dns", "--namespace", "kube-system"])["spec"].clone();
     let before = service();
