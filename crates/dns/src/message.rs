@@ -1,7 +1,7 @@
 //! Questions and answers on the wire.
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, RData, Record};
+use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 
 use crate::lookup::Answer;
@@ -215,12 +215,14 @@ fn mix(records: &mut [Record], random: u16) {
     }
 }
 
-/// What the server says about itself in class CHAOS.
+/// What the server says about itself in class CHAOS: its version, as text.
 #[must_use]
 pub fn chaos(request: &Request) -> Answer {
     let name = request.query.name().to_ascii().to_ascii_lowercase();
-    let text = match name.as_str() {
-        "version.bind." | "version.server." => Some(concat!("podwire ", env!("CARGO_PKG_VERSION"))),
+    let text = match (name.as_str(), request.query.query_type()) {
+        ("version.bind." | "version.server.", RecordType::TXT | RecordType::ANY) => {
+            Some(concat!("podwire ", env!("CARGO_PKG_VERSION")))
+        }
         _ => None,
     };
     match text {

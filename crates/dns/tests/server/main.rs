@@ -8,4 +8,5 @@ mod cores;
 mod forwarding;
 mod freshness;
 mod hostile;
+mod limits;
 mod transport;

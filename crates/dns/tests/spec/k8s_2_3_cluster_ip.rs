@@ -29,7 +29,10 @@ fn world() -> World {
 #[case::other_type("web", MX, "NODATA")]
 #[case::no_such_service("other", A, "NXDOMAIN")]
 #[case::no_such_service_v6("other", AAAA, "NXDOMAIN")]
-#[case::wildcards_are_gone("*", A, "NXDOMAIN")]
+#[case::endpoint_by_hostname("one.web", A, "A 10.200.1.5")]
+#[case::endpoint_by_dashed_address("10-200-1-6.web", A, "A 10.200.1.6")]
+#[case::endpoint_by_dashed_address_v6("fd00-200-0-1--5.web", AAAA, "AAAA fd00:200:0:1::5")]
+#[case::endpoint_with_hostname_by_dashed_address("10-200-1-5.web", A, "NXDOMAIN")]
 fn s1_addresses(#[case] service: &str, #[case] kind: RecordType, #[case] expected: &str) {
     let question = format!("{service}.default.svc.cluster.local");
     assert_eq!(world().ask(&question, kind), expected);
