@@ -17,10 +17,9 @@ mod table;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use ipam::Store;
+use ipam::{Reservation, Store};
 use linux::conntrack::{self, Conntrack};
 use linux::nftables::{Batch, Element, Nftables, Value};
 use schemars::JsonSchema;
@@ -235,12 +234,11 @@ pub(crate) fn publish(
         add(&mut batch, &missing);
         Ok((!missing.is_empty()).then_some(batch))
     })?;
-    forget(mappings, pod, |mapping, connection| {
+    forget(&mut None, mappings, pod, |mapping, connection| {
         let target = (connection.reply.source, connection.reply.source_port);
         !pod.iter()
             .any(|pod| target == (*pod, mapping.container_port))
     })
-    .map(drop)
 }
 
 fn add(batch: &mut Batch, elements: &Elements) {
@@ -312,35 +310,71 @@ fn change(
     Err(linux::nftables::Error::GenerationChanged.into())
 }
 
-/// Closes the mappings of a pod; those that lead elsewhere by now stay. Returns
-/// sockets that take long to close.
-pub(crate) fn withdraw(mappings: &[Mapping], pod: &[IpAddr]) -> Result<Vec<OwnedFd>, Error> {
-    let ours = elements(mappings, pod, true);
-    if ours.is_empty() {
-        return Ok(Vec::new());
+/// Note of a reservation: its pod's mappings, as JSON.
+pub(crate) const NOTE: &str = "portMappings";
+
+/// The mappings of a pod.
+///
+/// # Errors
+///
+/// When its reservation's note cannot be read.
+pub(crate) fn of(reservation: &Reservation) -> Result<Vec<Mapping>, Error> {
+    match reservation.notes.get(NOTE) {
+        None => Ok(Vec::new()),
+        Some(ports) => serde_json::from_str(ports)
+            .map_err(|error| Error::Io(format!("cannot read the reservation's ports: {error}"))),
     }
-    let mut nftables = Nftables::open()?;
-    let generation = nftables.generation()?.id;
-    let mut first = Some(generation);
-    change(&mut nftables, |nftables, generation| {
-        let generation = generation.or(first.take());
-        let mut batch = table::batch(generation);
-        let mut any = false;
-        for (set, element, present) in find(nftables, &ours)? {
-            if present.is_some_and(|present| present.value == element.value) {
-                any = true;
-                batch.delete_elements(set, [element]);
+}
+
+/// Closes mappings of pods that are gone. Its sockets stay open until it ends:
+/// closing one makes the kernel wait until no packet can use what was deleted, for
+/// 10 to 20 ms, and every other change of rules with it.
+#[derive(Default)]
+pub(crate) struct Withdrawal {
+    nftables: Option<Nftables>,
+    conntrack: Option<Conntrack>,
+}
+
+impl Withdrawal {
+    /// Closes the mappings of pods with these addresses, in one transaction; those
+    /// that lead elsewhere by now stay.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the mappings are as they were then.
+    pub(crate) fn withdraw(&mut self, pods: &[(Vec<Mapping>, &[IpAddr])]) -> Result<(), Error> {
+        let mut ours = Elements::new();
+        for (mappings, pod) in pods {
+            for (set, elements) in elements(mappings, pod, true) {
+                ours.entry(set).or_default().extend(elements);
             }
         }
-        Ok(any.then_some(batch))
-    })?;
-    let conntrack = forget(mappings, pod, |_, connection| {
-        pod.contains(&connection.reply.source)
-    })?;
-    // Where there is no descriptor left, the socket is closed here and now.
-    let mut open: Vec<_> = nftables.as_fd().try_clone_to_owned().into_iter().collect();
-    open.extend(conntrack.and_then(|socket| socket.as_fd().try_clone_to_owned().ok()));
-    Ok(open)
+        if ours.is_empty() {
+            return Ok(());
+        }
+        let nftables = match &mut self.nftables {
+            Some(nftables) => nftables,
+            none => none.insert(Nftables::open()?),
+        };
+        let mut first = Some(nftables.generation()?.id);
+        change(nftables, |nftables, generation| {
+            let mut batch = table::batch(generation.or(first.take()));
+            let mut any = false;
+            for (set, element, present) in find(nftables, &ours)? {
+                if present.is_some_and(|present| present.value == element.value) {
+                    any = true;
+                    batch.delete_elements(set, [element]);
+                }
+            }
+            Ok(any.then_some(batch))
+        })?;
+        for (mappings, pod) in pods {
+            forget(&mut self.conntrack, mappings, pod, |_, connection| {
+                pod.contains(&connection.reply.source)
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Closes what leads to an address in `ranges` that nobody holds.
@@ -387,18 +421,17 @@ pub(crate) fn verify(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> 
 }
 
 /// Deletes the connections without a handshake that a change made wrong: the
-/// kernel would go on sending their packets where it sent the first. Returns the
-/// socket it needed.
+/// kernel would go on sending their packets where it sent the first.
 fn forget(
+    socket: &mut Option<Conntrack>,
     mappings: &[Mapping],
     pod: &[IpAddr],
     wrong: impl Fn(&Mapping, &conntrack::Connection) -> bool,
-) -> Result<Option<Conntrack>, Error> {
-    let mut used = None;
+) -> Result<(), Error> {
     for mapping in mappings.iter().filter(|m| m.protocol != Protocol::Tcp) {
-        let conntrack = match &mut used {
+        let conntrack = match &mut *socket {
             Some(conntrack) => conntrack,
-            None => used.insert(Conntrack::open()?),
+            none => none.insert(Conntrack::open()?),
         };
         for address in pod {
             let family = match address {
@@ -417,5 +450,5 @@ fn forget(
             }
         }
     }
-    Ok(used)
+    Ok(())
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use crate::attach::{self, Order, Remains, Shared};
 use crate::audit;
 use crate::configuration::{AttachMode, Configuration, DEFAULT_BRIDGE, Network, version_of};
 use crate::error::Error;
-use crate::hostports::{self, Mapping};
+use crate::hostports::{self, Withdrawal};
 use crate::log::{self, Level, Log};
 use crate::policy::{self, Gate, Question};
 use crate::reaper;
@@ -42,9 +41,6 @@ const NOTE_MAC: &str = "mac";
 const NOTE_LIMITED: &str = "limited";
 /// Note of a reservation: which pods share a cable (attach mode `direct`).
 pub(crate) const NOTE_PAIR: &str = "pair";
-/// Note of a reservation: the ports of the node that lead to the pod, as JSON.
-const NOTE_PORTS: &str = "portMappings";
-
 /// What is known of an order before it is carried out, for its log line.
 struct Context {
     /// The version of an error's JSON: the configuration's, once it is known.
@@ -320,7 +316,7 @@ fn notes(
     }
     if !configuration.port_mappings.is_empty() {
         let ports = json!(configuration.port_mappings).to_string();
-        notes.insert(NOTE_PORTS.to_owned(), ports);
+        notes.insert(hostports::NOTE.to_owned(), ports);
     }
     Ok(notes)
 }
@@ -403,19 +399,10 @@ fn delete(network: &Network, arguments: &Arguments) -> Result<(), Error> {
     drop(socket);
     // Also when there was nothing of this pod: a DEL that was killed is repeated,
     // and what it had set aside is nobody else's to think of.
-    if left.behind || !left.open.is_empty() || store.is_releasing()? {
-        reaper::start(&network.state, left.open)?;
+    if left || store.is_releasing()? {
+        reaper::start(&network.state)?;
     }
     Ok(())
-}
-
-/// The ports of the node that lead to a pod.
-fn mappings(reservation: &Reservation) -> Result<Vec<Mapping>, Error> {
-    match reservation.notes.get(NOTE_PORTS) {
-        None => Ok(Vec::new()),
-        Some(ports) => serde_json::from_str(ports)
-            .map_err(|error| Error::Io(format!("cannot read the reservation's ports: {error}"))),
-    }
 }
 
 /// The namespaces of an attachment.
@@ -426,16 +413,7 @@ struct Place<'a> {
     pod: Option<&'a NetworkNamespace>,
 }
 
-/// What taking an attachment out of use leaves to the background.
-#[derive(Default)]
-struct Left {
-    /// Whether the reaper has something to delete.
-    behind: bool,
-    /// Sockets that take long to close.
-    open: Vec<OwnedFd>,
-}
-
-/// Takes an attachment out of use.
+/// Takes an attachment out of use; whether the reaper has something to do then.
 fn remove(
     socket: &mut Socket,
     network: &Network,
@@ -443,11 +421,7 @@ fn remove(
     attachment: &Attachment,
     reservation: Option<&Reservation>,
     place: &Place<'_>,
-) -> Result<Left, Error> {
-    let mut left = Left::default();
-    if let Some(reservation) = reservation {
-        left.open = hostports::withdraw(&mappings(reservation)?, &reservation.addresses)?;
-    }
+) -> Result<bool, Error> {
     let cable = match reservation {
         Some(reservation) => Shared::of(store, reservation)?,
         None => None,
@@ -467,8 +441,7 @@ fn remove(
         namespace: place.pod,
     };
     let links = attach::detach(socket, &remains)?;
-    left.behind = store.retire(attachment)?.is_some() || links;
-    Ok(left)
+    Ok(store.retire(attachment)?.is_some() || links)
 }
 
 /// The namespace that an attachment was made in, if it lives on: the interface of
@@ -505,7 +478,7 @@ pub(crate) fn free(store: &Store, reservation: &Reservation) -> Result<(), Error
 /// Opens the ports of an attached pod again where the node has lost them; whether
 /// it had.
 pub(crate) fn reopen(root: &Path, store: &Store, reservation: &Reservation) -> Result<bool, Error> {
-    let mappings = mappings(reservation)?;
+    let mappings = hostports::of(reservation)?;
     if mappings.is_empty() {
         return Ok(false);
     }
@@ -531,7 +504,7 @@ pub(crate) fn reopen(root: &Path, store: &Store, reservation: &Reservation) -> R
         hostports::loopback::admit(&mut socket, &interface, &mappings, pod)?;
         if store.find(attachment)?.as_ref() != Some(reservation) {
             // Detached meanwhile.
-            hostports::withdraw(&mappings, pod)?;
+            Withdrawal::default().withdraw(&[(mappings, pod)])?;
         }
     }
     Ok(lost)

@@ -2,8 +2,12 @@
 //! (an RCU barrier of 20 to 30 ms), for many links as long as for one. So DEL
 //! takes a pod's links out of use and sets them aside: down, renamed, in a
 //! group of their own. A process in the background (a copy of the plugin's,
-//! [`linux::background`]), one at a time for each state directory, deletes the whole group with one request, then gives the
-//! addresses of its pods back, and begins anew if more came meanwhile.
+//! [`linux::background`]), one at a time for each state directory, closes the
+//! ports of the node that led to its pods in one transaction, deletes the whole
+//! group with one request, then gives the addresses back, and begins anew if more
+//! came meanwhile. A port leads nowhere from the moment the link is down; to be
+//! closed it waits for the process in the background, since changes of rules wait
+//! for the kernel's barriers too.
 //!
 //! What is set aside is in the kernel and in the state directory, not in a
 //! process: when the one in the background is killed, the next DEL, GC or ADD
@@ -17,7 +21,7 @@ use std::ffi::CStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -26,6 +30,7 @@ use linux::netlink::Socket;
 use linux::{background, link};
 
 use crate::error::Error;
+use crate::hostports::{self, Withdrawal};
 
 /// The group of links that are to be deleted: "pwx" and a zero.
 pub const GROUP: u32 = 0x7077_7800;
@@ -76,10 +81,24 @@ fn failed(error: &io::Error) -> Error {
 }
 
 /// Deletes what is set aside now; whether there was anything.
-fn work(root: &Path) -> Result<bool, Error> {
+fn work(root: &Path, ports: &mut Withdrawal) -> Result<bool, Error> {
     // Before the links: theirs are in the group by now.
     let retired = retired(root)?;
+    let pods: Vec<_> = retired
+        .iter()
+        .flat_map(|(_, retired)| retired)
+        .filter_map(|retired| retired.reservation.as_ref())
+        .filter_map(|pod| {
+            // A note that cannot be read must not hold up all others; GC finds
+            // ports by the addresses they lead to.
+            let mappings = hostports::of(pod).ok()?;
+            Some((mappings, pod.addresses.as_slice()))
+        })
+        .collect();
+    // Before their addresses are another pod's.
+    let closed = ports.withdraw(&pods);
     let links = delete_links()?;
+    closed?;
     for (store, retired) in &retired {
         store.free(retired)?;
     }
@@ -107,38 +126,33 @@ fn retired(root: &Path) -> Result<Vec<(Store, Vec<Releasing>)>, Error> {
 }
 
 /// Has what is set aside deleted in the background: by the process that is at
-/// it, else by a new one, in which `open` is closed. Where there can be none,
-/// deletes it here and now.
-pub(crate) fn start(root: &Path, open: Vec<OwnedFd>) -> Result<(), Error> {
+/// it, else by a new one. Where there can be none, deletes it here and now.
+pub(crate) fn start(root: &Path) -> Result<(), Error> {
     let Ok(turn) = Turn::open(root) else {
         return reap(root);
     };
-    // The other looks again after it has given its turn back.
-    let turn = turn.attempt()?.then_some(turn);
-    let mut keep: Vec<_> = open.iter().map(AsFd::as_fd).collect();
-    keep.extend(turn.as_ref().map(|turn| turn.file.as_fd()));
-    if keep.is_empty() {
+    if !turn.attempt()? {
+        // The other looks again after it has given its turn back.
         return Ok(());
     }
     // The new process has the turn from its first moment; the end of this one
     // does not give it back.
-    let started = background::run(&keep, || {
+    let started = background::run(&[turn.file.as_fd()], || {
         let _ = rustix::thread::set_name(NAME);
-        if let Some(turn) = &turn {
-            // What fails is left to the next one.
-            let _ = take(turn, root);
-        }
+        // What fails is left to the next one.
+        let _ = take(&turn, root);
     });
     match started {
-        Err(_) if turn.is_some() => work(root).map(drop),
-        _ => Ok(()),
+        Err(_) => work(root, &mut Withdrawal::default()).map(drop),
+        Ok(()) => Ok(()),
     }
 }
 
 /// What the process in the background does.
 fn take(turn: &Turn, root: &Path) -> Result<(), Error> {
+    let mut ports = Withdrawal::default();
     while turn.attempt()? {
-        work(root)?;
+        work(root, &mut ports)?;
         turn.file.unlock().map_err(|error| failed(&error))?;
         // Who came while the turn was taken left the work to this process.
         if !delete_links()? && retired(root)?.is_empty() {
@@ -154,9 +168,10 @@ fn take(turn: &Turn, root: &Path) -> Result<(), Error> {
 ///
 /// When the kernel or the state directory refuses.
 pub fn reap(root: &Path) -> Result<(), Error> {
+    let mut ports = Withdrawal::default();
     if let Ok(turn) = Turn::open(root) {
         turn.file.lock().map_err(|error| failed(&error))?;
-        return work(root).map(drop);
+        return work(root, &mut ports).map(drop);
     }
-    work(root).map(drop)
+    work(root, &mut ports).map(drop)
 }

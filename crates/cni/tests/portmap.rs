@@ -219,6 +219,7 @@ fn a_mapped_port_is_reached_from_everywhere_in_both_families(
 
     node.call("DEL", &configuration, &server).ok();
     assert_eq!(ask(&outside, "198.51.100.1:8080"), None);
+    node.settle();
     assert_eq!(elements(&node), 0);
 }
 
@@ -480,6 +481,7 @@ fn ports_are_opened_again_when_all_tables_were_flushed(#[case] mode: &str) {
     let reclaimed = reclaim();
     assert!(reclaimed.reopened.is_empty() && reclaimed.failures.is_empty());
     node.call("DEL", &configuration, &pods[0]).ok();
+    node.settle();
     assert_eq!(elements(&node), 0);
 }
 

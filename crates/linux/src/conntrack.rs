@@ -4,7 +4,6 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::netfilter::socket::{DumpEnd, NetfilterSocket};
 use crate::netfilter::wire::{Attributes, Message, NLM_F_ACK, NLM_F_DUMP, Writer};
@@ -132,12 +131,6 @@ pub struct Conntrack {
 
 const fn message(kind: u16) -> u16 {
     SUBSYSTEM << 8 | kind
-}
-
-impl AsFd for Conntrack {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
 }
 
 impl Conntrack {

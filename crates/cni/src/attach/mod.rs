@@ -380,7 +380,7 @@ fn make_cable(
             if let Some(left) = link::get(socket, &name)? {
                 let requests = link::retire_as(left.index, &reaper::aside_name(), reaper::GROUP);
                 attempt(socket, &requests)?;
-                reaper::start(&order.configuration.network.state, Vec::new())?;
+                reaper::start(&order.configuration.network.state)?;
             }
             socket.execute(&request)?;
         }
