@@ -1,6 +1,8 @@
 //! An early warning of a connection table that fills up: when it is full, the
 //! kernel drops the first packet of every new connection, and nothing says why.
+//! And how many packets conntrack gave up.
 
+use linux::conntrack::{self, Conntrack, Losses};
 use linux::sysctl::{Error, Setting};
 
 /// Connections tracked, and the most there may be, of one network namespace.
@@ -30,6 +32,23 @@ impl Fill {
             return 0;
         }
         self.count.saturating_mul(100) / self.limit
+    }
+}
+
+/// Reads what conntrack lost, over a connection that stays open.
+#[derive(Debug, Default)]
+pub(crate) struct LossReader {
+    connection: Option<Conntrack>,
+}
+
+impl LossReader {
+    /// Of the network namespace of the thread that called first.
+    pub(crate) fn read(&mut self) -> Result<Losses, conntrack::Error> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(Conntrack::open()?),
+        };
+        connection.losses()
     }
 }
 

@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
+use linux::conntrack::Losses;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -59,6 +61,8 @@ pub(crate) struct Metrics {
     pub(crate) repairs: Counter,
     /// Connections tracked, and the most there may be.
     pub(crate) connections: (Gauge, Gauge),
+    /// Packets conntrack could not enter, and those it dropped.
+    losses: (Counter, Counter),
 }
 
 impl Metrics {
@@ -90,6 +94,7 @@ impl Metrics {
             applications: Counter::default(),
             repairs: Counter::default(),
             connections: (Gauge::default(), Gauge::default()),
+            losses: (Counter::default(), Counter::default()),
         };
         metrics.registered()
     }
@@ -198,6 +203,16 @@ impl Metrics {
             "The most connections the kernel may track",
             self.connections.1.clone(),
         );
+        registry.register(
+            "podwire_conntrack_insert_failed",
+            "Connections conntrack did not enter: another had their addresses and ports",
+            self.losses.0.clone(),
+        );
+        registry.register(
+            "podwire_conntrack_dropped",
+            "Packets conntrack dropped: for that, or its table was full, or memory short",
+            self.losses.1.clone(),
+        );
         self
     }
 
@@ -229,6 +244,16 @@ impl Metrics {
     /// A change of endpoints is in force so many seconds after its trigger.
     pub(crate) fn programmed(&self, seconds: f64) {
         self.programming.observe(seconds);
+    }
+
+    /// What conntrack lost so far: the kernel's own counters.
+    pub(crate) fn lost(&self, losses: Losses) {
+        let Losses {
+            insert_failed,
+            dropped,
+        } = losses;
+        self.losses.0.inner().store(insert_failed, Relaxed);
+        self.losses.1.inner().store(dropped, Relaxed);
     }
 
     /// A health check was answered.

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::admin::Admin;
 use crate::cluster::{Cluster, Nodes, OwnState};
-use crate::conntrack_watch::{self, Fill};
+use crate::conntrack_watch::{self, Fill, LossReader};
 use crate::dns::{self, Dns};
 use crate::error::Error;
 use crate::event_writer::{self, About, Recorder};
@@ -268,6 +268,7 @@ async fn agent(
         health_checks,
         conntrack: conntrack_watch::Warning::default(),
         conntrack_problem: None,
+        losses: LossReader::default(),
     };
     core.run(&mut news, stop).await;
     Ok(())
@@ -330,6 +331,7 @@ struct Core {
     health_checks: watch::Sender<Wanted>,
     conntrack: conntrack_watch::Warning,
     conntrack_problem: Option<String>,
+    losses: LossReader,
 }
 
 impl Core {
@@ -526,7 +528,7 @@ impl Core {
         status.problems = problems;
     }
 
-    /// Warns in time of a connection table that fills up.
+    /// Warns in time of a connection table that fills up, and counts what was lost.
     fn look_at_connections(&mut self) {
         let fill = match Fill::read() {
             Ok(Some(fill)) => fill,
@@ -538,6 +540,10 @@ impl Core {
         };
         self.metrics.connections.0.set(fill.count);
         self.metrics.connections.1.set(fill.limit);
+        match self.losses.read() {
+            Ok(losses) => self.metrics.lost(losses),
+            Err(error) => tracing::debug!("what conntrack lost is not known: {error}"),
+        }
         if let Some(message) = self.conntrack.take(fill) {
             self.conntrack_problem = Some(message.clone());
             self.events.warn(event_writer::Warning {

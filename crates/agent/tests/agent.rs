@@ -147,6 +147,27 @@ impl Host {
         self.get_at("127.0.0.1:10256", path)
     }
 
+    /// Two clients with one port left for both: conntrack cannot enter the second.
+    fn lose_a_packet(&self) {
+        for command in [
+            "add table ip probe",
+            "add chain ip probe out { type nat hook postrouting priority 100 ; }",
+            "add rule ip probe out udp dport 2 snat to 127.0.0.1:5000",
+        ] {
+            run(&self.namespace, "nft", command);
+        }
+        let sent = self.namespace.run(|| {
+            [0, 1].map(|_| {
+                std::net::UdpSocket::bind("127.0.0.1:0")
+                    .expect("a port")
+                    .send_to(b"?", "127.0.0.1:2")
+                    .is_ok()
+            })
+        });
+        assert_eq!(sent.expect("enterable"), [true, false]);
+        run(&self.namespace, "nft", "delete table ip probe");
+    }
+
     fn get_at(&self, address: &str, path: &str) -> (u16, String) {
         self.namespace
             .run(|| {
@@ -390,6 +411,7 @@ fn a_kubeconfig_that_cannot_be_used_is_named() {
 #[test]
 fn nothing_is_promised_before_the_node_has_its_range() {
     let host = Host::new();
+    host.lose_a_packet();
     let agent = host.start();
     wait("health", || {
         host.namespace
@@ -419,11 +441,14 @@ fn nothing_is_promised_before_the_node_has_its_range() {
         (200, _) => Ok(()),
         (_, answer) => Err(answer),
     });
-    assert!(
-        host.get_at("127.0.0.1:10249", "/metrics")
-            .1
-            .contains("podwire_peers 1\n")
-    );
+    let (_, metrics) = host.get_at("127.0.0.1:10249", "/metrics");
+    for line in [
+        "podwire_peers 1\n",
+        "podwire_conntrack_insert_failed_total 1\n",
+        "podwire_conntrack_dropped_total 1\n",
+    ] {
+        assert!(metrics.contains(line), "{line}{metrics}");
+    }
     drop(agent);
 }
 

@@ -13,6 +13,8 @@ const SUBSYSTEM: u16 = 1;
 const MSG_NEW: u16 = 0;
 const MSG_GET: u16 = 1;
 const MSG_DELETE: u16 = 2;
+/// `IPCTNL_MSG_CT_GET_STATS_CPU`: what each core counted.
+const MSG_GET_STATS_CPU: u16 = 4;
 /// `IPCTNL_MSG_CT_GET_STATS`: of the whole table.
 const MSG_GET_STATS: u16 = 5;
 
@@ -33,6 +35,9 @@ pub enum Error {
     /// How full the table is could not be read.
     #[error("reading how full the conntrack table is: {0}")]
     Usage(#[source] io::Error),
+    /// What conntrack counted could not be read.
+    #[error("reading what conntrack counted: {0}")]
+    Losses(#[source] io::Error),
     /// Connections could not be listed.
     #[error("listing connections of protocol {protocol}: {source}")]
     List {
@@ -100,6 +105,18 @@ impl Usage {
         }
         f64::from(self.connections) / f64::from(self.limit)
     }
+}
+
+/// Packets conntrack gave up, of both families, since the network namespace was
+/// made. The kernel counts in 32 bits on each core and begins again at 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Firsts of connections that could not be entered: another was first with the
+    /// same addresses and ports, in one of the directions (`insert_failed`).
+    pub insert_failed: u64,
+    /// Packets dropped for that, or because the table was full or memory short
+    /// (`drop`).
+    pub dropped: u64,
 }
 
 /// IP version of connections to list.
@@ -289,6 +306,32 @@ impl Conntrack {
             .and_then(|answer| answer.map_err(|refusal| refusal.error()))
             .and_then(|()| usage.ok_or_else(|| io::ErrorKind::InvalidData.into()))
             .map_err(Error::Usage)
+    }
+
+    /// What was lost in this network namespace, all cores together.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn losses(&mut self) -> Result<Losses, Error> {
+        let sequence = self.socket.next_sequence();
+        let mut writer = Writer::default();
+        let kind = message(MSG_GET_STATS_CPU);
+        let open = writer.open_message(kind, NLM_F_DUMP, sequence, 0, 0);
+        writer.close_message(open);
+        let mut losses = Losses::default();
+        self.socket
+            .dump(&writer.bytes, sequence, |m| {
+                if m.kind == kind {
+                    let attributes = m.attributes();
+                    // CTA_STATS_INSERT_FAILED, CTA_STATS_DROP
+                    let count = |kind| u64::from(attributes.u32(kind).unwrap_or(0));
+                    losses.insert_failed += count(9);
+                    losses.dropped += count(10);
+                }
+            })
+            .and_then(|answer| answer.map_err(|refusal| refusal.error()))
+            .map_err(Error::Losses)?;
+        Ok(losses)
     }
 
     /// Deletes a connection; false if it was gone already.

@@ -4,7 +4,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 
-use podwire_linux::conntrack::{Conntrack, Family};
+use podwire_linux::conntrack::{Conntrack, Family, Losses};
 use podwire_linux::namespace::NetworkNamespace;
 use rstest::rstest;
 
@@ -92,6 +92,48 @@ fn connections_are_listed_and_deleted_one_by_one(
     let ports = clients.map(|client| client.local_addr().expect("bound").port());
     assert!(!left.contains(&format!("sport={}", ports[0])), "{left}");
     assert!(left.contains(&format!("sport={}", ports[1])), "{left}");
+}
+
+#[rstest]
+#[case::v4("127.0.0.1", "ip")]
+#[case::v6("::1", "ip6")]
+fn what_could_not_be_entered_is_counted(#[case] address: &str, #[case] family: &str) {
+    let namespace = NetworkNamespace::create().expect("tests need root");
+    run(&namespace, "ip", "link set lo up");
+    let mut conntrack = namespace
+        .run(Conntrack::open)
+        .expect("entered")
+        .expect("a kernel with ctnetlink");
+    assert_eq!(conntrack.losses().expect("readable"), Losses::default());
+    // Two clients with one port left for both: answers could not be told apart.
+    let address = bracketed(address);
+    for command in [
+        format!("add table {family} probe"),
+        format!("add chain {family} probe out {{ type nat hook postrouting priority 100 ; }}"),
+        format!("add rule {family} probe out udp dport 2 snat to {address}:5000"),
+    ] {
+        run(&namespace, "nft", &command);
+    }
+    let sent = namespace
+        .run(|| {
+            [0, 1].map(|_| {
+                UdpSocket::bind(format!("{address}:0"))
+                    .expect("a port")
+                    .send_to(b"?", format!("{address}:2"))
+                    .is_ok()
+            })
+        })
+        .expect("entered");
+    assert_eq!(sent, [true, false]);
+    let losses = conntrack.losses().expect("readable");
+    assert_eq!((losses.insert_failed, losses.dropped), (1, 1));
+    let witness = run(&namespace, "conntrack", "-S");
+    let failed: u64 = witness
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("insert_failed="))
+        .map(|count| count.parse::<u64>().expect("a number"))
+        .sum();
+    assert_eq!(failed, losses.insert_failed, "{witness}");
 }
 
 fn bracketed(address: &str) -> String {
