@@ -104,6 +104,7 @@ fn programming(sizes: &[usize], patience: Duration) -> anyhow::Result<()> {
         "podwire",
         "of it processor",
         "elements",
+        "restart",
         "nft -f",
         "times podwire",
     ];
@@ -136,6 +137,7 @@ fn programming(sizes: &[usize], patience: Duration) -> anyhow::Result<()> {
             ms(own.first),
             ms(own.processor),
             right(own.elements),
+            ms(own.adopted),
         ];
         let mut changed = vec![
             right(services),
@@ -174,6 +176,7 @@ fn programming(sizes: &[usize], patience: Duration) -> anyhow::Result<()> {
         change.add_row(changed);
     }
     println!("Rules from nothing (Services of three endpoints):\n{first}");
+    println!("restart: it finds all these rules, takes them over and changes nothing.");
     println!(
         "nft and iptables-restore: the same Services in kube-proxy's layouts, not finished or not \
          tried where that takes more than {} s.\n",

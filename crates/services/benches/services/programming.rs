@@ -1,4 +1,5 @@
-//! How long rules take: all of them from nothing, and one endpoint changed.
+//! How long rules take: all of them from nothing, taken over by a restart, and one
+//! endpoint changed.
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub(crate) struct Own {
     pub(crate) processor: Duration,
     /// Set elements sent.
     pub(crate) elements: usize,
+    /// A restart that finds them all: from its beginning to the kernel's answer.
+    pub(crate) adopted: Duration,
     /// From a slice to the kernel's answer.
     pub(crate) change: Times,
     /// Of it in the kernel: the same elements exchanged by a batch made before.
@@ -42,6 +45,16 @@ pub(crate) fn own(services: usize) -> anyhow::Result<Own> {
         let stats = proxy.sync()?;
         let first = started.elapsed();
         let processor = processor_time().saturating_sub(processor);
+        drop(proxy);
+        let started = Instant::now();
+        let mut proxy = Proxy::start(cluster::facts())?;
+        cluster::tell(&mut proxy, services);
+        let unchanged = proxy.sync()?;
+        let adopted = started.elapsed();
+        ensure!(
+            unchanged.elements == 0,
+            "a restart changes nothing: {unchanged:?}"
+        );
         let last = services - 1;
         let mut times = Vec::with_capacity(CHANGES);
         for generation in 1..=CHANGES {
@@ -56,6 +69,7 @@ pub(crate) fn own(services: usize) -> anyhow::Result<Own> {
             first,
             processor,
             elements: stats.elements,
+            adopted,
             change: Times::of(times),
             kernel: kernel(last)?,
         })
