@@ -486,6 +486,11 @@ impl Kernel {
             if wanted.answers {
                 Setting::of_interface(sysctl::Family::V6, name.as_str(), "proxy_ndp")
                     .write_if_present(1)?;
+                // For pods' packets it asks from its link-local address, and not at
+                // all while that waits for duplicates of it, up to two seconds. Its
+                // hardware address is of podwire's making and on no other node.
+                Setting::of_interface(sysctl::Family::V6, name.as_str(), "accept_dad")
+                    .write_if_present(0)?;
                 // Otherwise an answer on behalf of another waits up to 0.8 s.
                 for family in ["ipv4", "ipv6"] {
                     Setting::new(format!("{family}/neigh/{name}/proxy_delay"))

@@ -32,6 +32,21 @@ fn pods_of_all_nodes_reach_each_other(
     }
 }
 
+/// A forwarded packet's destination is asked for from the link-local address: while
+/// that is tentative (RFC 4862, section 5.4), not at all.
+#[test]
+fn the_bridge_of_multicast_asks_for_pods_from_its_first_moment() {
+    let mut cluster = Cluster::new(2);
+    cluster.set_all(&["vxlan-multicast"]);
+    cluster.apply_all();
+    let address = (0..1000).find_map(|_| {
+        let shown = cluster.hosts[0].ip("-6 -o address show dev pw-mcast-br scope link");
+        (!shown.is_empty()).then_some(shown)
+    });
+    let address = address.expect("the kernel makes one when the bridge is up");
+    assert!(!address.contains("tentative"), "{address}");
+}
+
 #[rstest]
 fn a_restart_adopts_everything(
     #[values("vxlan", "vxlan-gpe", "vxlan-multicast", "host-gw")] backend: &str,
