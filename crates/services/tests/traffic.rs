@@ -390,15 +390,20 @@ fn ask_again(socket: &UdpSocket) -> Answer {
     parse(&String::from_utf8_lossy(&buffer[..length]))
 }
 
+/// Clients of each family that the first pod has answered.
+fn conversations(stage: &Stage) -> [UdpSocket; SIDES.len()] {
+    SIDES.map(|(cluster, _, _)| {
+        let client = keep_asking(&stage.world.pods[2], at(cluster, 80));
+        assert_eq!(ask_again(&client).expect("an answer").0, "pod0");
+        client
+    })
+}
+
 #[test]
 fn a_udp_conversation_follows_its_endpoints() {
     let mut stage = Stage::new(Attach::Routed);
     stage.endpoints(&[0]);
-    let clients = SIDES.map(|(cluster, _, _)| {
-        let client = keep_asking(&stage.world.pods[2], at(cluster, 80));
-        assert_eq!(ask_again(&client).expect("an answer").0, "pod0");
-        client
-    });
+    let clients = conversations(&stage);
     stage.endpoints(&[1]);
     for client in &clients {
         assert_eq!(ask_again(client).expect("an answer").0, "pod1", "replaced");
@@ -455,11 +460,7 @@ fn a_udp_conversation_follows_its_endpoints() {
 fn a_restart_ends_udp_conversations_with_endpoints_that_went_meanwhile_and_no_others() {
     let mut stage = Stage::new(Attach::Routed);
     stage.endpoints(&[0]);
-    let clients = SIDES.map(|(cluster, _, _)| {
-        let client = keep_asking(&stage.world.pods[2], at(cluster, 80));
-        assert_eq!(ask_again(&client).expect("an answer").0, "pod0");
-        client
-    });
+    let clients = conversations(&stage);
     for (pod, name, ended) in [(0, "pod0", 0), (1, "pod1", clients.len())] {
         let facts = stage.world.facts();
         stage.proxy = stage
