@@ -341,7 +341,7 @@ impl Withdrawal {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses; the mappings are as they were then.
+    /// When the kernel refuses. It may be repeated.
     pub(crate) fn withdraw(&mut self, pods: &[(Vec<Mapping>, &[IpAddr])]) -> Result<(), Error> {
         let mut ours = Elements::new();
         for (mappings, pod) in pods {

@@ -41,6 +41,7 @@ const NOTE_MAC: &str = "mac";
 const NOTE_LIMITED: &str = "limited";
 /// Note of a reservation: which pods share a cable (attach mode `direct`).
 pub(crate) const NOTE_PAIR: &str = "pair";
+
 /// What is known of an order before it is carried out, for its log line.
 struct Context {
     /// The version of an error's JSON: the configuration's, once it is known.

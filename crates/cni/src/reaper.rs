@@ -1,6 +1,6 @@
 //! The slow end of DEL. Deleting a link makes the kernel wait for all readers
 //! (an RCU barrier of 20 to 30 ms), for many links as long as for one. So DEL
-//! takes a pod's links out of use and sets them aside: down, renamed, in a
+//! takes a pod's links out of use and sets them aside: down, in a
 //! group of their own. A process in the background (a copy of the plugin's,
 //! [`linux::background`]), one at a time for each state directory, closes the
 //! ports of the node that led to its pods in one transaction, deletes the whole
@@ -38,8 +38,8 @@ pub const GROUP: u32 = 0x7077_7800;
 /// Name of the process in the background, as `ps -c` shows it.
 const NAME: &CStr = c"podwire-reaper";
 
-/// A name for a link that is set aside: `pwx` and 12 hexadecimal digits that no
-/// other has. The names of pods' links are free for new ones at once.
+/// A name for a link that is set aside while its own is wanted by another: `pwx` and
+/// 12 hexadecimal digits that no other has.
 pub fn aside_name() -> String {
     // Seeded by the kernel's random numbers, as hash maps are.
     let random = RandomState::new().hash_one(std::process::id());

@@ -107,17 +107,16 @@ impl Stage {
         for n in 0..2 {
             serve(&world.pods[n], &format!("pod{n}"));
         }
-        let facts = world.facts();
-        let proxy = world
-            .node
-            .namespace
-            .run(|| Proxy::start(facts))
-            .expect("entered")
-            .expect("root");
+        let proxy = started(&world);
         let mut stage = Self { world, proxy };
         stage.proxy.service_changed(web());
         stage.endpoints(&[0, 1]);
         stage
+    }
+
+    /// A new run of the proxy takes over; it knows of no objects yet.
+    fn restart(&mut self) {
+        self.proxy = started(&self.world);
     }
 
     /// Makes these pods the endpoints of `web`.
@@ -132,6 +131,13 @@ impl Stage {
         }
         self.proxy.sync().expect("the kernel takes it");
     }
+}
+
+/// The proxy, on the node.
+fn started(world: &World) -> Proxy {
+    let facts = world.facts();
+    let proxy = world.node.namespace.run(|| Proxy::start(facts));
+    proxy.expect("entered").expect("root")
 }
 
 fn web() -> podwire_services::Service {
@@ -462,14 +468,7 @@ fn a_restart_ends_udp_conversations_with_endpoints_that_went_meanwhile_and_no_ot
     stage.endpoints(&[0]);
     let clients = conversations(&stage);
     for (pod, name, ended) in [(0, "pod0", 0), (1, "pod1", clients.len())] {
-        let facts = stage.world.facts();
-        stage.proxy = stage
-            .world
-            .node
-            .namespace
-            .run(|| Proxy::start(facts))
-            .expect("entered")
-            .expect("root");
+        stage.restart();
         stage.proxy.service_changed(web());
         for (slice_name, address) in [("web-4", pod4(pod)), ("web-6", pod6(pod))] {
             let slice = slice("web", slice_name, &[&address], 8080);
@@ -522,14 +521,7 @@ fn an_open_connection_outlives_its_endpoint_and_the_proxy() {
     exchange();
     let error = ask_tcp(&stage.world.pods[2], at("10.96.0.20", 90)).expect_err("no endpoint");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-    let facts = stage.world.facts();
-    stage.proxy = stage
-        .world
-        .node
-        .namespace
-        .run(|| Proxy::start(facts))
-        .expect("entered")
-        .expect("root");
+    stage.restart();
     exchange();
     // The new run knows of no Service: all of them go, the connection stays.
     stage.proxy.sync().expect("the kernel takes it");
