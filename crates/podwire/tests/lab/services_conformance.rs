@@ -184,6 +184,13 @@ fn patch(lab: &Lab, kind: &str, name: &str, change: &Value) {
     lab.kubectl(&["patch", kind, name, "--type=merge", "-p", &change]);
 }
 
+/// Tells a `switchable` pod, from its node, what to say of itself.
+fn set_ready(lab: &Lab, node: &str, pod: &str, ready: bool) {
+    let address = &lab.pod_addresses(pod)[0];
+    let target = url(address, 8080, &format!("/ready?ok={ready}"));
+    lab.node(node, &["curl", "-sS", "-X", "POST", &target]);
+}
+
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 enum From<'a> {
@@ -288,11 +295,7 @@ fn traffic_stays_near_and_goes_on_when_that_is_lost(lab: &Lab) {
         }
         answered_by(lab, From::Pod("client"), &targets[0], expected[0]);
     };
-    let first_is_ready = |ready: bool| {
-        let address = &lab.pod_addresses(NEAR_PODS[0])[0];
-        let target = url(address, 8080, &format!("/ready?ok={ready}"));
-        lab.node(NODES[0], &["curl", "-sS", "-X", "POST", &target]);
-    };
+    let first_is_ready = |ready: bool| set_ready(lab, NODES[0], NEAR_PODS[0], ready);
     let all: &[&str] = &NEAR_PODS;
     let own = [&NEAR_PODS[..1], &NEAR_PODS[1..2], &NEAR_PODS[2..]];
     let distribute = |wish: &Value| {
@@ -709,15 +712,18 @@ fn a_rolling_update_loses_no_connection(lab: &Lab) {
 }
 
 /// The controller says in slices what triggered a change, and agents measure from
-/// there.
+/// there. A change that no pod's condition triggered, as the end of a pod, leaves it
+/// out again: one that has a trigger is made here.
 fn programming_latency_is_measured(lab: &Lab) {
-    let slices = lab.get(&[
-        "endpointslices",
-        "-l",
-        "kubernetes.io/service-name=roll-local",
-    ]);
-    let trigger = &slices["items"][0]["metadata"]["annotations"]["endpoints.kubernetes.io/last-change-trigger-time"];
-    assert!(trigger.is_string(), "{slices}");
+    let [_, pod, _] = NEAR_PODS;
+    for ready in [false, true] {
+        set_ready(lab, NODES[1], pod, ready);
+        eventually(
+            &format!("{pod}'s slices name the trigger of ready: {ready}"),
+            PATIENCE,
+            || trigger_named(lab, "near", pod, ready),
+        );
+    }
     for node in NODES {
         let metrics = lab.node(node, &["curl", "-sS", "http://127.0.0.1:10249/metrics"]);
         let count = metrics
@@ -727,5 +733,26 @@ fn programming_latency_is_measured(lab: &Lab) {
             })
             .and_then(|count| count.parse::<u64>().ok());
         assert!(count > Some(0), "{node}: {count:?}");
+    }
+}
+
+/// Whether all slices of a Service hold the pod in that state, and the time of what
+/// made it so.
+fn trigger_named(lab: &Lab, service: &str, pod: &str, ready: bool) -> Result<(), String> {
+    let label = format!("kubernetes.io/service-name={service}");
+    let slices = lab.get(&["endpointslices", "-l", &label]);
+    let holds = |slice: &Value| {
+        let endpoints = slice["endpoints"].as_array();
+        slice["metadata"]["annotations"]["endpoints.kubernetes.io/last-change-trigger-time"]
+            .is_string()
+            && endpoints.into_iter().flatten().any(|endpoint| {
+                endpoint["targetRef"]["name"] == pod && endpoint["conditions"]["ready"] == ready
+            })
+    };
+    let slices_of_it = slices["items"].as_array().map_or(&[][..], Vec::as_slice);
+    if !slices_of_it.is_empty() && slices_of_it.iter().all(holds) {
+        Ok(())
+    } else {
+        Err(slices.to_string())
     }
 }
