@@ -147,6 +147,7 @@ pub(crate) fn install(purpose: Purpose) -> anyhow::Result<()> {
     if purpose == Purpose::Test {
         distribution_kubectl()?;
         virtual_machine_kernel()?;
+        link_managers()?;
         cargo_tool("nextest", "cargo-nextest")?;
         cargo_tool("deny", "cargo-deny")?;
     }
@@ -190,13 +191,51 @@ fn virtual_machine_kernel() -> anyhow::Result<()> {
         );
         return Ok(());
     };
-    // Made elsewhere and renamed: what is there is whole.
-    let tools = shell::root().join("target/tools");
-    let unfinished = tools.join(format!("kernel.{}", std::process::id()));
+    whole(&directory, |unfinished| download(&package, unfinished))
+}
+
+/// `systemd-networkd`, `systemd-udevd` and NetworkManager with the libraries they
+/// need and the machine lacks, which tests start in namespaces. Unpacked below
+/// `target`, never installed: NetworkManager would take the machine's own
+/// interfaces over.
+fn link_managers() -> anyhow::Result<()> {
+    let directory = shell::root().join("target/tools/link-managers");
+    if directory.is_dir() {
+        return Ok(());
+    }
+    whole(&directory, |unfinished| {
+        let fetch = || {
+            // What is installed already is fetched too: of one version with the rest.
+            let mut command = shell::command(
+                "apt-get",
+                &["install", "--reinstall", "--download-only", "-y", "-qq"],
+            );
+            command
+                .args(["--no-install-recommends", "-o", "Debug::NoLocking=1", "-o"])
+                .arg(format!("Dir::Cache::archives={}", unfinished.display()))
+                .args(["dbus-daemon", "network-manager", "systemd", "udev"]);
+            shell::run(command)
+        };
+        // Where apt-get keeps what it has not whole yet.
+        let partial = unfinished.join("partial");
+        std::fs::create_dir(&partial)
+            .with_context(|| format!("cannot make {}", partial.display()))?;
+        if fetch().is_err() {
+            // The package lists may never have been fetched on this machine.
+            shell::run(shell::root_command("apt-get", &["update", "-qq"]))?;
+            fetch()?;
+        }
+        unpack(unfinished)
+    })
+}
+
+/// Makes a folder elsewhere and renames it: what is there is whole.
+fn whole(directory: &Path, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let unfinished = directory.with_extension(std::process::id().to_string());
     std::fs::create_dir_all(&unfinished)
         .with_context(|| format!("cannot make {}", unfinished.display()))?;
-    download(&package, &unfinished)?;
-    std::fs::rename(&unfinished, &directory)
+    make(&unfinished)?;
+    std::fs::rename(&unfinished, directory)
         .with_context(|| format!("cannot rename {}", unfinished.display()))
 }
 
@@ -233,15 +272,28 @@ fn download(package: &str, directory: &Path) -> anyhow::Result<()> {
         shell::run(shell::root_command("apt-get", &["update", "-qq"]))?;
         fetch()?;
     }
-    let file = std::fs::read_dir(directory)?
+    unpack(directory)
+}
+
+/// Unpacks the packages that lie in `directory` there.
+fn unpack(directory: &Path) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(directory)
+        .with_context(|| format!("cannot list {}", directory.display()))?;
+    let packages: Vec<_> = entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download left no package of {package}"))?;
-    let mut unpack = shell::command("dpkg-deb", &["-x"]);
-    unpack.arg(&file).arg(directory);
-    shell::run(unpack)?;
-    std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect();
+    if packages.is_empty() {
+        bail!("apt-get left no package in {}", directory.display());
+    }
+    for file in packages {
+        let mut unpack = shell::command("dpkg-deb", &["-x"]);
+        unpack.arg(&file).arg(directory);
+        shell::run(unpack)?;
+        std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// Installs a cargo subcommand from its source where it is missing. Built
