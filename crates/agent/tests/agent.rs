@@ -710,8 +710,12 @@ fn a_lost_api_server_takes_nothing_away_and_what_was_missed_is_made_up() {
     let before = host.api.requests().len();
     host.runtime
         .block_on(host.api.until(|log| log.len() >= before + 6));
-    assert!(host.routes().contains("10.200.12.0/24 via 192.168.64.12"));
-    assert!(host.nft().contains("10.96.0.20"));
+    let (routes, rules) = (host.routes(), host.nft());
+    assert!(
+        routes.contains("10.200.12.0/24 via 192.168.64.12"),
+        "{routes:?}"
+    );
+    assert!(rules.contains("10.96.0.20"), "{rules}");
     host.api.outage(None);
     host.wait_for_routes(&[
         OWN[0],

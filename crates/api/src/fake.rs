@@ -419,9 +419,10 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
                         }
                         _ => None,
                     };
-                    let mut state = state
+                    let mut guard = state
                         .lock()
                         .expect("no test panics while it holds the lock");
+                    let state = &mut *guard;
                     let uri = head.uri;
                     state.log.push(uri.to_string());
                     let answer = match document {
@@ -434,7 +435,11 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
                         },
                         None => state.answer(uri.path(), uri.query().unwrap_or_default()),
                     };
-                    if let Some(counter) = &state.counter {
+                    let counter = state.counter.clone();
+                    // Whoever waits for the count looks at the state while it reads
+                    // the count: told with the state held, both would wait for ever.
+                    drop(guard);
+                    if let Some(counter) = counter {
                         counter.send_modify(|count| *count += 1);
                     }
                     Ok::<_, Infallible>(answer)

@@ -363,3 +363,27 @@ async fn namespaced_kinds_have_keys_with_their_namespace() {
     let key = timeout(Duration::from_secs(10), keys.recv()).await.unwrap();
     assert_eq!(key.as_deref(), Some("shop/web"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_requests_does_not_stop_the_server_that_counts_them() {
+    const REQUESTS: usize = 1000;
+    let api = FakeApi::start().await;
+    let address = api.url().replace("http://", "");
+    let asking = std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        for _ in 0..REQUESTS {
+            let mut stream = std::net::TcpStream::connect(&address).expect("it listens");
+            write!(
+                stream,
+                "GET /api/v1/nodes HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            )
+            .expect("writable");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("an answer");
+        }
+    });
+    for count in 1..=REQUESTS {
+        api.until(|log| log.len() >= count).await;
+    }
+    asking.join().expect("each was answered");
+}
