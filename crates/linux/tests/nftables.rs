@@ -414,6 +414,9 @@ fn many_elements_go_in_one_batch_and_come_back() {
         .expect("readable");
     live.sort_by(|a, b| a.key.cmp(&b.key));
     assert_eq!(live, elements);
+    let sets = probe.nft.sets(Family::Inet, TABLE).expect("readable");
+    // Where the kernel says how many there are, it says so.
+    assert!(matches!(sets[0].elements, None | Some(20_000)), "{sets:?}");
     let mut batch = probe.batch();
     batch.delete_elements("many", &elements[1..]);
     probe.nft.commit(batch).expect("the kernel takes it");

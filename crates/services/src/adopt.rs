@@ -1,6 +1,6 @@
 //! Reading back what the kernel holds, and what of it can stay.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use linux::nftables::{
@@ -43,6 +43,32 @@ struct ReadFrontend {
 }
 
 impl ReadFrontend {
+    /// The slots its number draws from.
+    fn drawn(&self) -> impl Iterator<Item = u32> + use<> {
+        let (count, near) = self.number.map_or((0, 0), |n| (n.count(), n.near()));
+        (0..count).chain(compile::NEAR_SLOTS..compile::NEAR_SLOTS + near)
+    }
+
+    /// The slots it should have in the turns map.
+    fn turn_slots(&self) -> BTreeSet<u32> {
+        match self.number.is_some_and(Number::is_sticky) {
+            true => self.drawn().collect(),
+            false => BTreeSet::new(),
+        }
+    }
+
+    /// The slots and ids it should have in the backends map, once its turns are read.
+    fn backend_slots(&self) -> BTreeSet<u32> {
+        match self.number.is_some_and(Number::is_sticky) {
+            true => self
+                .turns
+                .iter()
+                .map(|(slot, id)| ids(*slot).wrapping_add(*id))
+                .collect(),
+            false => self.drawn().collect(),
+        }
+    }
+
     /// Puts the parts together. Elements that do not fit the number, or each
     /// other, are handed back by set.
     fn assemble(mut self, key: &FrontendKey) -> (Programmed, Vec<(&'static str, Element)>) {
@@ -58,11 +84,7 @@ impl ReadFrontend {
             fits
         });
         for (slot, id) in self.turns {
-            let ids = if slot >= compile::NEAR_SLOTS {
-                compile::NEAR_IDS
-            } else {
-                compile::IDS
-            };
+            let ids = ids(slot);
             let backend = self
                 .slots
                 .iter()
@@ -79,6 +101,15 @@ impl ReadFrontend {
             slots: Slots::of(&self.slots),
         };
         (programmed, foreign)
+    }
+}
+
+/// Where ids are counted from for what is drawn from a slot.
+const fn ids(slot: u32) -> u32 {
+    if slot >= compile::NEAR_SLOTS {
+        compile::NEAR_IDS
+    } else {
+        compile::IDS
     }
 }
 
@@ -132,7 +163,17 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
                 None => observed.foreign.push((names.services, element)),
             }
         }
-        for element in nft.elements(inet, TABLE, names.backends)? {
+        let turns = wanted_keys(&programmed, family, ReadFrontend::turn_slots);
+        for element in observed.by_key(nft, names.turns, turns)? {
+            match read_turn(&element, family) {
+                Some((key, slot, id)) => {
+                    programmed.entry(key).or_default().turns.push((slot, id));
+                }
+                None => observed.foreign.push((names.turns, element)),
+            }
+        }
+        let backends = wanted_keys(&programmed, family, ReadFrontend::backend_slots);
+        for element in observed.by_key(nft, names.backends, backends)? {
             match read_backend(&element, family) {
                 Some((key, slot, backend)) => {
                     programmed
@@ -142,14 +183,6 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
                         .push((slot, backend));
                 }
                 None => observed.foreign.push((names.backends, element)),
-            }
-        }
-        for element in nft.elements(inet, TABLE, names.turns)? {
-            match read_turn(&element, family) {
-                Some((key, slot, id)) => {
-                    programmed.entry(key).or_default().turns.push((slot, id));
-                }
-                None => observed.foreign.push((names.turns, element)),
             }
         }
         for element in nft.elements(inet, TABLE, names.sources)? {
@@ -215,7 +248,50 @@ fn read(nft: &mut Nftables, generation: u32) -> Result<Observed, Error> {
     Ok(observed)
 }
 
+/// The keys of the elements that frontends should have for their slots.
+fn wanted_keys(
+    frontends: &HashMap<FrontendKey, ReadFrontend>,
+    family: Family,
+    slots: impl Fn(&ReadFrontend) -> BTreeSet<u32>,
+) -> impl Iterator<Item = Vec<u8>> {
+    frontends
+        .iter()
+        .filter(move |(key, _)| Family::of(key.address) == family)
+        .flat_map(move |(key, read)| {
+            slots(read)
+                .into_iter()
+                .map(|slot| compile::slot_bytes(key, slot))
+        })
+}
+
 impl Observed {
+    /// All elements of a map that has most of ours, and that should have those with
+    /// these keys.
+    ///
+    /// Listing a map takes time that grows with the square of what it holds. So where
+    /// the kernel says that it holds as many elements as there should be, those are
+    /// looked up; if all of them are there, there are no others.
+    fn by_key(
+        &self,
+        nft: &mut Nftables,
+        map: &str,
+        wanted: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<Vec<Element>, Error> {
+        let live = self.sets.iter().find(|live| live.name == map);
+        if let Some(held) = live.and_then(|live| usize::try_from(live.elements?).ok()) {
+            // Numbers that others wrote may ask for any number of elements.
+            let keys: Vec<Vec<u8>> = wanted.take(held.saturating_add(1)).collect();
+            if keys.len() == held {
+                let keys: Vec<(&str, &[u8])> = keys.iter().map(|key| (map, &**key)).collect();
+                let found = nft.find(TableFamily::Inet, TABLE, &keys)?;
+                if let Some(all) = found.into_iter().collect() {
+                    return Ok(all);
+                }
+            }
+        }
+        nft.elements(TableFamily::Inet, TABLE, map)
+    }
+
     fn sets_match(&self) -> bool {
         compile::sets().iter().all(|wanted| {
             self.sets

@@ -233,6 +233,13 @@ fn foreign_damage_is_found_and_put_right() {
     );
     for damage in [
         "delete element inet podwire backends4 { 10.96.0.10 . tcp . 80 . 1 }",
+        "add element inet podwire backends6 { fd00:96::9 . tcp . 80 . 0 : fd00::9 . 80 }",
+        // As many as there should be, but not the same.
+        "delete element inet podwire backends4 { 10.96.0.10 . tcp . 80 . 1 } ; \
+         add element inet podwire backends4 { 10.96.0.10 . tcp . 80 . 9 : 10.200.1.9 . 80 }",
+        "add element inet podwire turns4 { 10.96.0.10 . tcp . 80 . 0 : 5 }",
+        // A number that promises more backends than there can be.
+        "add element inet podwire services6 { fd00:96::99 . tcp . 80 : 0xffffff00 . 0 }",
         "add element inet podwire cluster-ips4 { 10.96.0.99 }",
         "flush chain inet podwire pick-3",
         "insert rule inet podwire services ip daddr 10.96.0.10 drop",

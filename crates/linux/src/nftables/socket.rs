@@ -123,6 +123,9 @@ pub struct LiveSet {
     pub data_length: u32,
     /// Whether elements count.
     pub counter: bool,
+    /// Elements it holds (`NFTA_SET_COUNT`), with those a commit that is under way
+    /// adds; `None` from a kernel before Linux 6.16, which does not say.
+    pub elements: Option<u32>,
 }
 
 impl LiveSet {
@@ -470,6 +473,7 @@ impl Nftables {
                         counter: attributes
                             .nested(17)
                             .is_some_and(|e| e.text(1).as_deref() == Some("counter")),
+                        elements: attributes.u32(20),
                     });
                 }
             },
@@ -477,6 +481,10 @@ impl Nftables {
     }
 
     /// The elements of a set or map, in no order, each once.
+    ///
+    /// Takes time that grows with the square of their number: for each message of
+    /// the answer, of some hundred elements, the kernel walks the set anew and passes
+    /// over what it has told (`nf_tables_dump_set`). [`Self::find`] does not.
     ///
     /// The kernel walks a hash table that may be growing at that moment: it
     /// grows in the background after elements were added. A listing that goes

@@ -30,12 +30,17 @@ pub fn service_element(key: &FrontendKey, number: Number) -> Element {
     Element::pair(frontend_bytes(key), number.bytes())
 }
 
+/// The key of a slot or an id in the maps of backends and turns.
+pub(crate) fn slot_bytes(key: &FrontendKey, slot: u32) -> Vec<u8> {
+    let mut bytes = frontend_bytes(key);
+    push_field(&mut bytes, &slot.to_ne_bytes());
+    bytes
+}
+
 /// The element of the backends map.
 #[must_use]
 pub fn backend_element(key: &FrontendKey, slot: u32, backend: Backend) -> Element {
-    let mut bytes = frontend_bytes(key);
-    push_field(&mut bytes, &slot.to_ne_bytes());
-    Element::pair(bytes, backend_bytes(backend))
+    Element::pair(slot_bytes(key, slot), backend_bytes(backend))
 }
 
 /// Address and port as a map yields them.
@@ -49,9 +54,7 @@ pub(crate) fn backend_bytes(backend: Backend) -> Vec<u8> {
 /// The element of the turns map.
 #[must_use]
 pub fn turn_element(key: &FrontendKey, slot: u32, id: u32) -> Element {
-    let mut bytes = frontend_bytes(key);
-    push_field(&mut bytes, &slot.to_ne_bytes());
-    Element::pair(bytes, id.to_ne_bytes().to_vec())
+    Element::pair(slot_bytes(key, slot), id.to_ne_bytes().to_vec())
 }
 
 /// First and last addresses that may use a frontend whose sources are

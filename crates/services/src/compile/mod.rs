@@ -29,7 +29,7 @@ pub use elements::{
     allowed, backend_element, cluster_ip_element, dispatch_element, hairpin_element,
     range_elements, ranges, service_element, source_element, turn_element,
 };
-pub(crate) use elements::{backend_bytes, frontend_bytes};
+pub(crate) use elements::{backend_bytes, frontend_bytes, slot_bytes};
 pub(crate) use expressions::{Registers, base, from_this_node, goto, lookup, masquerade, regular};
 pub(crate) use number::{DISCARD_CHAIN, REFUSE_CHAIN};
 pub use number::{IDS, NEAR_IDS, NEAR_SLOTS, Number, Wanted, frontend, is_number_chain};
