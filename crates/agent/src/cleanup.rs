@@ -30,7 +30,7 @@ pub struct Removed {
 }
 
 /// Removes what podwire made: the CNI configuration (first, so that no new pod
-/// comes), routes of protocol 112, the nftables tables `inet podwire`,
+/// comes), routes and policy rules of protocol 112, the nftables tables `inet podwire`,
 /// `inet podwire_routing` and `inet podwire_dns`, what
 /// proxies of other modes made, interfaces whose names begin with `pw`. Pods lose their network.
 ///

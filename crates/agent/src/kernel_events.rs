@@ -11,17 +11,19 @@ use rustix::io::Errno;
 use crate::proxy;
 use crate::routes::Message;
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 8] = [
     Group::Links,
     Group::Neighbours,
     Group::Addresses4,
     Group::Addresses6,
     Group::Routes4,
     Group::Routes6,
+    Group::Rules4,
+    Group::Rules6,
 ];
 
-/// Subscribes to changes of links, addresses, routes, neighbours and forwarding
-/// entries.
+/// Subscribes to changes of links, addresses, routes, policy rules, neighbours and
+/// forwarding entries.
 ///
 /// # Errors
 /// When the kernel does not let us.

@@ -9,9 +9,8 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use linux::events::Event;
-use linux::route;
 use routing::backend::{Families, Wireguard};
-use routing::model::default_metric;
+use routing::model::{RouteTable, default_metric};
 use routing::{
     Backend, Family, Kernel, NodeData, RouteKey, Settings, State, Underlay, choose, service_range,
 };
@@ -257,15 +256,18 @@ impl Keeper {
         let Event::RouteGone(route, port) = event else {
             return;
         };
+        let Some(table) = RouteTable::of(route.table) else {
+            return;
+        };
         let wanted = self.applied.as_ref().is_some_and(|applied| {
             let metric = route.metric;
             applied.routes.contains_key(&RouteKey {
+                table,
                 destination: route.destination,
                 metric: metric.unwrap_or_else(|| default_metric(&route.destination)),
             })
         });
-        let of_ours =
-            route.protocol == linux::PODWIRE_ROUTE_PROTOCOL && route.table == route::TABLE_MAIN;
+        let of_ours = route.protocol == linux::PODWIRE_ROUTE_PROTOCOL;
         // Without a number it went with its interface.
         if wanted && of_ours && *port != 0 && *port != self.kernel.socket().port() {
             self.culprits.removed(*port, &route.destination);

@@ -49,11 +49,11 @@ pub struct Snapshot {
     pub culprits: BTreeMap<String, u64>,
 }
 
-/// A device, a route, a neighbour or a forwarding entry.
+/// A device, a route, a policy rule, a neighbour or a forwarding entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
-    /// `device`, `route`, `neighbour`, `forwarding` or `proxy`.
+    /// `device`, `route`, `rule`, `neighbour`, `forwarding` or `proxy`.
     pub kind: Box<str>,
     /// As people write it.
     pub entry: String,
@@ -112,6 +112,8 @@ fn entries(plan: &Plan) -> Vec<Entry> {
         };
         owned("route", route.to_string(), owner(key.destination))
     }));
+    let rules = state.rules.iter();
+    entries.extend(rules.map(|rule| owned("rule", rule.to_string(), None)));
     let mut by_mac: BTreeMap<(DeviceName, MacAddress), &plan::Way> = BTreeMap::new();
     for ((device, address), mac) in &state.neighbours {
         let way = owner(IpNet::from(*address));

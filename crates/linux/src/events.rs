@@ -1,4 +1,4 @@
-//! Notifications of changes to links, addresses, routes and neighbours.
+//! Notifications of changes to links, addresses, routes, policy rules and neighbours.
 //!
 //! [`EventSocket`] is non-blocking and has a file descriptor that becomes
 //! readable: drive it with `poll` or an asynchronous runtime's wrapper of
@@ -16,7 +16,8 @@ use crate::link::Link;
 use crate::neighbour::Neighbour;
 use crate::netlink::{Error, Messages, Socket};
 use crate::route::Route;
-use crate::{address, fdb, link, neighbour, route};
+use crate::rule::Rule;
+use crate::{address, fdb, link, neighbour, route, rule};
 
 /// What to be told of. Numbers are those of `RTNLGRP_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +30,14 @@ pub enum Group {
     Addresses4 = 5,
     /// IPv4 routes.
     Routes4 = 7,
+    /// IPv4 policy rules.
+    Rules4 = 8,
     /// IPv6 addresses of interfaces.
     Addresses6 = 9,
     /// IPv6 routes.
     Routes6 = 11,
+    /// IPv6 policy rules.
+    Rules6 = 19,
 }
 
 /// One change.
@@ -51,6 +56,10 @@ pub enum Event {
     /// A route went, and the number of the netlink socket that asked for it: the
     /// process's id for its first socket, zero when the kernel does not say.
     RouteGone(Route, u32),
+    /// A policy rule came.
+    Rule(Rule),
+    /// A policy rule went.
+    RuleGone(Rule),
     /// A neighbour entry came or changed.
     Neighbour(Neighbour),
     /// A neighbour entry went.
@@ -139,6 +148,9 @@ impl EventSocket {
                     false => Event::RouteGone(route, message.port),
                 };
                 route::parse(payload).map(|route| route.map(wrap))
+            } else if let Some(there) = rule::notification(kind) {
+                let wrap = if there { Event::Rule } else { Event::RuleGone };
+                rule::parse(payload).map(|rule| rule.map(wrap))
             } else if let Some(there) = neighbour::notification(kind) {
                 let wrap = if there {
                     Event::Neighbour

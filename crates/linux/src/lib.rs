@@ -26,10 +26,12 @@ pub mod nftables;
 pub mod process;
 pub mod qdisc;
 pub mod route;
+pub mod rule;
 pub mod sysctl;
 pub mod tunnel;
 pub mod wireguard;
 
 /// The route protocol (`rtm_protocol`, see `/etc/iproute2/rt_protos`) that
-/// marks every route podwire makes, so that it can be listed and removed alone.
+/// marks every route and every policy rule podwire makes, so that they can be listed
+/// and removed alone.
 pub const PODWIRE_ROUTE_PROTOCOL: u8 = 112;

@@ -13,6 +13,7 @@ use podwire_linux::link::{self, Bridge, BridgePort, MacAddress, VethEnd};
 use podwire_linux::namespace::NetworkNamespace;
 use podwire_linux::netlink::Socket;
 use podwire_linux::route::{self, Filter, Kind, Route};
+use podwire_linux::rule::{self, Rule};
 use podwire_linux::{PODWIRE_ROUTE_PROTOCOL, neighbour};
 use rstest::rstest;
 use serde_json::Value;
@@ -381,6 +382,51 @@ fn routes_are_added_replaced_listed_by_protocol_and_deleted(
         ..Filter::default()
     };
     assert!(route::list(&mut socket, filter).unwrap().is_empty());
+}
+
+#[rstest]
+#[case::v4("-4", "10.9.0.0/24")]
+#[case::v6("-6", "fd00:9::/64")]
+fn own_policy_rules_are_made_listed_and_removed_and_others_are_told_apart(
+    #[case] family: &str,
+    #[case] from: &str,
+) {
+    let (here, mut socket) = namespace();
+    let groups = [Group::Rules4, Group::Rules6];
+    let mut events = here.run(|| EventSocket::open(&groups)).unwrap().unwrap();
+    let own = Rule::new(1120, net(from), 1120);
+    socket.execute(&rule::add(&own)).unwrap();
+    let again = socket.execute(&rule::add(&own)).unwrap_err();
+    assert!(again.already_exists(), "{again}");
+    assert_eq!(events.receive().unwrap(), Some(vec![Event::Rule(own)]));
+    let shown = ip(&here, &format!("-N {family} rule show priority 1120"));
+    let (address, length) = from.split_once('/').unwrap();
+    assert_eq!(shown[0]["src"], address);
+    assert_eq!(shown[0]["srclen"].to_string(), length);
+    assert_eq!(shown[0]["table"], "1120");
+    assert_eq!(shown[0]["protocol"], "112");
+
+    // Another's, and one that asks for more than ours ever do.
+    for rule in ["protocol 4", "protocol 112 iif lo"] {
+        let add = format!("{family} rule add priority 7 from {from} lookup 1120 {rule}");
+        ip(&here, &add);
+    }
+    let listed = rule::list_own(&mut socket).unwrap();
+    let more = Rule {
+        priority: 7,
+        plain: false,
+        ..own
+    };
+    assert_eq!(listed, [more, own]);
+    socket.execute(&rule::delete(&own)).unwrap();
+    let twice = socket.execute(&rule::delete(&own)).unwrap_err();
+    assert!(twice.not_found(), "{twice}");
+    assert_eq!(rule::list_own(&mut socket).unwrap(), [more]);
+    let mut seen = Vec::new();
+    while let Some(more) = events.receive().unwrap() {
+        seen.extend(more);
+    }
+    assert_eq!(seen.last(), Some(&Event::RuleGone(own)));
 }
 
 #[rstest]

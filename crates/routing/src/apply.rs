@@ -11,7 +11,8 @@ use linux::namespace::NetworkNamespace;
 use linux::neighbour;
 use linux::netlink::{Request, Socket};
 use linux::nftables::Nftables;
-use linux::route::{self, Encapsulation, Filter, Kind, TABLE_MAIN};
+use linux::route::{self, Encapsulation, Filter, Kind};
+use linux::rule;
 use linux::sysctl::{self, Setting};
 use linux::tunnel::{self, Tunnel};
 use linux::wireguard::{self, Change, Ranges, WireGuard};
@@ -19,8 +20,8 @@ use linux::{ethtool, netlink};
 
 use crate::difference::{Difference, Foreign, Held, HeldDevice, OtherRoute, PROTOCOL, difference};
 use crate::model::{
-    DEVICE_PREFIX, Device, DeviceKind, DeviceName, NextHop, PublicKey, Route, RouteKey,
-    RouteTarget, State, TunnelPeer, WireguardSettings, default_metric,
+    DEVICE_PREFIX, Device, DeviceKind, DeviceName, NextHop, PublicKey, Route, RouteKey, RouteTable,
+    RouteTarget, Rule, State, TunnelPeer, WireguardSettings, default_metric,
 };
 use crate::table::{self, Table};
 use crate::underlay::{OWN_INTERFACES, is_link_local};
@@ -109,7 +110,7 @@ impl Links {
     }
 }
 
-/// Whose a route of the main table is.
+/// Whose a route is.
 enum Owner {
     Routing,
     /// Made by the CNI plugin or the kernel for pods.
@@ -207,24 +208,27 @@ impl Kernel {
             .nftables()
             .and_then(|nft| Ok(table::read(nft)?))
             .unwrap_or_default();
-        let filter = Filter {
-            table: Some(TABLE_MAIN),
-            ..Filter::default()
-        };
-        for route in route::list(&mut self.socket, filter)? {
-            let (key, target) = self.decode(&route);
-            match self.owner(&route) {
-                Owner::Routing => {
-                    held.routes.insert(key, target);
+        for table in RouteTable::ALL {
+            let filter = Filter {
+                table: Some(table.number()),
+                ..Filter::default()
+            };
+            for route in route::list(&mut self.socket, filter)? {
+                let (key, target) = self.decode(table, &route);
+                match self.owner(&route) {
+                    Owner::Routing => {
+                        held.routes.insert(key, target);
+                    }
+                    Owner::Others => held.others.push(OtherRoute {
+                        key,
+                        protocol: route.protocol,
+                        unreachable: target == Some(RouteTarget::Unreachable),
+                    }),
+                    Owner::Pods => {}
                 }
-                Owner::Others => held.others.push(OtherRoute {
-                    key,
-                    protocol: route.protocol,
-                    unreachable: target == Some(RouteTarget::Unreachable),
-                }),
-                Owner::Pods => {}
             }
         }
+        held.rules = rule::list_own(&mut self.socket)?.into_iter().collect();
         Ok(held)
     }
 
@@ -302,9 +306,9 @@ impl Kernel {
     /// When the kernel cannot be asked.
     pub fn is_routed_by_others(&mut self, range: &IpNet) -> Result<bool, Error> {
         let others = &self.held()?.others;
-        Ok(others
-            .iter()
-            .any(|route| route.key.destination.contains(range) && !route.unreachable))
+        let of_all = others.iter().filter(|r| r.key.table == RouteTable::Main);
+        let mut open = of_all.filter(|route| !route.unreachable);
+        Ok(open.any(|route| route.key.destination.contains(range)))
     }
 
     /// What has to change so that the kernel holds what is wanted.
@@ -626,6 +630,8 @@ impl Kernel {
             Event::AddressGone(address) => self.is_address_news(address, false),
             Event::Route(route) => self.is_route_news(route, true),
             Event::RouteGone(route, _) => self.is_route_news(route, false),
+            Event::Rule(rule) => self.is_rule_news(rule, true),
+            Event::RuleGone(rule) => self.is_rule_news(rule, false),
             Event::Neighbour(neighbour) => self.is_neighbour_news(neighbour, true),
             Event::NeighbourGone(neighbour) => self.is_neighbour_news(neighbour, false),
             Event::Forwarding(entry) => self.is_forwarding_news(entry, true),
@@ -696,10 +702,13 @@ impl Kernel {
     }
 
     fn is_route_news(&self, route: &route::Route, there: bool) -> bool {
-        if route.table != TABLE_MAIN || is_link_local(route.destination.addr()) {
+        let Some(table) = RouteTable::of(route.table) else {
+            return false;
+        };
+        if is_link_local(route.destination.addr()) {
             return false;
         }
-        let (key, target) = self.decode(route);
+        let (key, target) = self.decode(table, route);
         let owner = self.owner(route);
         if matches!(owner, Owner::Pods) {
             return false;
@@ -717,6 +726,11 @@ impl Kernel {
                 held.others.iter().any(is_same) != there
             }
         }
+    }
+
+    fn is_rule_news(&self, rule: &Rule, there: bool) -> bool {
+        let known = self.shadow.as_ref().map(|held| held.rules.contains(rule));
+        rule.protocol == PROTOCOL && known != Some(there)
     }
 
     /// Routes of podwire's protocol are routing's, except those the CNI plugin
@@ -749,7 +763,7 @@ impl Kernel {
         }
     }
 
-    fn decode(&self, route: &route::Route) -> (RouteKey, Option<RouteTarget>) {
+    fn decode(&self, table: RouteTable, route: &route::Route) -> (RouteKey, Option<RouteTarget>) {
         let device = route.link.and_then(|link| self.links.devices.get(&link));
         let target = match (route.kind, route.gateway, route.link, device) {
             // IPv6 shows the loopback interface as the link of an unreachable route.
@@ -792,6 +806,7 @@ impl Kernel {
         };
         let metric = route.metric;
         let key = RouteKey {
+            table,
             destination: route.destination,
             metric: metric.unwrap_or_else(|| default_metric(&route.destination)),
         };
@@ -822,6 +837,10 @@ impl Held {
         let written = difference.add.iter().chain(&difference.replace);
         self.routes
             .extend(written.map(|route| (route.key, Some(route.target))));
+        self.rules.extend(&difference.rules);
+        for rule in &difference.remove_rules {
+            self.rules.remove(rule);
+        }
         for key in &difference.remove {
             self.routes.remove(key);
         }
@@ -899,8 +918,13 @@ impl Orders {
         for route in &difference.replace {
             self.route(route, route::replace);
         }
+        let rules = difference.rules.iter();
+        self.requests.extend(rules.map(rule::add));
+        let rules = difference.remove_rules.iter();
+        self.requests.extend(rules.map(rule::delete));
         for key in &difference.remove {
             let mut gone = route::Route::to(key.destination).metric(key.metric);
+            gone = gone.table(key.table.number());
             if held.routes.get(key) == Some(&Some(RouteTarget::Unreachable)) {
                 gone = gone.kind(Kind::Unreachable);
             }
@@ -919,10 +943,12 @@ impl Orders {
 
     fn route(&mut self, route: &Route, request: impl FnOnce(&route::Route) -> Request) {
         let RouteKey {
+            table,
             destination,
             metric,
         } = route.key;
         let bare = route::Route::to(destination).metric(metric);
+        let bare = bare.table(table.number());
         let sized = |route: route::Route, mtu: Option<u32>| match mtu {
             Some(mtu) => route.mtu(mtu),
             None => route,
@@ -1025,13 +1051,16 @@ pub fn remove_table() -> Result<bool, linux::nftables::Error> {
 }
 
 /// Removes every route of podwire's protocol, in all tables, those of pods
-/// included. Returns what was removed. (Devices go with all of podwire's links.)
+/// included, and every policy rule of that protocol. Returns the destinations of the
+/// routes removed. (Devices go with all of podwire's links.)
 ///
 /// # Errors
 /// When the kernel cannot be asked or refuses.
 pub fn remove_all(socket: &mut Socket) -> Result<Vec<IpNet>, netlink::Error> {
     let routes = route::list(socket, Filter::own())?;
-    let requests: Vec<Request> = routes.iter().map(route::delete).collect();
+    let rules = rule::list_own(socket)?;
+    let mut requests: Vec<Request> = rules.iter().map(rule::delete).collect();
+    requests.extend(routes.iter().map(route::delete));
     for outcome in socket.attempt_all(&requests)? {
         match outcome {
             // Gone with its link meanwhile.

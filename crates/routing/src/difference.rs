@@ -8,12 +8,12 @@ use ipnet::IpNet;
 
 use crate::model::{
     Device, DeviceKind, DeviceName, LAST_RESORT_METRIC, MacAddress, PublicKey, Remote, Route,
-    RouteKey, RouteTarget, State, TunnelPeer, WireguardSettings, overlap,
+    RouteKey, RouteTable, RouteTarget, Rule, State, TunnelPeer, WireguardSettings, overlap,
 };
 
 use crate::table::{self, TABLE, Table};
 
-/// The protocol number of podwire's routes (`rtm_protocol`).
+/// The protocol number of podwire's routes and rules (`rtm_protocol`, `FRA_PROTOCOL`).
 pub const PROTOCOL: u8 = linux::PODWIRE_ROUTE_PROTOCOL;
 
 /// What the kernel holds of what concerns routing.
@@ -23,6 +23,8 @@ pub struct Held {
     pub devices: BTreeMap<DeviceName, HeldDevice>,
     /// Routes routing made; `None` for targets it would not make now.
     pub routes: BTreeMap<RouteKey, Option<RouteTarget>>,
+    /// Policy rules of podwire's protocol.
+    pub rules: BTreeSet<Rule>,
     /// Permanent neighbours on those devices.
     pub neighbours: BTreeMap<(DeviceName, IpAddr), MacAddress>,
     /// Permanent forwarding entries of those devices.
@@ -33,7 +35,7 @@ pub struct Held {
     pub tunnel_peers: BTreeMap<(DeviceName, PublicKey), TunnelPeer>,
     /// The nftables table.
     pub table: Table,
-    /// Routes of the main table others made.
+    /// Routes of the same tables others made.
     pub others: Vec<OtherRoute>,
 }
 
@@ -60,7 +62,7 @@ pub struct HeldDevice {
     pub wireguard: Option<WireguardSettings>,
 }
 
-/// A route of the main table somebody else made.
+/// A route somebody else made, in a table routing has something in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherRoute {
     /// Destination and metric.
@@ -95,6 +97,10 @@ pub struct Difference {
     pub add: Vec<Route>,
     /// Routes that are there, ours, but lead elsewhere.
     pub replace: Vec<Route>,
+    /// Policy rules that are not there yet.
+    pub rules: Vec<Rule>,
+    /// Policy rules that are ours and not wanted.
+    pub remove_rules: Vec<Rule>,
     /// Routes that are ours and not wanted.
     pub remove: Vec<RouteKey>,
     /// Neighbours not wanted.
@@ -129,6 +135,8 @@ impl Difference {
             + self.remove_tunnel_peers.len()
             + self.add.len()
             + self.replace.len()
+            + self.rules.len()
+            + self.remove_rules.len()
             + self.remove.len()
             + self.remove_neighbours.len()
             + self.remove_forwarding.len()
@@ -168,12 +176,15 @@ impl Difference {
         lines.extend(self.tunnel_peers.iter().map(|(key, _)| peer(key)));
         lines.extend(self.add.iter().map(|route| format!("route to {route}")));
         lines.extend(self.replace.iter().map(|route| format!("route to {route}")));
+        let rule = |rule: &Rule| format!("policy rule {rule}");
+        lines.extend(self.rules.iter().map(rule));
         let unwanted = |what: String| format!("unwanted {what}");
-        lines.extend(
-            self.remove
-                .iter()
-                .map(|key| unwanted(format!("route to {}", key.destination))),
-        );
+        lines.extend(self.remove_rules.iter().map(|r| unwanted(rule(r))));
+        let gone = |key: &RouteKey| match key.table {
+            RouteTable::Main => format!("route to {}", key.destination),
+            table => format!("route to {} table {}", key.destination, table.number()),
+        };
+        lines.extend(self.remove.iter().map(|key| unwanted(gone(key))));
         lines.extend(
             self.remove_neighbours
                 .iter()
@@ -218,7 +229,7 @@ pub struct Foreign {
     pub key: RouteKey,
     /// Who made it (`rtm_protocol`; /etc/iproute2/rt_protos has names).
     pub protocol: u8,
-    /// The range podwire routes.
+    /// The range podwire routes, or the address of a node.
     pub range: IpNet,
     /// Whether it stands exactly where podwire's own route belongs, so that
     /// podwire's cannot be made.
@@ -238,11 +249,15 @@ impl fmt::Display for Foreign {
         } else {
             "takes traffic"
         };
+        let (of, table) = match key.table {
+            RouteTable::Main => ("the pod range", "main".to_owned()),
+            table => ("pods to the node", table.number().to_string()),
+        };
         write!(
             f,
             "the route to {} (metric {}, protocol {protocol}) was not made by podwire and {effect} \
-             of the pod range {range}; find out who made it (`ip route show proto {protocol}`) and \
-             remove it",
+             of {of} {range}; find out who made it (`ip route show table {table} proto \
+             {protocol}`) and remove it",
             key.destination, key.metric
         )
     }
@@ -299,6 +314,10 @@ pub fn difference(wanted: &State, held: &Held) -> Difference {
         .remove_tunnel_peers
         .extend(peers.filter(|key| stays(&key.0) && !wanted.tunnel_peers.contains_key(key)));
     routes(wanted, held, &fresh, &mut difference);
+    let missing = wanted.rules.difference(&held.rules);
+    difference.rules.extend(missing);
+    let unwanted = held.rules.difference(&wanted.rules);
+    difference.remove_rules.extend(unwanted);
     difference
 }
 
@@ -394,6 +413,9 @@ fn foreign(wanted: &BTreeMap<RouteKey, RouteTarget>, route: &OtherRoute) -> Opti
         return None;
     }
     let (key, _) = wanted.iter().find(|(key, target)| {
+        if key.table != route.key.table {
+            return false;
+        }
         let diverted = match target {
             // The Service range's route loses to everything on purpose.
             RouteTarget::Link { .. } => false,
@@ -627,6 +649,12 @@ mod tests {
             let before = held.routes.insert(route.key, Some(route.target));
             assert!(before.is_some(), "replace of what is not there: {route}");
         }
+        for rule in &difference.rules {
+            assert!(held.rules.insert(*rule), "add of what is there: {rule}");
+        }
+        for rule in &difference.remove_rules {
+            assert!(held.rules.remove(rule), "it is there");
+        }
         for key in &difference.remove {
             assert!(held.routes.remove(key).is_some(), "it is there");
         }
@@ -722,6 +750,7 @@ mod tests {
             prop_assert_eq!(after.devices.len(), wanted.devices.len());
             prop_assert_eq!(&after.neighbours, &wanted.neighbours);
             prop_assert_eq!(&after.forwarding, &wanted.forwarding);
+            prop_assert_eq!(&after.rules, &wanted.rules);
             for (key, target) in &after.routes {
                 prop_assert_eq!(wanted.routes.get(key), target.as_ref());
             }

@@ -7,6 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 pub use linux::fdb::Remote;
 pub use linux::link::MacAddress;
+use linux::route::TABLE_MAIN;
+pub use linux::rule::Rule;
 pub use linux::tunnel::{Ipip, Vxlan};
 pub use linux::wireguard::{PrivateKey, PublicKey};
 
@@ -133,10 +135,54 @@ impl Node {
     }
 }
 
-/// What tells one route of the main table from another (the kernel's own key,
-/// at type of service 0).
+/// A routing table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RouteTable {
+    /// The one all packets are routed by.
+    Main,
+    /// The one looked into before that for packets of this node's pods
+    /// ([`rule`]): addresses of nodes that are reached through a tunnel.
+    OfPods,
+}
+
+impl RouteTable {
+    /// Both.
+    pub const ALL: [RouteTable; 2] = [RouteTable::Main, RouteTable::OfPods];
+
+    /// Its number in the kernel.
+    pub const fn number(self) -> u32 {
+        match self {
+            RouteTable::Main => TABLE_MAIN,
+            // Above the numbers people give by hand, which are mostly below 256.
+            RouteTable::OfPods => 1120,
+        }
+    }
+
+    /// The table of a number; `None` for those routing has nothing in.
+    pub fn of(number: u32) -> Option<RouteTable> {
+        let mut all = RouteTable::ALL.into_iter();
+        all.find(|table| table.number() == number)
+    }
+}
+
+/// After the rule for the kernel's own local table (0), before that for the main
+/// one (32766), and before those of programs that put a table of theirs in front of it.
+const RULE_PRIORITY: u32 = 1120;
+
+/// The rule that has packets of a pod range of this node looked up in
+/// [`RouteTable::OfPods`] first.
+///
+/// The node's own packets never match: not the tunnels', which come from the
+/// node's address, and not what goes to a node without a source chosen yet.
+pub fn rule(range: IpNet) -> Rule {
+    Rule::new(RULE_PRIORITY, range, RouteTable::OfPods.number())
+}
+
+/// What tells one route from another (the kernel's own key, at type of service 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteKey {
+    /// The table it is in.
+    pub table: RouteTable,
     /// Destination; host bits are zero.
     pub destination: IpNet,
     /// Metric (`RTA_PRIORITY`): of several routes to a destination the lowest wins.
@@ -144,9 +190,10 @@ pub struct RouteKey {
 }
 
 impl RouteKey {
-    /// The key of a route with the kernel's own metric.
+    /// The key of a route of the main table with the kernel's own metric.
     pub fn to(destination: IpNet) -> RouteKey {
         RouteKey {
+            table: RouteTable::Main,
             destination: destination.trunc(),
             metric: default_metric(&destination),
         }
@@ -170,6 +217,14 @@ impl RouteKey {
             IpNet::V6(_) => key.metric,
         };
         RouteKey { metric, ..key }
+    }
+
+    /// The key of the route that pods' packets to an address of a peer itself take.
+    pub fn of_node(address: IpAddr) -> RouteKey {
+        RouteKey {
+            table: RouteTable::OfPods,
+            ..RouteKey::of_peer(IpNet::from(address))
+        }
     }
 }
 
@@ -248,6 +303,7 @@ pub const LAST_RESORT_METRIC: u32 = 4_000_000_000;
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RouteKey {
+            table,
             destination,
             metric,
         } = self.key;
@@ -291,6 +347,9 @@ impl fmt::Display for Route {
         }
         if metric != default_metric(&destination) {
             write!(f, " metric {metric}")?;
+        }
+        if table != RouteTable::Main {
+            write!(f, " table {}", table.number())?;
         }
         Ok(())
     }
@@ -421,8 +480,10 @@ pub enum DeviceKind {
 pub struct State {
     /// Devices, by name.
     pub devices: BTreeMap<DeviceName, Device>,
-    /// Routes of the main table, by what the kernel tells them apart by.
+    /// Routes, by what the kernel tells them apart by.
     pub routes: BTreeMap<RouteKey, RouteTarget>,
+    /// Policy rules.
+    pub rules: BTreeSet<Rule>,
     /// Permanent neighbours: whose hardware address answers for an address on a device.
     pub neighbours: BTreeMap<(DeviceName, IpAddr), MacAddress>,
     /// Forwarding entries: where a VXLAN device sends frames for a hardware address.
@@ -440,6 +501,9 @@ pub struct Counts {
     pub devices: usize,
     /// Routes.
     pub routes: usize,
+    /// Policy rules.
+    #[serde(default)]
+    pub rules: usize,
     /// Neighbours.
     pub neighbours: usize,
     /// Forwarding entries.
@@ -456,6 +520,7 @@ impl State {
         Counts {
             devices: self.devices.len(),
             routes: self.routes.len(),
+            rules: self.rules.len(),
             neighbours: self.neighbours.len(),
             forwarding: self.forwarding.len(),
             proxies: self.proxies.len(),
@@ -468,6 +533,7 @@ impl State {
         let State {
             devices,
             routes,
+            rules,
             neighbours,
             forwarding,
             proxies,
@@ -475,6 +541,7 @@ impl State {
         } = other;
         self.devices.extend(devices);
         self.routes.extend(routes);
+        self.rules.extend(rules);
         self.neighbours.extend(neighbours);
         self.forwarding.extend(forwarding);
         self.proxies.extend(proxies);

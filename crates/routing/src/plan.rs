@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use crate::backend::{Backend, Here, Peer};
 use crate::choose;
 use crate::model::{
-    Family, LAST_RESORT_METRIC, Node, PerFamily, RouteKey, RouteTarget, State, overlap,
+    self, Family, LAST_RESORT_METRIC, Node, PerFamily, RouteKey, RouteTable, RouteTarget, State,
+    overlap,
 };
 use crate::underlay::{Subnet, Underlay};
 
@@ -22,7 +23,8 @@ pub struct Plan {
     pub refusals: Vec<Refusal>,
     /// Back ends this node cannot use at all, by name.
     pub unusable: Vec<(&'static str, Reason)>,
-    /// By which back end each range of a peer is reached.
+    /// By which back end each range of a peer is reached, and each address of a peer
+    /// that this node's pods reach through a tunnel.
     pub ways: BTreeMap<IpNet, Way>,
     /// The largest packet pods may send, bytes, for each family: the least any
     /// back end of this node takes. `None` where none takes that family.
@@ -248,14 +250,16 @@ pub fn plan<'a>(
     // Without these a packet for an address no pod has would take the default
     // route, and a router that knows this node as the way to the range would
     // send it back, until its hop limit is used up.
+    let mut own_ranges = Vec::new();
     for range in own.ranges.iter().map(IpNet::trunc) {
         match sound(&range, subnets) {
             Ok(()) => {
                 let key = RouteKey {
-                    destination: range,
                     metric: LAST_RESORT_METRIC,
+                    ..RouteKey::to(range)
                 };
                 plan.state.routes.insert(key, RouteTarget::Unreachable);
+                own_ranges.push(range);
             }
             Err(reason) => plan.refuse(own, range, reason),
         }
@@ -290,25 +294,61 @@ pub fn plan<'a>(
         }
         let common = choose::common(backends, peer.data.as_ref());
         let peer = Peer { here, node: peer };
+        let addresses = peer.node.addresses.iter().copied();
+        let addresses: Vec<IpAddr> = addresses
+            .filter(|address| nodes.holder(*address) == Some(&*peer.node.name))
+            .filter(|address| {
+                let family = Family::of(*address);
+                own_ranges.iter().any(|r| Family::of_range(r) == family)
+            })
+            .collect();
+        // What the peer's own processes send comes from its addresses.
+        let mut sources = ranges.clone();
+        sources.extend(addresses.iter().copied().map(IpNet::from));
         for backend in &common {
             let mut state = State::default();
             // Whether a peer can send this way is its own plan's question.
-            if backend.accept(&peer, &ranges, &mut state).is_ok() {
+            if backend.accept(&peer, &sources, &mut state).is_ok() {
                 plan.state.extend(state);
             }
         }
+        let mut by_family = PerFamily { v4: None, v6: None };
         for range in ranges {
             match reach(&common, &peer, range, &mut macs) {
                 Ok((backend, state)) => {
                     accepted.insert(range, &peer.node.name);
                     plan.state.extend(state);
+                    by_family.set(Family::of_range(&range), Some(backend));
                     let node = peer.node.name.clone();
+                    let backend = backend.name();
                     plan.ways.insert(range, Way { node, backend });
                 }
                 Err(reason) => plan.refuse(peer.node, range, reason),
             }
         }
+        for address in addresses {
+            let family = Family::of(address);
+            let usable = match (by_family.get(family), peer.node.range(family)) {
+                (Some(backend), _) => vec![backend],
+                // It has no pods of the family, but its processes may talk to ours.
+                (None, None) => common.clone(),
+                (None, Some(_)) => continue,
+            };
+            // Who cannot be reached that way is reached as any other host.
+            if let Ok((backend, state)) = reach(&usable, &peer, IpNet::from(address), &mut macs) {
+                plan.add_node_route(peer.node, address, backend.name(), state);
+            }
+        }
     }
+    let into_tunnels = |family| {
+        let of_pods = |key: &RouteKey| key.table == RouteTable::OfPods;
+        let routes = plan.state.routes.keys().filter(|key| of_pods(key));
+        let mut families = routes.map(|key| Family::of_range(&key.destination));
+        families.any(|other| other == family)
+    };
+    let sending = own_ranges.into_iter();
+    let sending = sending.filter(|range| into_tunnels(Family::of_range(range)));
+    plan.state.rules = sending.map(model::rule).collect();
     plan
 }
 
@@ -320,18 +360,58 @@ impl Plan {
             reason,
         });
     }
+
+    /// Has pods' packets to an address of a peer take the tunnel its pods' packets
+    /// take, given what it takes to reach the address as if it were a pod's: the
+    /// answers of its processes to pods come through the tunnel too, and what its
+    /// processes send with this address is answered the same way.
+    ///
+    /// Without a tunnel the peer is reached directly already.
+    fn add_node_route(
+        &mut self,
+        peer: &Node,
+        address: IpAddr,
+        backend: &'static str,
+        state: State,
+    ) {
+        let State { routes, .. } = &state;
+        let target = routes.values().find_map(|target| match *target {
+            RouteTarget::Device {
+                device,
+                next_hop,
+                mtu,
+                ..
+            } => Some(RouteTarget::Device {
+                device,
+                next_hop,
+                // Only packets that have a source are routed by this table.
+                source: None,
+                mtu,
+            }),
+            _ => None,
+        });
+        if let Some(target) = target {
+            self.state.extend(State {
+                routes: BTreeMap::from([(RouteKey::of_node(address), target)]),
+                ..state
+            });
+            let node = peer.name.clone();
+            self.ways
+                .insert(IpNet::from(address), Way { node, backend });
+        }
+    }
 }
 
 /// Which node has a hardware address on a device.
 type Macs<'a> = BTreeMap<(crate::model::DeviceName, crate::model::MacAddress), &'a str>;
 
 /// What it takes to reach a range by the first back end that can.
-fn reach<'a>(
-    backends: &[&dyn Backend],
+fn reach<'a, 'b>(
+    backends: &[&'b dyn Backend],
     peer: &Peer<'a>,
     range: IpNet,
     macs: &mut Macs<'a>,
-) -> Result<(&'static str, State), Reason> {
+) -> Result<(&'b dyn Backend, State), Reason> {
     let data = peer.node.data.as_ref();
     let theirs = data.map(|data| data.ways.clone());
     let mut reason = Reason::NothingInCommon {
@@ -351,7 +431,7 @@ fn reach<'a>(
             Ok(())
         });
         match sent {
-            Ok(()) => return Ok((backend.name(), state)),
+            Ok(()) => return Ok((*backend, state)),
             // The last one tried is the one that is least choosy.
             Err(refused) => reason = refused,
         }
@@ -366,6 +446,14 @@ impl<'a> NodeAddresses<'a> {
     fn of(nodes: impl Iterator<Item = &'a Node>) -> Self {
         let addresses = nodes.flat_map(|node| node.addresses.iter().map(|a| (*a, &*node.name)));
         NodeAddresses(addresses.collect())
+    }
+
+    /// The first node by name that has an address.
+    fn holder(&self, address: IpAddr) -> Option<&'a str> {
+        let first = self.0.range((address, "")..).next();
+        first
+            .filter(|(found, _)| *found == address)
+            .map(|(_, node)| *node)
     }
 
     /// None of them is in a range.
@@ -513,14 +601,20 @@ mod tests {
         )
     }
 
+    /// Those of the main table.
     fn routes(plan: &Plan) -> Vec<String> {
+        routes_of(plan, RouteTable::Main)
+    }
+
+    fn routes_of(plan: &Plan, table: RouteTable) -> Vec<String> {
         let routes = plan.state.routes.iter();
         routes
+            .filter(|(key, _)| key.table == table)
             .map(|(key, target)| {
                 // Without the metrics of routes to peers, which say nothing.
                 let mut key = *key;
-                if key == RouteKey::of_peer(key.destination) {
-                    key = RouteKey::to(key.destination);
+                if key.metric == RouteKey::of_peer(key.destination).metric {
+                    key.metric = RouteKey::to(key.destination).metric;
                 }
                 let target = *target;
                 Route { key, target }.to_string()
@@ -704,9 +798,96 @@ mod tests {
         assert!(routes.contains(&tunnel.into()), "{routes:?}");
         let of_peers = plan.ways.values();
         let of_peers: Vec<_> = of_peers.map(|way| (&*way.node, way.backend)).collect();
-        assert_eq!(of_peers, [("near", "host-gw"), ("far", "vxlan")]);
+        // The last: the far one's own address. The near one is reached directly.
+        let expected = [("near", "host-gw"), ("far", "vxlan"), ("far", "vxlan")];
+        assert_eq!(of_peers, expected);
+        let to_nodes = routes_of(&plan, RouteTable::OfPods);
+        assert_eq!(
+            to_nodes,
+            ["192.168.65.12/32 via 10.200.3.0 on pw-vxlan table 1120"]
+        );
         // Pods have one MTU for all peers.
         assert_eq!(plan.mtu.v4, Some(1450));
+    }
+
+    #[rstest]
+    #[case::vxlan("vxlan", &["192.168.64.12/32 via 10.200.2.0 on pw-vxlan",
+        "fd00:64::12/128 via fe80::80a:53ff:fe01:d05d on pw-vxlan6"])]
+    #[case::vxlan_gpe("vxlan-gpe", &["192.168.64.12/32 to 192.168.64.12 with id 1 on pw-gpe",
+        "fd00:64::12/128 to fd00:64::12 with id 1 on pw-gpe mtu 1444"])]
+    #[case::ipip("ipip", &["192.168.64.12/32 via 192.168.64.12 on pw-ipip",
+        "fd00:64::12/128 to fd00:64::12 with id 0 on pw-ip6tnl"])]
+    #[case::wireguard("wireguard", &["192.168.64.12/32 on pw-wg", "fd00:64::12/128 on pw-wg"])]
+    #[case::host_gw("host-gw", &[])]
+    #[case::fixed("static", &[])]
+    #[case::vxlan_multicast("vxlan-multicast", &[])]
+    fn pods_reach_a_peer_itself_by_the_tunnel_to_its_pods(
+        #[case] backend: &str,
+        #[case] expected: &[&str],
+    ) {
+        let plan = plan(&made(&[backend]), &own(), [&dual(&[backend])], &underlay());
+        assert_eq!(plan.refusals, []);
+        let expected: Vec<_> = expected.iter().map(|r| format!("{r} table 1120")).collect();
+        assert_eq!(routes_of(&plan, RouteTable::OfPods), expected);
+        // Without routes into a tunnel no packet needs to be looked at twice.
+        let rules: Vec<_> = plan.state.rules.iter().map(|rule| rule.from).collect();
+        let ranges = if expected.is_empty() {
+            vec![]
+        } else {
+            own().ranges
+        };
+        assert_eq!(rules, ranges);
+    }
+
+    /// A peer with everything, and a WireGuard key of its own.
+    fn dual(backends: &[&str]) -> Node {
+        let addresses = ["fd00:64::12", "192.168.64.12"];
+        let peer = node("p", &addresses, &["10.200.2.0/24", "fd00:200:0:2::/64"]);
+        let mut peer = told(peer, backends, &underlay());
+        if let Some(wireguard) = &mut peer.data.as_mut().unwrap().wireguard {
+            wireguard.public_key.0 = [8; 32];
+        }
+        peer
+    }
+
+    #[rstest]
+    #[case::an_address_of_ours(|peer: &mut Node| peer.addresses.push("192.168.64.11".parse().unwrap()),
+        &["192.168.64.12/32", "fd00:64::12/128"])]
+    #[case::an_address_of_another(|peer: &mut Node| peer.addresses.push("192.168.64.13".parse().unwrap()),
+        &["192.168.64.12/32", "fd00:64::12/128"])]
+    #[case::a_second_address(|peer: &mut Node| peer.addresses.push("192.168.64.14".parse().unwrap()),
+        &["192.168.64.12/32", "192.168.64.14/32", "fd00:64::12/128"])]
+    #[case::no_pods_of_a_family(|peer: &mut Node| peer.ranges.truncate(1),
+        &["192.168.64.12/32", "fd00:64::12/128"])]
+    #[case::a_refused_range(|peer: &mut Node| peer.ranges[0] = "192.168.64.0/25".parse().unwrap(),
+        &["fd00:64::12/128"])]
+    fn of_a_peers_addresses_those_that_are_its_alone_are_reached_by_the_tunnel(
+        #[case] change: impl FnOnce(&mut Node),
+        #[case] expected: &[&str],
+    ) {
+        let mut peer = dual(&["wireguard"]);
+        change(&mut peer);
+        let other = node("a", &["192.168.64.13"], &["10.200.3.0/24"]);
+        let backends = made(&["wireguard"]);
+        let plan = plan(&backends, &own(), [&peer, &other], &underlay());
+        let keys = plan.state.routes.keys();
+        let of_pods = keys.filter(|key| key.table == RouteTable::OfPods);
+        let reached: Vec<_> = of_pods.map(|key| key.destination.to_string()).collect();
+        assert_eq!(reached, expected);
+        // WireGuard sends to and accepts from a peer what is among its ranges.
+        let [accepted] = &plan.state.tunnel_peers.values().collect::<Vec<_>>()[..] else {
+            panic!("one peer has told its key")
+        };
+        let addresses = accepted
+            .ranges
+            .iter()
+            .filter(|r| r.prefix_len() == r.max_prefix_len());
+        let addresses: BTreeSet<_> = addresses.map(ToString::to_string).collect();
+        assert!(
+            expected.iter().all(|address| addresses.contains(*address)),
+            "{addresses:?}"
+        );
+        assert!(!addresses.contains("192.168.64.11/32") && !addresses.contains("192.168.64.13/32"));
     }
 
     #[test]
@@ -719,12 +900,11 @@ mod tests {
         };
         for (backend, mtu) in [("host-gw", " mtu 1400"), ("vxlan", " mtu 1350")] {
             let plan = planned(&[backend], &own(), [&small()], &underlay());
-            let routes = routes(&plan);
-            let route = routes.iter().find(|route| route.starts_with("10.200.2.0"));
-            assert!(
-                route.is_some_and(|route| route.ends_with(mtu)),
-                "{routes:?}"
-            );
+            let mut routes = routes(&plan);
+            routes.extend(routes_of(&plan, RouteTable::OfPods));
+            let small = routes.iter().filter(|route| route.contains(mtu));
+            let expected = if backend == "vxlan" { 2 } else { 1 };
+            assert_eq!(small.count(), expected, "{routes:?}");
         }
     }
 

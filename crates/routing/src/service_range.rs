@@ -91,8 +91,8 @@ pub fn routes(
             });
         if let Some(subnet) = subnet {
             let key = RouteKey {
-                destination: *range,
                 metric: LAST_RESORT_METRIC + 1,
+                ..RouteKey::to(*range)
             };
             let target = RouteTarget::Link {
                 interface: subnet.interface,

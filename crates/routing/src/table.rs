@@ -5,7 +5,10 @@
 //!   opens a connection is looked at by name of the device;
 //! - the tunnels' own packets are not tracked: nothing translates them, and a
 //!   second entry for every node and flow would cost each packet a lookup;
-//! - the node's own packets into a tunnel get its tunnel address.
+//! - the node's own packets into a bridge of `vxlan-multicast` get its tunnel address,
+//!   so that the answers come back that way. Other tunnels have routes for the answers
+//!   ([`crate::model::RouteTable::OfPods`]) and no translation, which would have all
+//!   packets of the node tracked. Multicast is to know nothing of single peers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,15 +103,6 @@ fn chains(devices: &BTreeMap<DeviceName, Device>) -> Vec<Chain> {
         expressions.extend(clamp());
         Rule::new(expressions).comment("a connection through a tunnel: segments that fit it")
     };
-    let mut own = over(Meta::OutInterfaceName).to_vec();
-    own.extend([
-        Expression::FibType {
-            address: FibAddress::Source,
-            into: Register(0),
-        },
-        equal(&RTN_LOCAL.to_ne_bytes()),
-        Expression::Masquerade { flags: 0 },
-    ]);
     let mut opens = opens().to_vec();
     opens.push(Expression::Verdict(Verdict::Jump(TUNNELS.to_owned())));
     let outer: BTreeSet<Outer> = devices.values().filter_map(outer).collect();
@@ -120,7 +114,11 @@ fn chains(devices: &BTreeMap<DeviceName, Device>) -> Vec<Chain> {
             .map(|outer| untracked(*outer, leaving))
             .collect(),
     };
-    vec![
+    let bridges = devices
+        .iter()
+        .filter(|(_, device)| device.kind == DeviceKind::Bridge);
+    let sources: Vec<Rule> = bridges.map(|(name, _)| own_source(*name)).collect();
+    let mut chains = vec![
         Chain {
             name: TUNNELS.to_owned(),
             base: None,
@@ -133,15 +131,41 @@ fn chains(devices: &BTreeMap<DeviceName, Device>) -> Vec<Chain> {
         },
         untracked("arriving", Hook::Prerouting, false),
         untracked("leaving", Hook::Output, true),
-        Chain {
+    ];
+    // The chain alone turns connection tracking on.
+    if !sources.is_empty() {
+        chains.push(Chain {
             name: "sources".to_owned(),
             base: base(ChainKind::Nat, Hook::Postrouting, priority::SRCNAT),
-            rules: vec![Rule::new(own).comment(
-                "the node's own packets: from its tunnel address, so that answers come back by the \
-                 tunnel",
-            )],
+            rules: sources,
+        });
+    }
+    chains
+}
+
+/// Gives the node's own packets into a device an address of that.
+fn own_source(device: DeviceName) -> Rule {
+    // With the zeros after it: this name, and not those that begin so.
+    let mut name = [0; linux::link::NAME_LENGTH + 1];
+    for (byte, of_name) in name.iter_mut().zip(device.as_str().bytes()) {
+        *byte = of_name;
+    }
+    let expressions = vec![
+        Expression::Meta {
+            key: Meta::OutInterfaceName,
+            into: Register(0),
         },
-    ]
+        equal(&name),
+        Expression::FibType {
+            address: FibAddress::Source,
+            into: Register(0),
+        },
+        equal(&RTN_LOCAL.to_ne_bytes()),
+        Expression::Masquerade { flags: 0 },
+    ];
+    Rule::new(expressions).comment(
+        "the node's own packets: from its tunnel address, so that answers come back by the tunnel",
+    )
 }
 
 /// Name of the chain for what opens a connection.

@@ -383,10 +383,25 @@ fn everything_of_podwires_can_be_removed_and_nothing_else_is() {
     host.ip("route add 10.200.11.5/32 dev eth0 proto 112");
     host.ip("route add 10.1.0.0/16 dev eth0 proto 112 table 77");
     host.ip("route add default via 192.168.64.1 proto static");
+    for family in ["-4", "-6"] {
+        host.ip(&format!(
+            "{family} rule add priority 1120 lookup 1120 protocol 112"
+        ));
+        host.ip(&format!(
+            "{family} rule add priority 1121 lookup 1120 protocol 4"
+        ));
+    }
     let removed = remove_all(kernel.socket()).unwrap();
     assert_eq!(removed.len(), 6);
     assert_eq!(host.routes("112"), set(&[]));
     assert_eq!(host.ip("route show table all proto 112"), "");
+    for family in ["-4", "-6"] {
+        let rules = host.ip(&format!("{family} rule show"));
+        assert!(
+            !rules.contains("1120:") && rules.contains("1121:"),
+            "{rules}"
+        );
+    }
     assert_eq!(
         host.routes("4"),
         set(&["default gateway=192.168.64.1 dev=eth0"])

@@ -39,6 +39,8 @@ mod guest {
         let difference = cluster.hosts[0].kernel.difference(&plan.state);
         let difference = difference.expect("the kernel answers");
         assert_eq!(difference.lines(), Vec::<String>::new());
+        cluster.hosts.pop();
+        cluster.assert_tunnelled_with_addresses_kept();
     }
 
     #[test]

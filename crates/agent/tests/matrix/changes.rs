@@ -263,17 +263,19 @@ fn a_peer_is_followed_when_its_address_or_range_changes_or_it_comes_back_by_the_
         let mut remotes: Vec<String> = remotes.map(|r| r.address.to_string()).collect();
         remotes.sort();
         let routes = route::list(&mut socket, route::Filter::own()).expect("readable");
-        let routed = routes
+        let mut routed = routes
             .iter()
             .filter(|route| route.link == Some(device.index))
             .map(|route| route.destination.to_string())
             .collect::<Vec<_>>();
+        routed.sort();
         (remotes, routed)
     };
     let wait_for = |remote: &str, range: &str| {
         wait(&format!("{range} by {remote}"), || {
             let (found, routed) = remotes();
-            if found == [remote] && routed == [range] {
+            // Its pods, and itself.
+            if found == [remote] && routed == [range, &format!("{remote}/32")] {
                 Ok(())
             } else {
                 Err(format!("{found:?} {routed:?}"))

@@ -123,6 +123,12 @@ impl Error {
             Some(Errno::NODEV | Errno::SRCH | Errno::NOENT | Errno::ADDRNOTAVAIL)
         )
     }
+
+    /// Whether this kernel knows nothing of what was asked: it was built without, or
+    /// the family is turned off.
+    pub fn not_supported(&self) -> bool {
+        matches!(self.errno(), Some(Errno::OPNOTSUPP | Errno::AFNOSUPPORT))
+    }
 }
 
 /// `Ok` when the outcome of a deletion is that the object is gone, no matter

@@ -9,8 +9,8 @@ use clap::Args;
 use super::{Output, ask, folded, show};
 use crate::place::Place;
 
-/// Every device, route, neighbour and forwarding entry that carries packets
-/// between nodes, with the node and the back end it is for
+/// Every device, route, policy rule, neighbour and forwarding entry that carries
+/// packets between nodes, with the node and the back end it is for
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only what is for this peer
@@ -35,14 +35,15 @@ pub(crate) fn run(place: &Place, options: &Options) -> Result<ExitCode, agent::a
 fn words(snapshot: &RoutingSnapshot) -> String {
     let counts = &snapshot.counts;
     let mut text = format!(
-        "back ends: {}; MTU of pods: {}\n{} devices, {} routes, {} neighbours, {} forwarding \
-         entries, {} proxy entries\n",
+        "back ends: {}; MTU of pods: {}\n{} devices, {} routes, {} policy rules, {} neighbours, {} \
+         forwarding entries, {} proxy entries\n",
         snapshot.backends.join(", "),
         snapshot
             .mtu
             .map_or_else(|| "unknown".to_owned(), |mtu| mtu.to_string()),
         counts.devices,
         counts.routes,
+        counts.rules,
         counts.neighbours,
         counts.forwarding,
         counts.proxies,
@@ -84,7 +85,7 @@ mod tests {
     fn every_entry_is_shown_with_whose_it_is_and_what_is_refused_with_the_reason() {
         let snapshot: RoutingSnapshot = serde_json::from_value(serde_json::json!({
             "backends": ["vxlan"], "mtu": 1450, "requests": 7,
-            "counts": {"devices": 1, "routes": 1, "neighbours": 0, "forwarding": 0, "proxies": 0,
+            "counts": {"devices": 1, "routes": 1, "rules": 2, "neighbours": 0, "forwarding": 0, "proxies": 0,
                 "tunnel_peers": 0},
             "entries": [
                 {"kind": "device", "entry": "pw-vxlan mtu 1450"},
@@ -101,7 +102,7 @@ mod tests {
         let text = words(&snapshot);
         for part in [
             "back ends: vxlan; MTU of pods: 1450",
-            "1 devices, 1 routes",
+            "1 devices, 1 routes, 2 policy rules",
             "this node\n  device      pw-vxlan mtu 1450\n",
             "node-2, by vxlan\n  route       10.200.2.0/24 via 10.200.2.0 on pw-vxlan\n",
             "on pw-vxlan6 from\n              2001:db8:1111:2223:: mtu 1430\n",

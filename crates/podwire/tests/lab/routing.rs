@@ -202,6 +202,8 @@ fn a_running_lab_changes_its_back_end_node_by_node_while_pods_talk_and_agents_ar
         "back ends: vxlan; MTU of pods: 1430",
         "this node\n  device      pw-vxlan mtu 1450",
         &format!("node-2, by vxlan\n  route       {peer}/24 via {peer} on pw-vxlan from {own}"),
+        &format!("  route       192.168.64.12/32 via {peer} on pw-vxlan metric 58 table 1120"),
+        &format!("  rule        1120: from {own}/24 lookup 1120"),
     ] {
         assert!(routes.contains(part), "{part:?} in {routes}");
     }
@@ -280,7 +282,9 @@ fn a_running_lab_changes_its_back_end_node_by_node_while_pods_talk_and_agents_ar
     for node in ["node-1", "node-2"] {
         eventually("the old devices to be gone", PATIENCE, || {
             let links = lab.node(node, &["ip", "-o", "link", "show", "type", "vxlan"]);
-            links.is_empty().then_some(()).ok_or(links)
+            let rules = lab.node(node, &["ip", "rule", "show", "priority", "1120"]);
+            let left = links + &rules;
+            left.is_empty().then_some(()).ok_or(left)
         });
     }
 }

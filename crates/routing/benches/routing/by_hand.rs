@@ -19,8 +19,8 @@ struct Side {
 }
 
 /// Has the nodes' own packets leave by the tunnel with its address whatever
-/// address they have, as podwire and flannel do. Translation needs connection
-/// tracking, for all packets of the node.
+/// address they have, as podwire does with `vxlan-multicast`. Translation needs
+/// connection tracking, for all packets of the node.
 pub(crate) fn translate_own(cluster: &Cluster) {
     for host in &cluster.hosts {
         for command in [

@@ -37,7 +37,7 @@ impl Backend for IpInIp {
         About {
             name: "ipip",
             owns: "the devices pw-ipip and, for IPv6, pw-ip6tnl with their addresses, and a route \
-                   of protocol 112 for each pod range",
+                   of protocol 112 for each pod range and each peer's address",
             // The outer IP header.
             overhead: [20, 40],
             carrier: Carrier::Same,

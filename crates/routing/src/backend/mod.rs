@@ -60,17 +60,23 @@ pub trait Backend: fmt::Debug + Send + Sync {
     }
 
     /// What it takes to accept packets from a peer, also while none are sent to
-    /// it this way. `ranges` are those of the peer that are sound.
+    /// it this way. `sources` is where they may come from: those of the peer's pod
+    /// ranges that are sound, and its own addresses.
     ///
     /// # Errors
     /// Why this peer's packets cannot be accepted this way.
-    fn accept(&self, _: &Peer<'_>, _ranges: &[IpNet], _: &mut State) -> Result<(), Reason> {
+    fn accept(&self, _: &Peer<'_>, _sources: &[IpNet], _: &mut State) -> Result<(), Reason> {
         Ok(())
     }
 
     /// What it takes to send packets for one range of a peer. `range` is sound:
     /// it overlaps no other node's range and nothing of the underlay. Called
     /// with a state of its own, which is dropped on error.
+    ///
+    /// Called also for the single addresses of the peer itself. If that gives a
+    /// route over a device, it goes into the table for packets of pods
+    /// ([`crate::model::RouteTable::OfPods`]): through the tunnel those reach the
+    /// peer's processes as they do its pods.
     ///
     /// # Errors
     /// Why this range cannot be reached this way.

@@ -90,7 +90,7 @@ impl Backend for VxlanProgrammed {
         About {
             name: "vxlan",
             owns: "the device pw-vxlan (pw-vxlan6 over IPv6) with its addresses, and for each peer \
-                   a route of protocol 112 and a neighbour entry a family and a forwarding entry",
+                   two routes of protocol 112 and a neighbour entry a family and a forwarding entry",
             overhead: OVERHEAD,
             carrier: Carrier::Either,
         }
@@ -139,7 +139,9 @@ impl Backend for VxlanProgrammed {
         let data = data.ok_or(Reason::NoData)?;
         let mac = data.mac.get(path.carrier).ok_or(Reason::NoData)?;
         let tunnel = tunnel(path.carrier);
-        let gateway = gateway(&range, mac);
+        // The same for the peer's own addresses as for its pods.
+        let pods = peer.node.range(Family::of_range(&range));
+        let gateway = gateway(&pods.unwrap_or(range), mac);
         let target = peer.over(tunnel, self, &range, NextHop::OnLink(gateway))?;
         let remote = Remote {
             address: path.remote,

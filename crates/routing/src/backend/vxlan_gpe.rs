@@ -36,7 +36,7 @@ impl Backend for VxlanGpe {
         About {
             name: "vxlan-gpe",
             owns: "the device pw-gpe with its addresses, and a route of protocol 112 for each pod \
-                   range",
+                   range and each peer's address",
             // Outer IP and UDP headers and the VXLAN header.
             overhead: [20 + 8 + 8, 40 + 8 + 8],
             carrier: Carrier::Either,

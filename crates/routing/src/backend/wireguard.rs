@@ -13,12 +13,13 @@ use crate::model::{
 use crate::plan::Reason;
 
 /// An encrypted tunnel (`wireguard`): one device, a WireGuard peer for each
-/// node with the node's pod ranges as its allowed IPs, a route a range. Packets
-/// between nodes can go nowhere but to the peer whose range it is, and are
-/// accepted from nobody else.
+/// node with the node's pod ranges and addresses as its allowed IPs, a route a
+/// range and an address. Packets between nodes can go nowhere but to the peer whose
+/// range it is, and are accepted from nobody else.
 ///
 /// The tunnel's own packets never enter it: only pod ranges are routed to the
-/// device, and a range that holds a node's address is refused.
+/// device for all, a range that holds a node's address is refused, and the routes
+/// to nodes' addresses count only for packets that come from pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wireguard {
     /// This node's private key.
@@ -39,7 +40,7 @@ impl Backend for Wireguard {
         About {
             name: "wireguard",
             owns: "the device pw-wg with its addresses and a WireGuard peer for each node, and a \
-                   route of protocol 112 for each pod range",
+                   route of protocol 112 for each pod range and each peer's address",
             // Outer IP and UDP headers, WireGuard's header and authentication tag.
             overhead: [20 + 8 + 16 + 16, 40 + 8 + 16 + 16],
             // A peer has one endpoint, for pods of both families.
@@ -64,7 +65,7 @@ impl Backend for Wireguard {
         Ok(())
     }
 
-    fn accept(&self, peer: &Peer<'_>, ranges: &[IpNet], state: &mut State) -> Result<(), Reason> {
+    fn accept(&self, peer: &Peer<'_>, sources: &[IpNet], state: &mut State) -> Result<(), Reason> {
         let data = peer.node.data.as_ref();
         let data = data.and_then(|data| data.wireguard.as_ref());
         let data = data.ok_or(Reason::NoData)?;
@@ -74,7 +75,7 @@ impl Backend for Wireguard {
         let remote = peer.path(self, Family::V4)?.remote;
         let tunnel_peer = TunnelPeer {
             endpoint: SocketAddr::new(remote, data.port),
-            ranges: ranges.iter().copied().collect(),
+            ranges: sources.iter().copied().collect(),
         };
         let key = (TUNNEL.device, data.public_key);
         state.tunnel_peers.insert(key, tunnel_peer);

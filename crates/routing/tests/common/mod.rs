@@ -1,12 +1,15 @@
 //! A cluster of network namespaces: nodes on a switch, a pod on each.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use linux::namespace::NetworkNamespace;
 use podwire_routing::apply::Outcome;
 use podwire_routing::backend::{self, Wireguard, by_name};
-use podwire_routing::{Backend, Kernel, Node, Plan, Settings, Underlay, keys, plan};
+use podwire_routing::{Backend, Family, Kernel, Node, Plan, Settings, Underlay, keys, plan};
 
 /// Runs a command in a namespace; its exit code and what it wrote.
 pub(crate) fn run(namespace: &NetworkNamespace, command: &str) -> (bool, String) {
@@ -73,7 +76,7 @@ impl Cluster {
         ok(&self.switch, &format!("ip link set {port} master br0 up"));
         let host = |command: &str| ok(&namespace, command);
         host("ip link set lo up");
-        host(&format!("ip addr add 192.168.64.1{number}/24 dev eth0"));
+        host(&format!("ip addr add 192.168.64.1{number}/18 dev eth0"));
         host(&format!("ip addr add fd00:64::1{number}/64 dev eth0 nodad"));
         host("ip link set eth0 up");
         for setting in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
@@ -182,9 +185,13 @@ impl Cluster {
         let range = |text: String| text.parse().expect("a range");
         let mut node = Node {
             name: format!("peer-{number}").into(),
-            // All on the switch: some share an address, which no entry minds.
+            // All on the switch.
             addresses: vec![
-                parse(format!("192.168.64.{}", 20 + number % 200)),
+                parse(format!(
+                    "192.168.{}.{}",
+                    65 + number / 250,
+                    1 + number % 250
+                )),
                 parse(format!("fd00:64::{:x}", 0x1000 + number)),
             ],
             ranges: vec![
@@ -214,16 +221,51 @@ impl Cluster {
         }
     }
 
-    /// Every pod reaches every other, in both families, by one answered ping.
+    /// Every pod reaches every other, and every other node, in both families, by one
+    /// answered ping.
     pub(crate) fn assert_connected(&self) {
         for from in &self.hosts {
             for to in self.hosts.iter().filter(|to| to.node != from.node) {
-                for address in &to.node.pods {
+                for address in to.node.pods.iter().chain(&to.node.addresses) {
                     // One answer is enough, within the deadline.
                     ok(&from.pod, &format!("ping -n -c 1 -i 0.2 -w 20 {address}"));
                 }
             }
         }
+    }
+
+    /// A process of the first node that has bound to the node's address is heard from
+    /// that by the second's pod, and the first's pod from its own by a process of the
+    /// second node; with strict reverse path filters on both nodes, and nothing of it
+    /// is on the underlay but in a tunnel.
+    pub(crate) fn assert_tunnelled_with_addresses_kept(&self) {
+        let [from, to] = &self.hosts[..] else {
+            panic!("of two nodes")
+        };
+        for host in [from, to] {
+            let strict = || {
+                for entry in std::fs::read_dir("/proc/sys/net/ipv4/conf")? {
+                    std::fs::write(entry?.path().join("rp_filter"), "1")?;
+                }
+                Ok(())
+            };
+            let outcome: Result<std::io::Result<()>, _> = host.namespace.run(strict);
+            outcome.expect("enterable").expect("they can be set");
+        }
+        let capture = Capture::start(&from.namespace);
+        for (at, family) in Family::BOTH.into_iter().enumerate() {
+            let pod = from.node.pods[at];
+            let own = from.node.address(family).expect("it has both");
+            let theirs = to.node.address(family).expect("it has both");
+            let heard = sender(&from.namespace, Some(own), &to.pod, to.node.pods[at]);
+            assert_eq!(heard, own);
+            let heard = sender(&from.pod, None, &to.namespace, theirs);
+            assert_eq!(heard, pod);
+        }
+        // A packet in clear, which the capture has to show.
+        let theirs = to.node.address(Family::V4).expect("it has both");
+        ok(&from.namespace, &format!("ping -n -c 1 -w 20 {theirs}"));
+        assert_eq!(capture.until("ICMP echo reply"), Vec::<String>::new());
     }
 
     /// Whether packets of exactly `mtu` bytes pass from the first pod to the second,
@@ -279,6 +321,100 @@ impl Host {
             .collect();
         names.sort();
         names
+    }
+}
+
+/// Whom a listener in one namespace hears when a connection to its address is made
+/// in another, and a byte passes each way.
+pub(crate) fn sender(
+    from: &NetworkNamespace,
+    bound: Option<IpAddr>,
+    to: &NetworkNamespace,
+    address: IpAddr,
+) -> IpAddr {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let listener = to.run(|| TcpListener::bind((address, 0)));
+    let listener = listener.expect("enterable").expect("a socket");
+    let target = listener.local_addr().expect("it is bound");
+    let open = || {
+        let family = match address {
+            IpAddr::V4(_) => AddressFamily::INET,
+            IpAddr::V6(_) => AddressFamily::INET6,
+        };
+        let socket = socket(family, SocketType::STREAM, None)?;
+        rustix::net::sockopt::set_socket_timeout(
+            &socket,
+            rustix::net::sockopt::Timeout::Send,
+            Some(PATIENCE),
+        )?;
+        if let Some(bound) = bound {
+            bind(&socket, &SocketAddr::new(bound, 0))?;
+        }
+        connect(&socket, &target)?;
+        Ok(TcpStream::from(socket))
+    };
+    let near: Result<rustix::io::Result<TcpStream>, _> = from.run(open);
+    let mut near = near
+        .expect("enterable")
+        .unwrap_or_else(|error| panic!("{bound:?} to {target}: {error}"));
+    let (mut far, sender) = listener.accept().expect("it is connected");
+    let pass = |one: &mut TcpStream, other: &mut TcpStream| {
+        other.set_read_timeout(Some(PATIENCE)).expect("settable");
+        std::io::Write::write_all(one, &[7]).expect("it can be written to");
+        std::io::Read::read_exact(other, &mut [0]).expect("it arrives");
+    };
+    pass(&mut near, &mut far);
+    pass(&mut far, &mut near);
+    sender.ip()
+}
+
+/// What is on a node's link to the underlay of TCP and ICMP outside of tunnels.
+struct Capture {
+    tcpdump: std::process::Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Capture {
+    fn start(namespace: &NetworkNamespace) -> Capture {
+        let spawn = || {
+            Command::new("tcpdump")
+                // A machine need not have the user it would change to.
+                .args("-Z root -n -i eth0 -l --immediate-mode".split(' '))
+                .arg("tcp or icmp")
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+        };
+        let spawned = namespace.run(spawn).expect("enterable");
+        let mut tcpdump = spawned.expect("tcpdump is installed");
+        // It says on its error output when it listens.
+        let mut errors = BufReader::new(tcpdump.stderr.take().expect("it was asked for"));
+        let mut said = String::new();
+        while !said.contains("listening on") {
+            let length = errors.read_line(&mut said).expect("readable");
+            assert!(length > 0, "tcpdump ended: {said}");
+        }
+        let lines = BufReader::new(tcpdump.stdout.take().expect("it was asked for"));
+        Capture { tcpdump, lines }
+    }
+
+    /// The TCP packets before the first that shows `mark`.
+    fn until(mut self, mark: &str) -> Vec<String> {
+        let mut seen = Vec::new();
+        loop {
+            let mut line = String::new();
+            let length = self.lines.read_line(&mut line).expect("readable");
+            assert!(length > 0, "tcpdump ended");
+            if line.contains(mark) {
+                self.tcpdump.kill().expect("it runs");
+                self.tcpdump.wait().expect("it was started");
+                return seen;
+            }
+            if line.contains("Flags") {
+                seen.push(line);
+            }
+        }
     }
 }
 
