@@ -99,7 +99,7 @@ pub(crate) fn limit(
     }
     if bandwidth.egress_rate != 0 {
         let name = interface(attachment);
-        socket.execute(&link::add_ifb(&name, cable.mtu))?;
+        socket.execute(&link::add_ifb(&name))?;
         let Some(queue) = link::get(socket, &name)? else {
             return Err(Error::Io(format!(
                 "interface {name} vanished while it was being set up"

@@ -121,6 +121,11 @@ fn a_pod_receives_and_sends_no_faster_than_its_limits(#[case] mode: &str) {
         .into_iter()
         .find(|l| l.starts_with("pwi"))
         .unwrap();
+    // Nobody speaks IP on it: no addresses and no routes, which each pod would add to.
+    for what in ["address", "route"] {
+        let shown = common::ip(&node.namespace, &format!("-6 {what} show dev {queue}"));
+        assert!(!shown.to_string().contains("fe80"), "{shown}");
+    }
     node.namespace
         .run(|| {
             let status = Command::new("tc")

@@ -8,7 +8,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use netlink_packet_core::{DecodeError, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
+use netlink_packet_core::{DecodeError, DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
     InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
@@ -38,6 +38,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_GROUP: u16 = 27;
 const IFLA_LINK_NETNSID: u16 = 37;
 /// `IF_OPER_UP` of RFC 2863.
@@ -49,6 +50,11 @@ const IFLA_INFO_PORT_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_INET_CONF: u16 = 1;
+/// Of `include/uapi/linux/ip.h`.
+const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
+/// `IPV4_MIN_MTU` (RFC 791); IPv6's is larger.
+const LEAST_IPV4_MTU: u32 = 68;
 
 /// A network interface as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +91,8 @@ pub struct Link {
     pub group: u32,
     /// Free text set by [`set_alias`].
     pub alias: Option<String>,
+    /// Whether it may bring packets from and to 127.0.0.0/8 ([`set_route_localnet`]).
+    pub route_localnet: bool,
     /// Settings as a port of a bridge.
     pub port: Option<BridgePort>,
     /// Settings as a tunnel.
@@ -264,14 +272,16 @@ pub fn add_macvlan(end: &VethEnd<'_>, parent: u32, mode: MacvlanMode) -> Request
 }
 
 /// Makes an intermediate functional block device, which is up: what is
-/// redirected to it passes its queueing discipline and goes on where it was.
-pub fn add_ifb(name: &str, mtu: u32) -> Request {
+/// redirected to it passes its queueing discipline and goes on where it was, whatever
+/// its length. Nobody speaks IP on it: its MTU is one that the kernel sets up neither
+/// IPv4 nor IPv6 for, with their addresses, groups and routes.
+pub fn add_ifb(name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Mtu(LEAST_IPV4_MTU - 1),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
     ];
     create(format!("make the IFB device {name}"), message)
@@ -391,6 +401,24 @@ pub fn set_no_link_local(index: u32) -> Request {
         vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
             vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
         )])],
+    )
+}
+
+/// Lets a link bring packets from and to 127.0.0.0/8: the setting `route_localnet` of
+/// IPv4. A link that is up tells its multicast groups again then. Over netlink it takes a moment, however many namespaces there are, whereas a
+/// path below `/proc/sys/net` is walked the longer the more there are.
+pub fn set_route_localnet(index: u32) -> Request {
+    let attribute = |kind: u16, value: &[u8]| {
+        let length = u16::try_from(value.len() + 4).expect("a few bytes");
+        [&length.to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
+    };
+    let setting = attribute(IPV4_DEVCONF_ROUTE_LOCALNET, &1u32.to_ne_bytes());
+    let settings = attribute(IFLA_INET_CONF, &setting);
+    let family = attribute(u16::from(u8::from(AddressFamily::Inet)), &settings);
+    change(
+        format!("let link {index} bring packets of 127.0.0.0/8"),
+        index,
+        vec![LinkAttribute::Other(DefaultNla::new(IFLA_AF_SPEC, family))],
     )
 }
 
@@ -619,6 +647,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
         kind: None,
         group: 0,
         alias: None,
+        route_localnet: false,
         port: None,
         tunnel: None,
     };
@@ -635,6 +664,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
             IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
             IFLA_GROUP => link.group = word(value)?,
             IFLA_IFALIAS => link.alias = Some(text(value)),
+            IFLA_AF_SPEC => link.route_localnet = parse_route_localnet(value)?,
             IFLA_LINKINFO => {
                 let mut port = None;
                 let mut data = Vec::new();
@@ -663,6 +693,26 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
         }
     }
     Ok(Some(link))
+}
+
+/// All IPv4 settings of a link come as an array, the first of which is number 1.
+fn parse_route_localnet(payload: &[u8]) -> Result<bool, DecodeError> {
+    let place = usize::from(IPV4_DEVCONF_ROUTE_LOCALNET - 1) * 4;
+    for family in NlasIterator::new(payload) {
+        let family = family?;
+        if family.kind() != u16::from(u8::from(AddressFamily::Inet)) {
+            continue;
+        }
+        for settings in NlasIterator::new(family.value()) {
+            let settings = settings?;
+            if settings.kind() == IFLA_INET_CONF
+                && let Some(value) = settings.value().get(place..place + 4)
+            {
+                return Ok(word(value)? != 0);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn parse_port(payload: &[u8], port: &mut BridgePort) -> Result<(), DecodeError> {

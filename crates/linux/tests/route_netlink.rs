@@ -217,6 +217,20 @@ fn a_link_is_renamed_moved_and_changed() {
     assert_eq!(moved.mtu, 1280);
     assert_eq!(moved.mac, Some(mac));
     assert_eq!(moved.alias.as_deref(), Some("who I am"));
+    assert!(!moved.route_localnet);
+    let localnet = || {
+        let file = "/proc/sys/net/ipv4/conf/c/route_localnet";
+        there
+            .run(|| std::fs::read_to_string(file).unwrap())
+            .unwrap()
+    };
+    assert_eq!(localnet(), "0\n");
+    there_socket
+        .execute(&link::set_route_localnet(moved.index))
+        .unwrap();
+    assert_eq!(localnet(), "1\n");
+    let changed = link::get(&mut there_socket, "c").unwrap().unwrap();
+    assert!(changed.route_localnet);
     there_socket
         .execute_all(&[link::set_up(moved.index), link::set_down(moved.index)])
         .unwrap();

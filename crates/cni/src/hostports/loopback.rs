@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use linux::link;
 use linux::netlink::Socket;
 use linux::route::{self, Filter, Kind, Route, TABLE_LOCAL};
-use linux::sysctl::{Family, Setting};
+use linux::sysctl::Setting;
 
 use super::Mapping;
 use crate::configuration::AttachMode;
@@ -45,10 +45,6 @@ pub(crate) fn is_unanswered6(attach: AttachMode) -> bool {
     attach == AttachMode::Bridge && bridged.read().is_ok_and(|value| value != 0)
 }
 
-fn setting(interface: &str) -> Setting {
-    Setting::of_interface(Family::V4, interface, "route_localnet")
-}
-
 fn route_of(link: u32) -> Route {
     Route::to(IpNet::from(LOOPBACK6))
         .dev(link)
@@ -64,16 +60,27 @@ pub(crate) fn admit(
     mappings: &[Mapping],
     pod: &[IpAddr],
 ) -> Result<(), Error> {
-    if concerns(LOOPBACK4, mappings, pod) {
-        setting(interface).write(1)?;
+    let [v4, v6] = [LOOPBACK4, LOOPBACK6].map(|address| concerns(address, mappings, pod));
+    if !(v4 || v6) {
+        return Ok(());
     }
-    if concerns(LOOPBACK6, mappings, pod)
-        && let Some(link) = link::get(socket, interface)?
-    {
-        match socket.execute(&route::append(&route_of(link.index))) {
+    let Some(link) = link::get(socket, interface)? else {
+        // With the interface went all that it could bring.
+        return Ok(());
+    };
+    let mut requests = Vec::new();
+    // A bridge has it from its first pod on.
+    if v4 && !link.route_localnet {
+        requests.push(link::set_route_localnet(link.index));
+    }
+    if v6 {
+        requests.push(route::append(&route_of(link.index)));
+    }
+    for outcome in socket.attempt_all(&requests)? {
+        match outcome {
             // Another pod's, on the same bridge.
-            Err(error) if error.already_exists() => {}
-            other => other?,
+            Err(error) if !error.already_exists() => return Err(error.into()),
+            _ => {}
         }
     }
     Ok(())
@@ -86,15 +93,20 @@ pub(crate) fn verify(
     mappings: &[Mapping],
     pod: &[IpAddr],
 ) -> Result<(), Error> {
-    if concerns(LOOPBACK4, mappings, pod) && setting(interface).read()? == 0 {
+    let [v4, v6] = [LOOPBACK4, LOOPBACK6].map(|address| concerns(address, mappings, pod));
+    if !(v4 || v6) {
+        return Ok(());
+    }
+    let Some(link) = link::get(socket, interface)? else {
+        return Ok(());
+    };
+    if v4 && !link.route_localnet {
         return Err(Error::Mismatch(format!(
-            "{} is 0, so that mapped ports are not reached at {LOOPBACK4}",
-            setting(interface)
+            "net.ipv4.conf.{interface}.route_localnet is 0, so that mapped ports are not reached \
+             at {LOOPBACK4}"
         )));
     }
-    if concerns(LOOPBACK6, mappings, pod)
-        && let Some(link) = link::get(socket, interface)?
-    {
+    if v6 {
         let wanted = route_of(link.index);
         let filter = Filter {
             table: Some(TABLE_LOCAL),
