@@ -71,7 +71,8 @@ impl Cluster {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory: each change would wait for the disk, which nothing here is about.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut config = config(dir.path());
         change(&mut config);
         let server = Server::open(config).await.unwrap();
