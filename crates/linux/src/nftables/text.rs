@@ -150,7 +150,8 @@ fn fields(types: &[DataType], bytes: &[u8]) -> String {
 struct Loaded {
     text: String,
     format: Format,
-    slots: u8,
+    /// Bytes of it; those that fill its last register are zero.
+    length: usize,
     /// `& mask`, where a bitwise step came between.
     mask: Option<Vec<u8>>,
 }
@@ -165,7 +166,7 @@ impl Registers {
             *slot = Some(Loaded {
                 text,
                 format,
-                slots: length.div_ceil(4) as u8,
+                length,
                 mask: None,
             });
         }
@@ -194,7 +195,7 @@ impl Registers {
                         }
                         None => loaded.text.clone(),
                     });
-                    slot += loaded.slots.max(1);
+                    slot += loaded.length.div_ceil(4).max(1) as u8;
                 }
                 None => {
                     parts.push(format!("reg {slot}"));
@@ -386,7 +387,7 @@ pub fn render_rule(rule: &Rule, sets: &[Set]) -> String {
                     if let (Some(mut loaded), Some(slot)) =
                         (copied, registers.0.get_mut(usize::from(into.0 + word)))
                     {
-                        if mask.iter().any(|byte| *byte != 0xff) {
+                        if mask.iter().take(loaded.length).any(|byte| *byte != 0xff) {
                             loaded.mask = Some(mask.to_vec());
                         }
                         *slot = Some(loaded);

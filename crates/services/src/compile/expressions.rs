@@ -122,7 +122,10 @@ impl Registers {
     /// The port takes a detour: nft 1.0.6 takes `ct original proto-dst` for a
     /// value without length and aborts when it lists a key made with it. So
     /// protocol and port are loaded elsewhere and copied together over what nft
-    /// then believes to be there still: the protocol and the present port.
+    /// then believes to be there still: the protocol and the present port. It takes
+    /// the copy for the protocol itself, and not for a part of it with a mask that
+    /// it cannot print, because the mask ends in as many ones as the protocol has
+    /// bits; the byte left out is one of those that fill the port's register.
     pub(crate) fn original_frontend(&self) -> [Expression; 6] {
         let aside = Self::ASIDE;
         [
@@ -151,7 +154,12 @@ impl Registers {
                 key: Conntrack::OriginalDestinationPort,
                 into: Register(aside + 1),
             },
-            copy(aside, self.words, &[u32::MAX; 2], &[0; 2]),
+            copy(
+                aside,
+                self.words,
+                &[u32::MAX, u32::from_ne_bytes([0xff, 0xff, 0, 0xff])],
+                &[0; 2],
+            ),
         ]
     }
 

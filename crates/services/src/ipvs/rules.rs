@@ -419,14 +419,17 @@ fn to_twin(registers: &Registers, sets: &FrontendSets) -> Vec<Expression> {
 /// addressed to.
 fn postrouting() -> Vec<Rule> {
     let asked = |set: fn(&FrontendSets) -> &'static str, then: Expression| {
-        both(|registers, _, sets| {
+        let rules = both(|registers, _, sets| {
             let mut rule = registers.original_frontend().to_vec();
             rule.extend([
                 compile::lookup(set(sets), 0, Found::Membership),
                 then.clone(),
             ]);
             rule
-        })
+        });
+        rules
+            .into_iter()
+            .map(|rule| rule.comment("not the present port: the one that was asked"))
     };
     let mut rules = vec![compile::stays_here()];
     rules.extend(asked(|sets| sets.from_all, compile::masquerade()));
