@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use api::watch::{Closed, watch};
-use api::{EndpointSlice, Event, Namespace, Node, Pod, Resource as _, Scope, Service};
+use api::{EndpointSlice, Event, Key, Namespace, Node, Pod, Resource as _, Scope, Service};
 use kube::Client;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -34,6 +34,7 @@ pub(crate) fn start(
     client: &Client,
     core: UnboundedSender<News>,
     proxy: Sender<proxy::Message>,
+    changed: Arc<proxy::Changed>,
     told: &Watchers<'_>,
 ) {
     tokio::spawn(watch::<Node>(
@@ -49,6 +50,7 @@ pub(crate) fn start(
         None => for_proxies(),
     };
     let (to_proxy, zone) = (proxy.clone(), dns.clone());
+    let services = changed.clone();
     tokio::spawn(watch::<Service>(
         client.clone(),
         scope.clone(),
@@ -65,9 +67,16 @@ pub(crate) fn start(
                     service.spec.ports = ports;
                 }
             }
-            to_proxy
-                .send(proxy::Message::Service(event))
-                .map_err(|_| Closed)
+            let message = match parts(event) {
+                None => Some(proxy::Message::ServicesSynced),
+                Some((key, now)) => services.service(key, now),
+            };
+            let Some(message) = message else {
+                // With the change it overtook it is one.
+                service_metrics.services_pending.dec();
+                return Ok(());
+            };
+            to_proxy.send(message).map_err(|_| Closed)
         },
     ));
     let zone = dns.clone();
@@ -82,9 +91,15 @@ pub(crate) fn start(
             if let Some(zone) = &zone {
                 zone.slice(&event);
             }
-            proxy
-                .send(proxy::Message::Slice(unless_headless(event)))
-                .map_err(|_| Closed)
+            let message = match parts(unless_headless(event)) {
+                None => Some(proxy::Message::SlicesSynced),
+                Some((key, now)) => changed.slice(key, now),
+            };
+            let Some(message) = message else {
+                slice_metrics.slices_pending.dec();
+                return Ok(());
+            };
+            proxy.send(message).map_err(|_| Closed)
         },
     ));
     if let Some(dns) = dns {
@@ -114,6 +129,16 @@ fn start_names(client: &Client, node: &str, dns: Arc<Dns>) {
         dns.pod(&event);
         Ok(())
     }));
+}
+
+/// Which object an event is about, and what it is now if it is not gone; `None` where
+/// it is about all of them.
+fn parts<R: api::Resource>(event: Event<R>) -> Option<(Key, Option<R>)> {
+    match event {
+        Event::Applied(object) => Some((object.key(), Some(object))),
+        Event::Deleted(key) => Some((key, None)),
+        Event::Synced => None,
+    }
 }
 
 /// A slice of a headless Service is gone, for a proxy. (A Service's own label is

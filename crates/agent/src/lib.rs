@@ -45,6 +45,7 @@ mod http;
 pub mod inspection;
 mod ipam_audit;
 mod kernel_events;
+mod latest;
 mod metrics;
 mod options;
 mod pods;

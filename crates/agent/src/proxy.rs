@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use api::{AddressType, Event, Key};
+use api::{AddressType, Key};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use linux::address;
@@ -20,6 +20,7 @@ use crate::event_writer::{About, Recorder, Warning};
 use crate::health;
 use crate::healthcheck::Wanted;
 use crate::inspection::{self, Asked};
+use crate::latest::Latest;
 use crate::metrics::Metrics;
 use crate::programming::Triggers;
 use crate::routes;
@@ -31,10 +32,14 @@ use crate::worker::{Problems, gather_until};
 /// What the thread is told.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// Of a Service.
-    Service(Event<api::Service>),
-    /// Of an endpoint slice.
-    Slice(Event<api::EndpointSlice>),
+    /// There are news of a Service among [`Changed::services`].
+    Service(Key),
+    /// All Services there are have been told.
+    ServicesSynced,
+    /// There are news of an endpoint slice among [`Changed::slices`].
+    Slice(Key),
+    /// All endpoint slices there are have been told.
+    SlicesSynced,
     /// The node or the cluster changed.
     Facts(Box<NodeFacts>),
     /// Addresses of this node's interfaces came or went.
@@ -43,6 +48,49 @@ pub(crate) enum Message {
     Audit,
     /// Somebody wants to know.
     Ask(Asked, Question),
+}
+
+/// What changed of the objects and was not taken up yet. Each is named by one message:
+/// however often an object changes while the thread is busy, it waits once.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    services: Latest<Option<api::Service>>,
+    slices: Latest<SliceNews>,
+}
+
+#[derive(Debug)]
+struct SliceNews {
+    now: Option<api::EndpointSlice>,
+    /// What triggered the first of the changes that this one overtook.
+    first_trigger: Option<Box<str>>,
+}
+
+impl Changed {
+    /// A Service is now so, or gone. Returns the message to send; none if one is on
+    /// its way that will do.
+    #[must_use]
+    pub(crate) fn service(&self, key: Key, now: Option<api::Service>) -> Option<Message> {
+        let before = self.services.put(key.clone(), |_| now);
+        before.is_none().then_some(Message::Service(key))
+    }
+
+    /// An endpoint slice is now so, or gone. Returns a message as [`Self::service`] does.
+    #[must_use]
+    pub(crate) fn slice(&self, key: Key, now: Option<api::EndpointSlice>) -> Option<Message> {
+        let news = |before: Option<&SliceNews>| SliceNews {
+            now,
+            first_trigger: before.and_then(|before| {
+                let trigger = || before.now.as_ref()?.last_change_trigger();
+                before
+                    .first_trigger
+                    .as_deref()
+                    .or_else(trigger)
+                    .map(Into::into)
+            }),
+        };
+        let before = self.slices.put(key.clone(), news);
+        before.is_none().then_some(Message::Slice(key))
+    }
 }
 
 /// How things stand after an application.
@@ -77,7 +125,7 @@ pub(crate) struct Context {
 }
 
 /// Runs until nobody can send it anything any more.
-pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
+pub(crate) fn run(context: &Context, inbox: &Receiver<Message>, changed: &Changed) {
     let mut state = State::new(context.known_ranges.clone());
     let mut runner = Runner::new(Pace::default());
     let mut problems = Problems::default();
@@ -123,7 +171,7 @@ pub(crate) fn run(context: &Context, inbox: &Receiver<Message>) {
         let Some(proxy) = &mut proxy else { continue };
         // With its room: a list of everything may have passed.
         for message in std::mem::take(&mut backlog) {
-            if state.take(proxy, message) {
+            if state.take(proxy, changed, message) {
                 runner.request();
             }
         }
@@ -282,40 +330,23 @@ impl State {
     }
 
     /// Takes up what has arrived. Returns whether something is to be applied.
-    fn take(&mut self, proxy: &mut Proxy, message: Message) -> bool {
-        match &message {
-            Message::Service(Event::Applied(_) | Event::Deleted(_)) => self.taken.0 += 1,
-            Message::Slice(Event::Applied(_) | Event::Deleted(_)) => self.taken.1 += 1,
-            _ => {}
-        }
+    fn take(&mut self, proxy: &mut Proxy, changed: &Changed, message: Message) -> bool {
         match message {
-            Message::Service(Event::Applied(service)) => {
-                for text in &service.spec.cluster_ips {
-                    if let Some(address) = services::model::parse_address(text) {
-                        self.ranges.insert(address);
-                    }
-                }
-                proxy.service_changed(translate::service(service));
-            }
-            Message::Service(Event::Deleted(Key { namespace, name })) => {
-                proxy.service_removed(&ServiceName::new(namespace, name));
-            }
-            Message::Service(Event::Synced) => self.services_synced = true,
-            Message::Slice(Event::Applied(slice)) => {
-                let key = api::Resource::key(&slice);
-                let trigger = slice.last_change_trigger().map(ToOwned::to_owned);
-                match (slice.address_type, translate::slice(slice)) {
-                    (AddressType::V4 | AddressType::V6, Some(slice)) => {
-                        if proxy.endpoint_slice_changed(&slice) {
-                            self.triggers.changed(key, trigger.as_deref());
-                        }
-                    }
-                    // Of names, or of no Service (any more).
-                    _ => self.remove_slice(proxy, &key),
+            Message::Service(key) => {
+                self.taken.0 += 1;
+                // A message comes for each time that nothing waited.
+                if let Some(now) = changed.services.take(&key) {
+                    self.take_service(proxy, &key, now);
                 }
             }
-            Message::Slice(Event::Deleted(key)) => self.remove_slice(proxy, &key),
-            Message::Slice(Event::Synced) => self.slices_synced = true,
+            Message::ServicesSynced => self.services_synced = true,
+            Message::Slice(key) => {
+                self.taken.1 += 1;
+                if let Some(news) = changed.slices.take(&key) {
+                    self.take_slice(proxy, key, news);
+                }
+            }
+            Message::SlicesSynced => self.slices_synced = true,
             Message::Facts(facts) => {
                 self.facts_known = true;
                 proxy.facts_changed(with_local_addresses(*facts));
@@ -328,6 +359,39 @@ impl State {
             Message::Ask(..) => return false,
         }
         true
+    }
+
+    fn take_service(&mut self, proxy: &mut Proxy, key: &Key, now: Option<api::Service>) {
+        match now {
+            Some(service) => {
+                for text in &service.spec.cluster_ips {
+                    if let Some(address) = services::model::parse_address(text) {
+                        self.ranges.insert(address);
+                    }
+                }
+                proxy.service_changed(translate::service(service));
+            }
+            None => proxy.service_removed(&ServiceName::new(&*key.namespace, &*key.name)),
+        }
+    }
+
+    fn take_slice(&mut self, proxy: &mut Proxy, key: Key, news: SliceNews) {
+        let Some(slice) = news.now else {
+            return self.remove_slice(proxy, &key);
+        };
+        let trigger = slice.last_change_trigger().map(ToOwned::to_owned);
+        match (slice.address_type, translate::slice(slice)) {
+            (AddressType::V4 | AddressType::V6, Some(slice)) => {
+                if proxy.endpoint_slice_changed(&slice) {
+                    if let Some(first) = news.first_trigger {
+                        self.triggers.changed(key.clone(), Some(&first));
+                    }
+                    self.triggers.changed(key, trigger.as_deref());
+                }
+            }
+            // Of names, or of no Service (any more).
+            _ => self.remove_slice(proxy, &key),
+        }
     }
 
     fn remove_slice(&mut self, proxy: &mut Proxy, key: &Key) {
@@ -384,6 +448,34 @@ mod tests {
             state.facts_known,
         ) = (true, true, true);
         assert_eq!(state.due(&runner, true, now), Some(now));
+    }
+
+    #[test]
+    fn an_object_that_changes_again_while_it_waits_is_named_once_with_all_its_triggers() {
+        let slice = |second: u32| -> api::EndpointSlice {
+            let trigger = format!("2026-01-01T00:00:{second:02}Z");
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"annotations": {
+                    "endpoints.kubernetes.io/last-change-trigger-time": trigger,
+                }},
+                "addressType": "IPv4",
+            }))
+            .expect("a slice")
+        };
+        let changed = Changed::default();
+        let key = Key::new("d", "a");
+        let named = changed.slice(key.clone(), Some(slice(1)));
+        assert!(matches!(named, Some(Message::Slice(named)) if named == key));
+        for second in 2..=9 {
+            assert!(changed.slice(key.clone(), Some(slice(second))).is_none());
+        }
+        let news = changed.slices.take(&key).expect("some wait");
+        assert_eq!(news.first_trigger.as_deref(), Some("2026-01-01T00:00:01Z"));
+        let now = news.now.expect("it is there");
+        assert_eq!(now.last_change_trigger(), Some("2026-01-01T00:00:09Z"));
+        assert!(changed.slice(key.clone(), None).is_some(), "named again");
+        assert!(changed.service(key.clone(), None).is_some());
+        assert!(changed.service(key, None).is_none());
     }
 
     #[test]

@@ -174,8 +174,10 @@ async fn agent(
         metrics: metrics.clone(),
         status: status.clone(),
     };
+    let changed = Arc::new(proxy::Changed::default());
+    let waiting = changed.clone();
     threads.push(thread("services", move || {
-        proxy::run(&context, &proxy_inbox);
+        proxy::run(&context, &proxy_inbox, &waiting);
     })?);
 
     tokio::spawn(event_writer::write(
@@ -237,6 +239,7 @@ async fn agent(
         &client,
         core,
         proxy.clone(),
+        changed,
         &feed::Watchers {
             node: &options.node,
             dns: dns.clone(),
