@@ -225,6 +225,8 @@ fn link_managers() -> anyhow::Result<()> {
             shell::run(shell::root_command("apt-get", &["update", "-qq"]))?;
             fetch()?;
         }
+        std::fs::remove_dir_all(&partial)
+            .with_context(|| format!("cannot remove {}", partial.display()))?;
         unpack(unfinished)
     })
 }
