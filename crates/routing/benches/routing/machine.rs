@@ -27,6 +27,9 @@ pub(crate) fn measure(backends: &[&str]) -> anyhow::Result<String> {
         .environment(BACKENDS, &backends.join(","))
         .environment("PODWIRE_BENCH_ROUNDS", "5")
         .environment("PODWIRE_BENCH_PEERS", "1000")
+        // Each WireGuard peer has queues of its own in the kernel, and namespaces that
+        // were measured go in the background.
+        .memory(1024)
         .limit(LIMIT);
     let (code, output) = guest.run_script(&format!("ip link set lo up\n{}", this.display()))?;
     ensure!(code == 0, "the guest ended with {code}:\n{output}");
