@@ -12,14 +12,19 @@ mod plugins;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use linux::events::{self, Group};
+use linux::link::{self, VethEnd};
 use linux::namespace::NetworkNamespace;
+use linux::netlink::Socket;
 
 /// Pods that are attached at the same time in the parallel rows.
 const PARALLEL: usize = 8;
 /// Pods a full node has.
 const FULL: usize = 250;
+/// The kernel takes some 20 ms for a namespace.
+const GOING: Duration = Duration::from_secs(60);
 
 /// A way to attach pods to the node in whose namespace it is called.
 pub(crate) trait Subject: Sync {
@@ -125,13 +130,14 @@ fn measure(
     parallel: usize,
     before: usize,
 ) -> anyhow::Result<(Times, Times)> {
+    namespaces_are_gone()?;
     let node = NetworkNamespace::create()?;
     let subject = make()?;
     let pods = (0..before + rounds)
         .map(|_| NetworkNamespace::create())
         .collect::<Result<Vec<_>, _>>()?;
     node.run(|| {
-        linux::netlink::Socket::open_route()?.execute(&linux::link::set_up(1))?;
+        Socket::open_route()?.execute(&link::set_up(1))?;
         for (number, pod) in pods[..before].iter().enumerate() {
             subject.add(number, pod)?;
         }
@@ -145,6 +151,37 @@ fn measure(
         }
         Ok((Times::of(add), Times::of(delete)))
     })?
+}
+
+/// Waits until the kernel has taken down the namespaces of what was measured before.
+/// It does so in the background and holds locks meanwhile that every ADD needs.
+fn namespaces_are_gone() -> anyhow::Result<()> {
+    let here = NetworkNamespace::create()?;
+    // Namespaces go in batches, one after the other: where the second cable goes, the
+    // batch of the first is done.
+    for name in ["first", "second"] {
+        let there = NetworkNamespace::create()?;
+        let gone = here.run(move || {
+            let mut socket = Socket::open_route()?;
+            let near = VethEnd {
+                name,
+                mtu: None,
+                mac: None,
+                namespace: None,
+            };
+            let far = VethEnd {
+                namespace: Some(&there),
+                ..near
+            };
+            socket.execute(&link::add_idle_veth(&near, None, &far))?;
+            drop(there);
+            events::wait_for(&[Group::Links], GOING, || {
+                Ok(link::get(&mut socket, name)?.is_none())
+            })
+        })??;
+        ensure!(gone, "namespaces are not gone after {GOING:?}");
+    }
+    Ok(())
 }
 
 /// Does each of some works, so many at once, and times them.
