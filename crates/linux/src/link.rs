@@ -405,8 +405,9 @@ pub fn set_no_link_local(index: u32) -> Request {
 }
 
 /// Lets a link bring packets from and to 127.0.0.0/8: the setting `route_localnet` of
-/// IPv4. A link that is up tells its multicast groups again then. Over netlink it takes a moment, however many namespaces there are, whereas a
-/// path below `/proc/sys/net` is walked the longer the more there are.
+/// IPv4. A link that is up tells its multicast groups again then. Over netlink it takes
+/// a moment, however many namespaces there are, whereas a path below `/proc/sys/net` is
+/// walked the longer the more there are.
 pub fn set_route_localnet(index: u32) -> Request {
     let attribute = |kind: u16, value: &[u8]| {
         let length = u16::try_from(value.len() + 4).expect("a few bytes");
