@@ -1,7 +1,8 @@
 //! Everything a person does with the source tree: `cargo xtask demo`, `test`,
-//! `lint`, `bench`. Each installs what it needs first.
+//! `lint`, `bench`, `bpf`. Each installs what it needs first.
 
 mod bench;
+mod bpf;
 mod demo;
 mod setup;
 mod shell;
@@ -27,6 +28,8 @@ enum Task {
     Lint,
     /// Install the programs that building, running and testing need
     Setup,
+    /// Compile the BPF programs anew after a change of their source (needs clang)
+    Bpf,
     /// Measure, and print a table with a floor or a peer beside each figure
     Bench {
         /// What to measure
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(options) => test::run(&options),
         Task::Lint => test::lint(),
         Task::Setup => setup::install(setup::Purpose::Test),
+        Task::Bpf => bpf::run(),
         Task::Bench { subject } => bench::run(subject),
     }
 }

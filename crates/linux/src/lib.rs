@@ -6,10 +6,12 @@
 
 pub mod address;
 pub mod background;
+mod bpf;
 pub mod conntrack;
 pub mod datagram;
 pub mod ethtool;
 pub mod events;
+pub mod fast_path;
 pub mod fdb;
 mod generic;
 pub mod ipvs;

@@ -1,0 +1,310 @@
+//! The fast path of pods' packets to pods of other nodes that are reached
+//! without a tunnel: two BPF programs that carry the packets of established,
+//! untranslated connections between the pod's interface and the underlay, past
+//! the node's IP stack. What they take and what they leave to the stack is told
+//! in `bpf/fast_path.c`.
+//!
+//! Nothing is pinned. When the process ends, its programs are gone, and all
+//! packets take the stack, which knows their connections.
+//!
+//! The stack sees only the beginning and the end of such a connection, so it must
+//! not judge TCP's sequence numbers: see [`LIBERAL`].
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+use rustix::time::{ClockId, clock_getres};
+
+pub use crate::bpf::Error;
+use crate::bpf::{self, Link, Map, Needs, Object, PerCpu, Program};
+use crate::link::MacAddress;
+use crate::sysctl::{self, Setting};
+
+/// What `cargo xtask bpf` made of `bpf/fast_path.c`.
+static OBJECT: &[u8] = include_bytes!("../bpf/fast_path.o");
+
+/// Functions of conntrack that the programs call, of module `nf_conntrack`.
+const LOOKUP: &str = "bpf_skb_ct_lookup";
+const RELEASE: &str = "bpf_ct_release";
+
+/// Settings that make conntrack take packets of a connection whose sequence
+/// numbers it has not followed. Without them the end of a connection that took
+/// the fast path would be INVALID to the stack, and dropped.
+///
+/// Source: `Documentation/networking/nf_conntrack-sysctl.rst`.
+pub const LIBERAL: [&str; 2] = [
+    "netfilter/nf_conntrack_tcp_be_liberal",
+    "netfilter/nf_conntrack_tcp_ignore_invalid_rst",
+];
+
+/// Makes the settings of [`LIBERAL`] in the calling thread's network namespace.
+pub fn be_liberal() -> Result<(), sysctl::Error> {
+    LIBERAL
+        .into_iter()
+        .try_for_each(|name| Setting::new(name).write(1))
+}
+
+/// A pod's interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pod {
+    /// Index of the host side of its veth.
+    pub interface: u32,
+    /// The pod's hardware address.
+    pub mac: MacAddress,
+    /// The hardware address to which the pod sends what leaves it.
+    pub gateway: MacAddress,
+}
+
+/// The way to pods of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextHop {
+    /// Index of the device of the underlay.
+    pub interface: u32,
+    /// The peer's address there.
+    pub address: IpAddr,
+}
+
+/// The way of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// From a pod of this node.
+    Outbound,
+    /// To a pod of this node.
+    Inbound,
+}
+
+impl Direction {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Outbound, Self::Inbound];
+}
+
+/// What became of a packet: `enum outcome` of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// It took the fast path.
+    Taken,
+    /// To the stack: not TCP or UDP directly over IP, a fragment, with options or
+    /// in a VLAN.
+    Header,
+    /// To the stack: the destination is in no range and no pod's.
+    Destination,
+    /// To the stack: the source is not the pod's that sent it, or in no range.
+    Source,
+    /// To the stack: it has no hop left.
+    HopLimit,
+    /// To the stack: its connection is not established, is translated, or changes
+    /// with it.
+    Connection,
+    /// To the stack: it is longer than the packets of the device it would go to,
+    /// or that device is gone.
+    Length,
+}
+
+impl Outcome {
+    /// All, in the order of the program.
+    pub const ALL: [Self; 7] = [
+        Self::Taken,
+        Self::Header,
+        Self::Destination,
+        Self::Source,
+        Self::HopLimit,
+        Self::Connection,
+        Self::Length,
+    ];
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Taken => "taken",
+            Self::Header => "other header",
+            Self::Destination => "other destination",
+            Self::Source => "other source",
+            Self::HopLimit => "hop limit",
+            Self::Connection => "connection not established, or translated",
+            Self::Length => "too long",
+        })
+    }
+}
+
+/// A program at an interface. It is taken away when this is dropped.
+#[derive(Debug)]
+pub struct Attached {
+    _link: Link,
+}
+
+/// The programs and what they know.
+#[derive(Debug)]
+pub struct FastPath {
+    pods: Map,
+    ranges: Map,
+    counters: PerCpu,
+    outbound: Program,
+    inbound: Program,
+}
+
+impl FastPath {
+    /// Loads the programs, which see nothing before they are attached.
+    ///
+    /// # Errors
+    /// What the kernel lacks.
+    pub fn load() -> Result<Self, Error> {
+        let object = Object::parse(OBJECT)?;
+        let needs = Needs {
+            functions: &[LOOKUP, RELEASE],
+            module: "nf_conntrack",
+            offsets: &[
+                ("nf_conn_status_offset", LOOKUP, "status"),
+                ("nf_conn_timeout_offset", LOOKUP, "timeout"),
+            ],
+            numbers: &[("jiffies_per_second", jiffies_per_second())],
+        };
+        let mut loaded = bpf::load(&object, &needs)?;
+        let damaged = |name: &str| Error::Object(format!("it has no {name}"));
+        let mut map = |name| loaded.maps.remove(name).ok_or_else(|| damaged(name));
+        let (pods, ranges, counters) = (map("pods")?, map("ranges")?, map("counters")?);
+        let mut program = |name| loaded.programs.remove(name).ok_or_else(|| damaged(name));
+        Ok(Self {
+            pods,
+            ranges,
+            counters: PerCpu::new(counters, Direction::BOTH.len() * Outcome::ALL.len())?,
+            outbound: program("tcx/outbound")?,
+            inbound: program("tcx/inbound")?,
+        })
+    }
+
+    /// Has packets looked at that arrive at an interface of the calling thread's
+    /// network namespace: [`Direction::Outbound`] at the host side of a pod's
+    /// veth, [`Direction::Inbound`] at an Ethernet device of the underlay.
+    pub fn attach(&self, direction: Direction, interface: u32) -> Result<Attached, Error> {
+        let program = match direction {
+            Direction::Outbound => &self.outbound,
+            Direction::Inbound => &self.inbound,
+        };
+        program
+            .attach(interface)
+            .map(|link| Attached { _link: link })
+    }
+
+    /// Most addresses of pods, and most ranges.
+    pub fn capacity(&self) -> (u32, u32) {
+        (self.pods.capacity(), self.ranges.capacity())
+    }
+
+    /// Makes an address known as a pod's of this node.
+    pub fn set_pod(&self, address: IpAddr, pod: &Pod) -> Result<(), Error> {
+        let mut value = [0; 16];
+        value[..4].copy_from_slice(&pod.interface.to_ne_bytes());
+        value[4..10].copy_from_slice(&pod.mac.0);
+        value[10..].copy_from_slice(&pod.gateway.0);
+        self.pods.set(&octets(address), &value)
+    }
+
+    /// Forgets a pod's address. That it is not known is no error.
+    pub fn remove_pod(&self, address: IpAddr) -> Result<(), Error> {
+        unless_gone(self.pods.remove(&octets(address)))
+    }
+
+    /// Makes the way to a range known.
+    pub fn set_range(&self, range: IpNet, way: NextHop) -> Result<(), Error> {
+        let mut value = [0; 24];
+        value[..4].copy_from_slice(&way.interface.to_ne_bytes());
+        let family = match way.address {
+            IpAddr::V4(address) => {
+                value[8..12].copy_from_slice(&address.octets());
+                libc::AF_INET
+            }
+            IpAddr::V6(address) => {
+                value[8..].copy_from_slice(&address.octets());
+                libc::AF_INET6
+            }
+        };
+        value[4..8].copy_from_slice(&family.to_ne_bytes());
+        self.ranges.set(&range_key(range), &value)
+    }
+
+    /// Forgets a range. That it is not known is no error.
+    pub fn remove_range(&self, range: IpNet) -> Result<(), Error> {
+        unless_gone(self.ranges.remove(&range_key(range)))
+    }
+
+    /// How many packets had this outcome since the programs were loaded. A
+    /// packet that the network card or the sender put together from several
+    /// segments is one.
+    pub fn count(&self, direction: Direction, outcome: Outcome) -> Result<u64, Error> {
+        let index = direction as u32 * Outcome::ALL.len() as u32 + outcome as u32;
+        self.counters.sum(index)
+    }
+}
+
+fn unless_gone(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.is_gone() => Ok(()),
+        other => other,
+    }
+}
+
+/// An address as the maps have it, IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2).
+fn octets(address: IpAddr) -> [u8; 16] {
+    let six: Ipv6Addr = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    six.octets()
+}
+
+fn range_key(range: IpNet) -> [u8; 20] {
+    let bits = match range {
+        IpNet::V4(range) => range.prefix_len() + 96,
+        IpNet::V6(range) => range.prefix_len(),
+    };
+    let mut key = [0; 20];
+    key[..4].copy_from_slice(&u32::from(bits).to_ne_bytes());
+    key[4..].copy_from_slice(&octets(range.network()));
+    key
+}
+
+/// The rate of the clock in which conntrack counts (`CONFIG_HZ`): the coarse clocks
+/// are set once a tick.
+fn jiffies_per_second() -> u64 {
+    let tick = clock_getres(ClockId::MonotonicCoarse);
+    // A tick is some milliseconds, rounded.
+    (1_000_000_000 + tick.tv_nsec / 2) as u64 / (tick.tv_nsec.max(1) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn the_object_is_of_the_source_beside_it() {
+        let source = Sha256::digest(include_bytes!("../bpf/fast_path.c"));
+        let digest: String = source.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(
+            OBJECT
+                .windows(digest.len())
+                .any(|part| part == digest.as_bytes()),
+            "bpf/fast_path.o is of another source: run `cargo xtask bpf`"
+        );
+    }
+
+    #[test]
+    fn outcomes_are_numbered_as_the_program_numbers_them() {
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+    }
+
+    #[test]
+    fn a_range_of_ipv4_is_one_of_mapped_addresses() {
+        let key = range_key("10.1.2.0/24".parse().unwrap());
+        assert_eq!(key[..4], 120u32.to_ne_bytes());
+        assert_eq!(key[14..], [0xff, 0xff, 10, 1, 2, 0]);
+        let key = range_key("fd00:1::/64".parse().unwrap());
+        assert_eq!(key[..4], 64u32.to_ne_bytes());
+        assert_eq!(key[4..8], [0xfd, 0, 0, 1]);
+    }
+}

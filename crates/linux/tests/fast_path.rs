@@ -1,0 +1,706 @@
+//! The fast path against the kernel: two nodes with a pod each, and real traffic
+//! between the pods, with the program's counters, nftables and conntrack as
+//! witnesses. Needs root.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use podwire_linux::fast_path::{self, Attached, Direction, FastPath, NextHop, Outcome, Pod};
+use podwire_linux::link;
+use podwire_linux::namespace::NetworkNamespace;
+use podwire_linux::sysctl::{Family, Setting};
+use rstest::rstest;
+
+/// Longer than anything here takes on a machine that is busy with other things.
+const DEADLINE: Duration = Duration::from_secs(20);
+const PORT: u16 = 8080;
+
+/// Runs a program inside a namespace and gives what it prints.
+fn run(namespace: &NetworkNamespace, program: &str, arguments: &[&str], input: &str) -> String {
+    let output = namespace
+        .run(|| {
+            let mut child = Command::new(program)
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            stdin.write_all(input.as_bytes()).unwrap();
+            drop(stdin);
+            child.wait_with_output().unwrap()
+        })
+        .unwrap();
+    assert!(output.status.success(), "{program}: {input}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ip(namespace: &NetworkNamespace, commands: &str) {
+    run(namespace, "ip", &["-batch", "-"], commands);
+}
+
+fn nft(namespace: &NetworkNamespace, rules: &str) {
+    run(namespace, "nft", &["-f", "-"], rules);
+}
+
+/// What a counter of table `inet witness` has seen.
+fn seen(namespace: &NetworkNamespace, counter: &str) -> u64 {
+    let text = run(
+        namespace,
+        "nft",
+        &["-j", "list", "counter", "inet", "witness", counter],
+        "",
+    );
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["nftables"][1]["counter"]["packets"].as_u64().unwrap()
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Attach {
+    Routed,
+    Bridge,
+}
+
+/// A node with a pod.
+struct Node {
+    number: u8,
+    attach: Attach,
+    here: NetworkNamespace,
+    pod: NetworkNamespace,
+    /// The program, and where it is attached.
+    fast: Option<(FastPath, Vec<Attached>)>,
+}
+
+fn address(number: u8, v6: bool) -> IpAddr {
+    match v6 {
+        false => [192, 0, 2, number].into(),
+        true => [0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()].into(),
+    }
+}
+
+fn pod_address(number: u8, v6: bool) -> IpAddr {
+    match v6 {
+        false => [198, 51, number, 5].into(),
+        true => [0x2001, 0xdb8, 1, number.into(), 0, 0, 0, 5].into(),
+    }
+}
+
+const POD_MAC: &str = "0a:58:00:00:00:05";
+const GATEWAY_MAC: &str = "0a:58:00:00:00:01";
+
+/// Has questions for an IPv6 neighbour repeated at once, and long enough: an interface
+/// that is new hears none for a while.
+fn ask_again_soon(namespace: &NetworkNamespace) {
+    let set = || {
+        for (setting, value) in [("retrans_time_ms", 20), ("mcast_solicit", 500)] {
+            let setting = Setting::new(format!("ipv6/neigh/eth0/{setting}"));
+            setting.write(value).unwrap();
+        }
+    };
+    namespace.run(set).unwrap();
+}
+
+impl Node {
+    fn new(number: u8, attach: Attach) -> Self {
+        let node = Self {
+            number,
+            attach,
+            here: NetworkNamespace::create().unwrap(),
+            pod: NetworkNamespace::create().unwrap(),
+            fast: None,
+        };
+        node.here
+            .run(|| {
+                Setting::forwarding(Family::V4).write(1).unwrap();
+                Setting::forwarding(Family::V6).write(1).unwrap();
+                fast_path::be_liberal().unwrap();
+            })
+            .unwrap();
+        // As podwire's table does it; and a Service of this node's other side.
+        let other = 3 - number;
+        nft(
+            &node.here,
+            &format!(
+                "table inet witness {{
+                    counter invalid {{}}
+                    chain forward {{
+                        type filter hook forward priority 0;
+                        ct state invalid counter name invalid drop
+                    }}
+                    chain service {{
+                        type nat hook prerouting priority dstnat;
+                        ip daddr 203.0.113.1 dnat ip to {}
+                        ip6 daddr 2001:db8:96::1 dnat ip6 to {}
+                    }}
+                }}",
+                pod_address(other, false),
+                pod_address(other, true)
+            ),
+        );
+        node.add_pod();
+        node
+    }
+
+    /// Makes the pod's interface.
+    fn add_pod(&self) {
+        let (n, pod) = (self.number, |v6| pod_address(self.number, v6));
+        let mut socket = self.here.route_socket().unwrap();
+        let end = |name, mac: &str, namespace| link::VethEnd {
+            name,
+            mac: Some(mac.parse().unwrap()),
+            namespace,
+            ..link::VethEnd::default()
+        };
+        let near = end(
+            "pwpod",
+            match self.attach {
+                Attach::Routed => GATEWAY_MAC,
+                Attach::Bridge => "0a:58:00:00:00:02",
+            },
+            None,
+        );
+        let far = end("eth0", POD_MAC, Some(&self.pod));
+        socket.execute(&link::add_veth(&near, None, &far)).unwrap();
+        ask_again_soon(&self.pod);
+        match self.attach {
+            Attach::Routed => {
+                ip(
+                    &self.here,
+                    &format!(
+                        "link set pwpod up
+                        neighbour replace {v4} lladdr {POD_MAC} dev pwpod nud permanent
+                        neighbour replace {v6} lladdr {POD_MAC} dev pwpod nud permanent
+                        route replace {v4} dev pwpod
+                        route replace {v6} dev pwpod",
+                        v4 = pod(false),
+                        v6 = pod(true)
+                    ),
+                );
+                ip(
+                    &self.pod,
+                    &format!(
+                        "link set lo up
+                        link set eth0 up
+                        address add {v4}/32 dev eth0
+                        address add {v6}/128 dev eth0 nodad
+                        neighbour replace 169.254.1.1 lladdr {GATEWAY_MAC} dev eth0 nud permanent
+                        neighbour replace fe80::1 lladdr {GATEWAY_MAC} dev eth0 nud permanent
+                        route replace default via 169.254.1.1 dev eth0 onlink
+                        route replace default via fe80::1 dev eth0",
+                        v4 = pod(false),
+                        v6 = pod(true)
+                    ),
+                );
+            }
+            Attach::Bridge => {
+                if link::get(&mut socket, "pwbr0").unwrap().is_none() {
+                    ip(
+                        &self.here,
+                        &format!(
+                            "link add pwbr0 address {GATEWAY_MAC} type bridge mcast_snooping 0
+                            link set pwbr0 up
+                            address add 198.51.{n}.1/24 dev pwbr0
+                            address add 2001:db8:1:{n}::1/64 dev pwbr0 nodad"
+                        ),
+                    );
+                }
+                ip(&self.here, "link set pwpod master pwbr0 up");
+                ip(
+                    &self.pod,
+                    &format!(
+                        "link set lo up
+                        link set eth0 up
+                        address add {v4}/24 dev eth0
+                        address add {v6}/64 dev eth0 nodad
+                        route replace default via 198.51.{n}.1
+                        route replace default via 2001:db8:1:{n}::1",
+                        v4 = pod(false),
+                        v6 = pod(true)
+                    ),
+                );
+            }
+        }
+    }
+
+    /// What an agent does that starts.
+    fn start(&mut self) {
+        let fast = FastPath::load().unwrap();
+        let mut socket = self.here.route_socket().unwrap();
+        let mut index = |name| link::get(&mut socket, name).unwrap().unwrap().index;
+        let (wire, pod) = (index("eth0"), index("pwpod"));
+        let attached = self.here.run(|| {
+            [
+                fast.attach(Direction::Inbound, wire).unwrap(),
+                fast.attach(Direction::Outbound, pod).unwrap(),
+            ]
+        });
+        let other = 3 - self.number;
+        for v6 in [false, true] {
+            let mine = Pod {
+                interface: pod,
+                mac: POD_MAC.parse().unwrap(),
+                gateway: GATEWAY_MAC.parse().unwrap(),
+            };
+            fast.set_pod(pod_address(self.number, v6), &mine).unwrap();
+            let bits = if v6 { 64 } else { 24 };
+            let range = ipnet::IpNet::new(pod_address(other, v6), bits).unwrap();
+            let way = NextHop {
+                interface: wire,
+                address: address(other, v6),
+            };
+            fast.set_range(range.trunc(), way).unwrap();
+        }
+        self.fast = Some((fast, attached.unwrap().into()));
+    }
+
+    /// What the kernel does when an agent dies.
+    fn stop(&mut self) {
+        self.fast = None;
+    }
+
+    fn count(&self, direction: Direction, outcome: Outcome) -> u64 {
+        let (fast, _) = self.fast.as_ref().unwrap();
+        fast.count(direction, outcome).unwrap()
+    }
+
+    fn taken(&self) -> [u64; 2] {
+        Direction::BOTH.map(|direction| self.count(direction, Outcome::Taken))
+    }
+
+    fn counters(&self) -> String {
+        let mut text = String::new();
+        for direction in Direction::BOTH {
+            for outcome in Outcome::ALL {
+                let count = self.count(direction, outcome);
+                text += &format!("{direction:?} {outcome}: {count}\n");
+            }
+        }
+        text
+    }
+}
+
+/// Two nodes on a wire, with the fast path on both.
+fn nodes(attach: Attach) -> [Node; 2] {
+    let mut nodes = [Node::new(1, attach), Node::new(2, attach)];
+    let mut socket = nodes[0].here.route_socket().unwrap();
+    let end = |namespace| link::VethEnd {
+        name: "eth0",
+        namespace,
+        ..link::VethEnd::default()
+    };
+    socket
+        .execute(&link::add_veth(
+            &end(None),
+            None,
+            &end(Some(&nodes[1].here)),
+        ))
+        .unwrap();
+    for node in &nodes {
+        let (n, other) = (node.number, 3 - node.number);
+        ask_again_soon(&node.here);
+        ip(
+            &node.here,
+            &format!(
+                "link set eth0 up
+                address add {}/24 dev eth0
+                address add {}/64 dev eth0 nodad
+                route add 198.51.{other}.0/24 via {}
+                route add 2001:db8:1:{other}::/64 via {}",
+                address(n, false),
+                address(n, true),
+                address(other, false),
+                address(other, true),
+            ),
+        );
+    }
+    nodes.iter_mut().for_each(Node::start);
+    // An interface that is new is not at once ready for IPv6.
+    for v6 in [false, true] {
+        let to = pod_address(2, v6).to_string();
+        run(&nodes[0].pod, "ping", &["-nqc1", "-i0.01", "-w20", &to], "");
+    }
+    nodes
+}
+
+fn listen(namespace: &NetworkNamespace, address: IpAddr) -> TcpListener {
+    namespace
+        .run(|| TcpListener::bind((address, PORT)).unwrap())
+        .unwrap()
+}
+
+fn limit(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn connect(namespace: &NetworkNamespace, to: IpAddr) -> TcpStream {
+    let to = SocketAddr::from((to, PORT));
+    limit(
+        namespace
+            .run(|| TcpStream::connect_timeout(&to, DEADLINE).unwrap())
+            .unwrap(),
+    )
+}
+
+/// Connects from a port that several connections share.
+fn connect_from(namespace: &NetworkNamespace, from: IpAddr, to: IpAddr) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+    let family = match to {
+        IpAddr::V4(_) => AddressFamily::INET,
+        IpAddr::V6(_) => AddressFamily::INET6,
+    };
+    let stream = namespace.run(|| {
+        let socket = socket(family, SocketType::STREAM, None).unwrap();
+        sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(DEADLINE)).unwrap();
+        bind(&socket, &SocketAddr::from((from, 40_000))).unwrap();
+        connect(&socket, &SocketAddr::from((to, PORT))).unwrap();
+        TcpStream::from(socket)
+    });
+    limit(stream.unwrap())
+}
+
+/// A connection from the first node's pod to the second's.
+fn connection(nodes: &[Node; 2], v6: bool) -> (TcpStream, TcpStream) {
+    let to = pod_address(2, v6);
+    let listener = listen(&nodes[1].pod, to);
+    let client = connect(&nodes[0].pod, to);
+    (client, limit(listener.accept().unwrap().0))
+}
+
+/// A byte there and one back.
+fn ask((client, server): &mut (TcpStream, TcpStream)) {
+    let mut byte = [0];
+    client.write_all(&[7]).unwrap();
+    server.read_exact(&mut byte).unwrap();
+    server.write_all(&[8]).unwrap();
+    client.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, [8]);
+}
+
+/// Asks until the packets of the connection take the fast path on both nodes,
+/// both ways: the first ones go before the stack has seen the handshake's end.
+fn ask_until_taken(nodes: &[Node; 2], pair: &mut (TcpStream, TcpStream)) {
+    let before = nodes.each_ref().map(Node::taken);
+    for _ in 0..50 {
+        ask(pair);
+        let now = nodes.each_ref().map(Node::taken);
+        let both = before.as_flattened().iter().zip(now.as_flattened());
+        if both.into_iter().all(|(before, now)| before < now) {
+            return;
+        }
+    }
+    panic!(
+        "no fast path:\n{}\n{}",
+        nodes[0].counters(),
+        nodes[1].counters()
+    );
+}
+
+/// Sends so many bytes and gives how many arrive.
+fn transfer((client, server): &mut (TcpStream, TcpStream), bytes: usize) -> usize {
+    let mut from = client.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        let piece = vec![3; 1 << 16];
+        for _ in 0..bytes / piece.len() {
+            from.write_all(&piece).unwrap();
+        }
+        from.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut count = 0;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match server.read(&mut buffer).unwrap() {
+            0 => break,
+            length => count += length,
+        }
+    }
+    sender.join().unwrap();
+    count
+}
+
+#[rstest]
+fn tcp_takes_the_fast_path_from_handshake_to_close(
+    #[values(Attach::Routed, Attach::Bridge)] attach: Attach,
+    #[values(false, true)] v6: bool,
+) {
+    let nodes = nodes(attach);
+    // Every packet is one hop of each node, and is for the pod's hardware.
+    for node in &nodes {
+        nft(
+            &node.pod,
+            &format!(
+                "table inet witness {{
+                    counter far {{}}
+                    counter hops {{}}
+                    chain input {{
+                        type filter hook input priority 0;
+                        meta l4proto tcp ip ttl 62 counter name far
+                        meta l4proto tcp ip6 hoplimit 62 counter name far
+                        meta l4proto tcp ip ttl != 62 counter name hops
+                        meta l4proto tcp ip6 hoplimit != 62 counter name hops
+                    }}
+                }}
+                table netdev witness {{
+                    counter mac {{}}
+                    chain ingress {{
+                        type filter hook ingress device eth0 priority 0;
+                        meta l4proto tcp ether daddr != {POD_MAC} counter name mac
+                        meta l4proto tcp ether saddr != {GATEWAY_MAC} counter name mac
+                    }}
+                }}"
+            ),
+        );
+    }
+    let mut pair = connection(&nodes, v6);
+    ask_until_taken(&nodes, &mut pair);
+    const BYTES: usize = 64 << 20;
+    assert_eq!(transfer(&mut pair, BYTES), BYTES);
+    // The handshake's packets, the first data, and the end: not the 64 MiB.
+    for node in &nodes {
+        for direction in Direction::BOTH {
+            let by_stack = node.count(direction, Outcome::Connection);
+            assert!(by_stack < 60, "{}", node.counters());
+        }
+        assert!(seen(&node.pod, "far") > 50);
+        assert_eq!(seen(&node.pod, "hops"), 0);
+        let mac = run(
+            &node.pod,
+            "nft",
+            &["list", "counter", "netdev", "witness", "mac"],
+            "",
+        );
+        assert!(mac.contains("packets 0 "), "{mac}");
+    }
+    // The way back ends too, and the stack knows that it has.
+    let (mut client, server) = pair;
+    drop(server);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    for node in &nodes {
+        assert_eq!(seen(&node.here, "invalid"), 0);
+        let entries = run(&node.here, "conntrack", &["-L", "-p", "tcp"], "");
+        assert!(!entries.contains("ESTABLISHED"), "{entries}");
+    }
+}
+
+#[test]
+fn a_reset_ends_a_connection_that_took_the_fast_path() {
+    let nodes = nodes(Attach::Routed);
+    for v6 in [false, true] {
+        let (client, mut server) = {
+            let mut pair = connection(&nodes, v6);
+            ask_until_taken(&nodes, &mut pair);
+            pair
+        };
+        rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+        drop(client);
+        let error = server.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[rstest]
+fn connections_outlive_the_program_and_take_it_again(
+    #[values(Attach::Routed, Attach::Bridge)] attach: Attach,
+) {
+    let mut nodes = nodes(attach);
+    let mut pairs = [false, true].map(|v6| connection(&nodes, v6));
+    for pair in &mut pairs {
+        ask_until_taken(&nodes, pair);
+    }
+    // The second node's agent dies, then the first one's.
+    for index in [1, 0] {
+        nodes[index].stop();
+        pairs.iter_mut().for_each(ask);
+    }
+    for index in [1, 0] {
+        nodes[index].start();
+        pairs.iter_mut().for_each(ask);
+    }
+    for pair in &mut pairs {
+        ask_until_taken(&nodes, pair);
+    }
+    let [mut four, _] = pairs;
+    nodes[0].stop();
+    assert_eq!(transfer(&mut four, 1 << 20), 1 << 20);
+    nodes
+        .iter()
+        .for_each(|node| assert_eq!(seen(&node.here, "invalid"), 0));
+}
+
+#[test]
+fn udp_takes_the_fast_path_once_conntrack_has_seen_a_conversation() {
+    let nodes = nodes(Attach::Routed);
+    std::thread::scope(|scope| {
+        for v6 in [false, true] {
+            let nodes = &nodes;
+            scope.spawn(move || udp_until_taken(nodes, v6));
+        }
+    });
+}
+
+/// Conntrack takes UDP for a conversation when it has gone on for two seconds.
+fn udp_until_taken(nodes: &[Node; 2], v6: bool) {
+    let bind = |index: usize| {
+        let at = pod_address(index as u8 + 1, v6);
+        let socket = nodes[index]
+            .pod
+            .run(|| UdpSocket::bind((at, PORT)).unwrap());
+        let socket = socket.unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket
+    };
+    let (client, server) = (bind(0), bind(1));
+    client.connect((pod_address(2, v6), PORT)).unwrap();
+    server.connect((pod_address(1, v6), PORT)).unwrap();
+    let started = Instant::now();
+    let before = nodes.each_ref().map(Node::taken);
+    let mut answer = [0; 1000];
+    loop {
+        client.send(&[1; 1000]).unwrap();
+        assert_eq!(server.recv(&mut answer).unwrap(), 1000);
+        server.send(&[2; 1000]).unwrap();
+        assert_eq!(client.recv(&mut answer).unwrap(), 1000);
+        let now = nodes.each_ref().map(Node::taken);
+        let mut both = before.as_flattened().iter().zip(now.as_flattened());
+        if both.all(|(before, now)| before < now) {
+            break;
+        }
+        assert!(started.elapsed() < DEADLINE, "{}", nodes[0].counters());
+    }
+    // In fragments, longer than any device here sends at once.
+    let headers = nodes[0].count(Direction::Outbound, Outcome::Header);
+    client.send(&[1; 4000]).unwrap();
+    let mut long = [0; 5000];
+    assert_eq!(server.recv(&mut long).unwrap(), 4000);
+    assert!(nodes[0].count(Direction::Outbound, Outcome::Header) >= headers + 3);
+}
+
+#[rstest]
+fn what_is_too_long_is_answered_by_the_stack(#[values(false, true)] v6: bool) {
+    let nodes = nodes(Attach::Routed);
+    for node in &nodes {
+        ip(&node.here, "link set eth0 mtu 1400");
+    }
+    nft(
+        &nodes[0].pod,
+        "table inet witness {
+            counter long {}
+            chain input {
+                type filter hook input priority 0;
+                icmp code 4 icmp type destination-unreachable counter name long
+                icmpv6 type packet-too-big counter name long
+            }
+        }",
+    );
+    let mut pair = connection(&nodes, v6);
+    ask_until_taken(&nodes, &mut pair);
+    assert_eq!(transfer(&mut pair, 8 << 20), 8 << 20);
+    assert!(nodes[0].count(Direction::Outbound, Outcome::Length) > 0);
+    assert!(seen(&nodes[0].pod, "long") > 0);
+}
+
+#[rstest]
+fn what_has_no_hop_left_is_answered_by_the_stack(#[values(false, true)] v6: bool) {
+    let nodes = nodes(Attach::Routed);
+    let mut pair = connection(&nodes, v6);
+    ask_until_taken(&nodes, &mut pair);
+    // As the first node's packets arrive at the second: with one hop.
+    let before = nodes[1].count(Direction::Inbound, Outcome::HopLimit);
+    let set = |client: &TcpStream, hops: u8| match v6 {
+        false => rustix::net::sockopt::set_ip_ttl(client, hops.into()),
+        true => rustix::net::sockopt::set_ipv6_unicast_hops(client, Some(hops)),
+    };
+    set(&pair.0, 2).unwrap();
+    pair.0.write_all(&[1]).unwrap();
+    let started = Instant::now();
+    while nodes[1].count(Direction::Inbound, Outcome::HopLimit) == before {
+        assert!(started.elapsed() < DEADLINE, "{}", nodes[1].counters());
+        std::thread::yield_now();
+    }
+    // With one more it gets there.
+    set(&pair.0, 3).unwrap();
+    pair.1.read_exact(&mut [0]).unwrap();
+}
+
+#[rstest]
+fn a_service_on_the_other_node_is_translated_both_ways(
+    #[values(Attach::Routed, Attach::Bridge)] attach: Attach,
+    #[values(false, true)] v6: bool,
+) {
+    let nodes = nodes(attach);
+    let backend = pod_address(2, v6);
+    let service: IpAddr = match v6 {
+        false => [203, 0, 113, 1].into(),
+        true => [0x2001, 0xdb8, 0x96, 0, 0, 0, 0, 1].into(),
+    };
+    let listener = listen(&nodes[1].pod, backend);
+    let mut through = {
+        let client = connect_from(&nodes[0].pod, pod_address(1, v6), service);
+        (client, limit(listener.accept().unwrap().0))
+    };
+    for _ in 0..50 {
+        ask(&mut through);
+    }
+    assert_eq!(nodes[0].taken(), [0, 0], "{}", nodes[0].counters());
+    // The other node translates nothing.
+    assert!(nodes[1].taken().into_iter().all(|taken| taken > 0));
+    // The same ports without translation are another connection: conntrack knows
+    // both, and gives one of them another port on the wire.
+    let client = connect_from(&nodes[0].pod, pod_address(1, v6), backend);
+    let mut direct = (client, limit(listener.accept().unwrap().0));
+    for _ in 0..50 {
+        ask(&mut direct);
+        ask(&mut through);
+    }
+}
+
+#[rstest]
+fn a_source_that_is_not_the_pods_is_left_to_the_stack(
+    #[values(Attach::Routed, Attach::Bridge)] attach: Attach,
+) {
+    let nodes = nodes(attach);
+    let mut pair = connection(&nodes, false);
+    ask_until_taken(&nodes, &mut pair);
+    let (fast, _) = nodes[0].fast.as_ref().unwrap();
+    // To the program the address is another interface's.
+    let pod = Pod {
+        interface: 1,
+        mac: POD_MAC.parse().unwrap(),
+        gateway: GATEWAY_MAC.parse().unwrap(),
+    };
+    fast.set_pod(pod_address(1, false), &pod).unwrap();
+    let taken = nodes[0].taken();
+    let sources = nodes[0].count(Direction::Outbound, Outcome::Source);
+    pair.0.write_all(&[1]).unwrap();
+    pair.1.read_exact(&mut [0]).unwrap();
+    assert_eq!(nodes[0].taken()[0], taken[0]);
+    assert!(nodes[0].count(Direction::Outbound, Outcome::Source) > sources);
+}
+
+#[rstest]
+fn a_pod_that_is_replaced_is_reached_by_the_stack_until_it_is_known(
+    #[values(Attach::Routed, Attach::Bridge)] attach: Attach,
+) {
+    let mut nodes = nodes(attach);
+    let mut pair = connection(&nodes, false);
+    ask_until_taken(&nodes, &mut pair);
+    drop(pair);
+    ip(&nodes[1].here, "link delete pwpod");
+    nodes[1].pod = NetworkNamespace::create().unwrap();
+    nodes[1].add_pod();
+    // The program still knows the interface that is gone.
+    let taken = nodes[1].taken();
+    let mut pair = connection(&nodes, false);
+    (0..20).for_each(|_| ask(&mut pair));
+    assert_eq!(nodes[1].taken(), taken, "{}", nodes[1].counters());
+    assert!(nodes[1].count(Direction::Inbound, Outcome::Length) > 0);
+    nodes[1].start();
+    ask_until_taken(&nodes, &mut pair);
+}
