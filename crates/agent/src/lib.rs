@@ -36,6 +36,7 @@ mod culprits;
 mod dns;
 mod error;
 mod event_writer;
+mod fast_path;
 mod feed;
 mod flannel;
 mod forwarding;
@@ -73,6 +74,6 @@ pub use forwarding::{
     Entry as ForwardingEntry, Origin as ForwardingOrigin, Table as ForwardingTable,
 };
 pub use health::Snapshot as Status;
-pub use options::{Attach, Options, Period};
+pub use options::{Attach, FastPath, Options, Period};
 pub use run::{run, run_until};
 pub use snapshot::{Entry as RoutingEntry, Snapshot as RoutingSnapshot};

@@ -100,6 +100,17 @@ pub enum IpvsScheduler {
     Sh,
 }
 
+/// Whether established connections between pods take the fast path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum FastPath {
+    /// Where the kernel can do it.
+    Auto,
+    /// No: all packets take the kernel's IP stack.
+    Off,
+    /// Yes: it is reported when the kernel cannot do it.
+    Ebpf,
+}
+
 /// Whose rules a packet meets: those of the two variants know nothing of each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum IptablesVariant {
@@ -154,6 +165,13 @@ pub struct Options {
     /// How pods are attached.
     #[arg(long, value_enum, default_value_t = Attach::Routed)]
     pub attach: Attach,
+
+    /// Whether established connections between pods of nodes that reach each other
+    /// without a tunnel go past the kernel's IP stack, by eBPF programs. Sets
+    /// net.netfilter.nf_conntrack_tcp_be_liberal=1 and
+    /// nf_conntrack_tcp_ignore_invalid_rst=1.
+    #[arg(long, value_enum, default_value_t = FastPath::Auto)]
+    pub fast_path: FastPath,
 
     /// Let routed pods ask for their gateway, and answer in its place (proxy ARP
     /// and NDP), instead of telling them its hardware address.

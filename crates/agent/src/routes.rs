@@ -19,7 +19,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::admin::{Question, Refusal};
 use crate::cluster::Cluster;
 use crate::culprits::Culprits;
-use crate::options::Attach;
+use crate::fast_path;
+use crate::options::{Attach, FastPath};
 use crate::publish::{self, Told};
 use crate::run::News;
 use crate::silence::{self, Questions};
@@ -62,6 +63,8 @@ pub(crate) struct Way {
     pub(crate) wireguard_port: u16,
     /// How pods are attached.
     pub(crate) attach: Attach,
+    /// Whether established connections take the fast path.
+    pub(crate) fast_path: FastPath,
     /// For how long conntrack keeps TCP connections.
     pub(crate) timeouts: crate::settings::Timeouts,
 }
@@ -123,12 +126,15 @@ pub(crate) fn run(
                 retry.failed();
             }
         }
+        // What an application has not done: pods come and go more often.
+        keeper.update_fast_path();
         let heard = keeper.listen();
         if cluster.is_none() && !heard {
             continue;
         }
         let mut report = last.clone();
         report.problems.extend(keeper.questions.problem());
+        report.problems.extend(keeper.fast_problems.iter().cloned());
         problems.set(report.problems.clone());
         if reports.send(News::Routes(report)).is_err() {
             return;
@@ -156,6 +162,10 @@ struct Keeper {
     restored: BTreeMap<String, u64>,
     /// Who removed routes.
     culprits: Culprits,
+    /// The fast path, if there is one.
+    fast: Option<fast_path::Keeper>,
+    /// What is not as it should be there.
+    fast_problems: Vec<String>,
     /// Peers that are asked whether they are there.
     questions: Questions,
     /// Whether what is to be reported of them has changed.
@@ -164,7 +174,10 @@ struct Keeper {
 
 impl Keeper {
     fn new(kernel: Kernel, way: Way) -> Keeper {
+        let (fast, problem) = start_fast_path(way.fast_path);
         Keeper {
+            fast,
+            fast_problems: problem.into_iter().collect(),
             kernel,
             way,
             cluster: None,
@@ -180,6 +193,19 @@ impl Keeper {
             questions: Questions::default(),
             heard: false,
         }
+    }
+
+    /// Makes the fast path know the pods there are.
+    fn update_fast_path(&mut self) {
+        let Some(fast) = &mut self.fast else {
+            return;
+        };
+        let problems = match fast.apply(self.kernel.socket()) {
+            Ok(problems) => problems,
+            Err(error) => vec![format!("fast path: {error}")],
+        };
+        self.heard |= problems != self.fast_problems;
+        self.fast_problems = problems;
     }
 
     /// Asks the peers it is time to ask. Returns whether what is to be reported
@@ -212,6 +238,9 @@ impl Keeper {
                 for event in &events {
                     self.blame(event);
                     self.heard |= self.questions.notice(event);
+                    if let Some(fast) = &mut self.fast {
+                        fast.notice(event);
+                    }
                 }
                 // Each must be noticed: no short circuit.
                 let concerning = events
@@ -405,6 +434,13 @@ impl Keeper {
         let outcome = self.carry_out(&plan.state)?;
         problems.extend(outcome.failures.iter().map(ToString::to_string));
         problems.extend(outcome.foreign.iter().map(ToString::to_string));
+        if let Some(fast) = &mut self.fast {
+            fast.set_ways(routing::direct::ways(
+                &plan.state,
+                &outcome.foreign,
+                &underlay,
+            ));
+        }
         let refused = |range: &IpNet| {
             plan.refusals
                 .iter()
@@ -483,6 +519,25 @@ impl Keeper {
             );
         }
         Ok(outcome)
+    }
+}
+
+/// Starts the fast path, if it is wanted and can be had. What is wanted and cannot
+/// be had is a problem.
+fn start_fast_path(wish: FastPath) -> (Option<fast_path::Keeper>, Option<String>) {
+    if wish == FastPath::Off {
+        return (None, None);
+    }
+    match fast_path::Keeper::start() {
+        Ok(keeper) => (Some(keeper), None),
+        Err(error) => {
+            let text = format!("no fast path, packets of pods take the IP stack: {error}");
+            let is_problem = wish == FastPath::Ebpf;
+            if !is_problem {
+                tracing::info!("{text}");
+            }
+            (None, is_problem.then_some(text))
+        }
     }
 }
 

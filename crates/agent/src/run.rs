@@ -141,6 +141,7 @@ async fn agent(
         wireguard_key: options.wireguard_key.clone(),
         wireguard_port: options.wireguard_port,
         attach: options.attach,
+        fast_path: options.fast_path,
         timeouts: crate::settings::Timeouts::of(&options),
     };
     if let Some(period) = options.wireguard_rotate {

@@ -19,6 +19,7 @@ use rustix::time::{ClockId, clock_getres};
 pub use crate::bpf::Error;
 use crate::bpf::{self, Link, Map, Needs, Object, PerCpu, Program};
 use crate::link::MacAddress;
+use crate::namespace::{self, NetworkNamespace};
 use crate::sysctl::{self, Setting};
 
 /// What `cargo xtask bpf` made of `bpf/fast_path.c`.
@@ -43,6 +44,35 @@ pub fn be_liberal() -> Result<(), sysctl::Error> {
     LIBERAL
         .into_iter()
         .try_for_each(|name| Setting::new(name).write(1))
+}
+
+/// What the kernel lacks for the fast path.
+#[derive(Debug, thiserror::Error)]
+pub enum Lacking {
+    /// The programs cannot be loaded or attached.
+    #[error(transparent)]
+    Program(#[from] Error),
+    /// Conntrack's settings cannot be made.
+    #[error(transparent)]
+    Setting(#[from] sysctl::Error),
+    /// No namespace could be made to try it in.
+    #[error(transparent)]
+    Namespace(#[from] namespace::Error),
+}
+
+/// Tries out, in a network namespace made for it, whether the kernel can do
+/// what the fast path needs.
+pub fn probe() -> Result<(), Lacking> {
+    /// The index of the loopback device of every namespace.
+    const LOOPBACK: u32 = 1;
+    NetworkNamespace::create()?.run(|| {
+        be_liberal()?;
+        let fast = FastPath::load()?;
+        for direction in Direction::BOTH {
+            fast.attach(direction, LOOPBACK)?;
+        }
+        Ok(())
+    })?
 }
 
 /// A pod's interface.

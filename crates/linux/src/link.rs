@@ -34,6 +34,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
+const IFLA_QDISC: u16 = 6;
 const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
@@ -93,6 +94,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// Whether it may bring packets from and to 127.0.0.0/8 ([`set_route_localnet`]).
     pub route_localnet: bool,
+    /// Kind of the queue packets wait in that leave by it: `noqueue`, `tbf`, ….
+    pub qdisc: Option<String>,
     /// Settings as a port of a bridge.
     pub port: Option<BridgePort>,
     /// Settings as a tunnel.
@@ -649,6 +652,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
         group: 0,
         alias: None,
         route_localnet: false,
+        qdisc: None,
         port: None,
         tunnel: None,
     };
@@ -664,6 +668,7 @@ pub(crate) fn parse(payload: &[u8]) -> Result<Option<Link>, DecodeError> {
             IFLA_LINK_NETNSID => link.peer_namespace = Some(word(value)?.cast_signed()),
             IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
             IFLA_GROUP => link.group = word(value)?,
+            IFLA_QDISC => link.qdisc = Some(text(value)),
             IFLA_IFALIAS => link.alias = Some(text(value)),
             IFLA_AF_SPEC => link.route_localnet = parse_route_localnet(value)?,
             IFLA_LINKINFO => {

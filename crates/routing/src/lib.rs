@@ -19,6 +19,7 @@ pub mod backend;
 pub mod choose;
 pub mod data;
 pub mod difference;
+pub mod direct;
 pub mod keys;
 pub mod model;
 pub mod plan;

@@ -578,9 +578,14 @@ mod tests {
             underlay.subnets.push(Subnet { address, interface });
             let name = format!("eth{interface}");
             let mtu = 1500;
-            underlay
-                .interfaces
-                .insert(interface, Interface { name, mtu });
+            underlay.interfaces.insert(
+                interface,
+                Interface {
+                    name,
+                    mtu,
+                    ethernet: true,
+                },
+            );
         }
         underlay
     }

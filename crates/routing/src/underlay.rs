@@ -37,6 +37,8 @@ pub struct Interface {
     pub name: String,
     /// Its largest packet, bytes.
     pub mtu: u32,
+    /// Whether its packets have Ethernet headers.
+    pub ethernet: bool,
 }
 
 impl Underlay {
@@ -51,6 +53,7 @@ impl Underlay {
                 let interface = Interface {
                     name: link.name,
                     mtu: link.mtu,
+                    ethernet: link.mac.is_some(),
                 };
                 underlay.interfaces.insert(link.index, interface);
             }

@@ -239,18 +239,18 @@ pub fn attachments(socket: &mut Socket, network: &str) -> Result<Vec<Attachment>
 
 /// Attachments whose cables the node has, with the names of their networks.
 pub fn labelled(socket: &mut Socket) -> Result<Vec<(String, Attachment)>, Error> {
-    Ok(link::list(socket)?
-        .into_iter()
-        .filter_map(|cable| {
-            let alias = cable.alias?;
-            let mut words = alias.split(' ');
-            let ours = words.next() == Some(LABEL);
-            let network = words.next()?;
-            let attachment = Attachment::new(words.next()?, words.next()?);
-            let there = cable.name == host_interface(&attachment) && cable.group != reaper::GROUP;
-            (ours && words.next().is_none() && there).then(|| (network.to_owned(), attachment))
-        })
-        .collect())
+    Ok(link::list(socket)?.iter().filter_map(label_of).collect())
+}
+
+/// The network and the attachment that a cable is labelled with; `None` of what is
+/// no cable, or one set aside.
+pub fn label_of(cable: &link::Link) -> Option<(String, Attachment)> {
+    let mut words = cable.alias.as_deref()?.split(' ');
+    let ours = words.next() == Some(LABEL);
+    let network = words.next()?;
+    let attachment = Attachment::new(words.next()?, words.next()?);
+    let there = cable.name == host_interface(&attachment) && cable.group != reaper::GROUP;
+    (ours && words.next().is_none() && there).then(|| (network.to_owned(), attachment))
 }
 
 /// The node's end of an attachment's cable, if it is not set aside.

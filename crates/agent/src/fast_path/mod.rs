@@ -1,0 +1,291 @@
+//! The fast path of established connections between pods of this node and pods
+//! reached directly ([`linux::fast_path`]): which pods and ranges it is to know,
+//! and keeping it so.
+
+mod pods;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use linux::events::Event;
+use linux::fast_path::{self, Attached, Direction, FastPath, NextHop, Pod};
+use linux::netlink::{self, Socket};
+use routing::direct::NotDirect;
+
+use pods::{Excluded, LocalPods};
+
+/// What the programs are to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    pods: BTreeMap<IpAddr, Pod>,
+    ranges: BTreeMap<IpNet, NextHop>,
+}
+
+impl Wanted {
+    /// Where programs are attached: at pods only while there is somewhere to send,
+    /// and where a program is needed for one way it is for the other.
+    fn places(&self) -> BTreeSet<(Direction, u32)> {
+        if self.pods.is_empty() || self.ranges.is_empty() {
+            return BTreeSet::new();
+        }
+        let inbound = self.ranges.values().map(|way| way.interface);
+        let outbound = self.pods.values().map(|pod| pod.interface);
+        inbound
+            .map(|interface| (Direction::Inbound, interface))
+            .chain(outbound.map(|interface| (Direction::Outbound, interface)))
+            .collect()
+    }
+}
+
+/// What has to change between two states, in the order in which it is done:
+/// nothing is sent where an address was before.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Difference {
+    remove_ranges: Vec<IpNet>,
+    remove_pods: Vec<IpAddr>,
+    detach: Vec<(Direction, u32)>,
+    attach: Vec<(Direction, u32)>,
+    set_pods: Vec<(IpAddr, Pod)>,
+    set_ranges: Vec<(IpNet, NextHop)>,
+}
+
+fn difference(from: &Wanted, to: &Wanted, attached: &BTreeSet<(Direction, u32)>) -> Difference {
+    let places = to.places();
+    Difference {
+        remove_ranges: gone(&from.ranges, &to.ranges),
+        remove_pods: gone(&from.pods, &to.pods),
+        detach: attached.difference(&places).copied().collect(),
+        attach: places.difference(attached).copied().collect(),
+        set_pods: changed(&from.pods, &to.pods),
+        set_ranges: changed(&from.ranges, &to.ranges),
+    }
+}
+
+fn gone<K: Ord + Copy, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>) -> Vec<K> {
+    let keys = from.keys().filter(|key| !to.contains_key(key));
+    keys.copied().collect()
+}
+
+fn changed<K: Ord + Copy, V: PartialEq + Copy>(
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+) -> Vec<(K, V)> {
+    let news = to
+        .iter()
+        .filter(|(key, value)| from.get(key) != Some(value));
+    news.map(|(key, value)| (*key, *value)).collect()
+}
+
+/// Keeps the programs' knowledge.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    fast: FastPath,
+    local: LocalPods,
+    /// What is wanted, and what was applied.
+    wanted: Wanted,
+    applied: Wanted,
+    attached: BTreeMap<(Direction, u32), Attached>,
+    /// Pods of this node that stay with the stack, and peers' ranges.
+    excluded: BTreeMap<String, Excluded>,
+    indirect: BTreeMap<IpNet, NotDirect>,
+    /// Whether pods have changed, and whether notifications were lost.
+    changed: bool,
+    lost: bool,
+}
+
+impl Keeper {
+    /// Loads the programs, once the kernel has shown that it can do it.
+    ///
+    /// # Errors
+    /// What it cannot do.
+    pub(crate) fn start() -> Result<Self, fast_path::Lacking> {
+        fast_path::probe()?;
+        fast_path::be_liberal()?;
+        Ok(Self {
+            fast: FastPath::load()?,
+            local: LocalPods::default(),
+            wanted: Wanted::default(),
+            applied: Wanted::default(),
+            attached: BTreeMap::new(),
+            excluded: BTreeMap::new(),
+            indirect: BTreeMap::new(),
+            changed: false,
+            lost: true,
+        })
+    }
+
+    /// Takes notice of a change in the kernel.
+    pub(crate) fn notice(&mut self, event: &Event) {
+        self.lost |= matches!(event, Event::Lost);
+        self.changed |= self.local.notice(event);
+    }
+
+    /// Takes up how peers' pods are reached.
+    pub(crate) fn set_ways(&mut self, ways: BTreeMap<IpNet, Result<NextHop, NotDirect>>) {
+        self.wanted.ranges.clear();
+        self.indirect.clear();
+        for (range, way) in ways {
+            match way {
+                Ok(way) => drop(self.wanted.ranges.insert(range, way)),
+                Err(why) => drop(self.indirect.insert(range, why)),
+            }
+        }
+    }
+
+    /// Makes the programs know what is wanted. Gives what could not be done;
+    /// packets concerned take the stack.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked for its links and neighbours.
+    pub(crate) fn apply(&mut self, socket: &mut Socket) -> Result<Vec<String>, netlink::Error> {
+        if self.lost {
+            self.local = LocalPods::read(socket)?;
+            (self.lost, self.changed) = (false, true);
+        }
+        if std::mem::take(&mut self.changed) {
+            let found = self.local.found();
+            self.wanted.pods = found.pods;
+            self.excluded = found.excluded;
+        }
+        Ok(self.carry_out())
+    }
+
+    fn carry_out(&mut self) -> Vec<String> {
+        let mut failures = Vec::new();
+        let attached = self.attached.keys().copied().collect();
+        let difference = difference(&self.applied, &self.wanted, &attached);
+        let mut done = |what: String, result: Result<(), fast_path::Error>| match result {
+            Ok(()) => true,
+            Err(error) => {
+                failures.push(format!("fast path: {what}: {error}"));
+                false
+            }
+        };
+        for range in difference.remove_ranges {
+            if done(format!("forgetting {range}"), self.fast.remove_range(range)) {
+                self.applied.ranges.remove(&range);
+            }
+        }
+        for address in difference.remove_pods {
+            if done(
+                format!("forgetting pod {address}"),
+                self.fast.remove_pod(address),
+            ) {
+                self.applied.pods.remove(&address);
+            }
+        }
+        for place in difference.detach {
+            self.attached.remove(&place);
+        }
+        for place in difference.attach {
+            match self.fast.attach(place.0, place.1) {
+                Ok(attached) => drop(self.attached.insert(place, attached)),
+                // A notification of that is on its way.
+                Err(error) if error.is_gone() => {}
+                Err(error) => {
+                    done("attaching".to_owned(), Err(error));
+                }
+            }
+        }
+        for (address, pod) in difference.set_pods {
+            if done(format!("pod {address}"), self.fast.set_pod(address, &pod)) {
+                self.applied.pods.insert(address, pod);
+            }
+        }
+        for (range, way) in difference.set_ranges {
+            if done(format!("range {range}"), self.fast.set_range(range, way)) {
+                self.applied.ranges.insert(range, way);
+            }
+        }
+        failures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linux::link::MacAddress;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn wanted(pods: &[(&str, u32)], ranges: &[(&str, &str, u32)]) -> Wanted {
+        let pod = |interface| Pod {
+            interface,
+            mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            gateway: MacAddress([2, 0, 0, 0, 0, 2]),
+        };
+        Wanted {
+            pods: pods
+                .iter()
+                .map(|(address, interface)| (address.parse().unwrap(), pod(*interface)))
+                .collect(),
+            ranges: ranges
+                .iter()
+                .map(|(range, address, interface)| {
+                    let address = address.parse().unwrap();
+                    let interface = *interface;
+                    (range.parse().unwrap(), NextHop { interface, address })
+                })
+                .collect(),
+        }
+    }
+
+    const OUT: Direction = Direction::Outbound;
+    const IN: Direction = Direction::Inbound;
+
+    #[rstest]
+    #[case(wanted(&[("10.0.0.2", 7)], &[]), &[])]
+    #[case(wanted(&[], &[("10.0.1.0/24", "192.0.2.2", 2)]), &[])]
+    #[case(
+        wanted(
+            &[("10.0.0.2", 7), ("fd00::2", 7), ("10.0.0.3", 8)],
+            &[("10.0.1.0/24", "192.0.2.2", 2), ("fd01::/64", "2001:db8::2", 3)]
+        ),
+        &[(OUT, 7), (OUT, 8), (IN, 2), (IN, 3)]
+    )]
+    fn programs_are_where_pods_and_their_peers_are(
+        #[case] wanted: Wanted,
+        #[case] places: &[(Direction, u32)],
+    ) {
+        assert_eq!(wanted.places(), places.iter().copied().collect());
+    }
+
+    #[test]
+    fn only_what_differs_changes() {
+        let from = wanted(
+            &[("10.0.0.2", 7), ("10.0.0.3", 8)],
+            &[
+                ("10.0.1.0/24", "192.0.2.2", 2),
+                ("10.0.2.0/24", "192.0.2.3", 2),
+            ],
+        );
+        let to = wanted(
+            &[("10.0.0.2", 9), ("10.0.0.4", 10)],
+            &[
+                ("10.0.1.0/24", "192.0.2.2", 2),
+                ("10.0.3.0/24", "192.0.2.4", 3),
+            ],
+        );
+        let attached = from.places();
+        assert_eq!(difference(&from, &from, &attached), Difference::default());
+        let change = difference(&from, &to, &attached);
+        assert_eq!(change.remove_pods, ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+        assert_eq!(
+            change.remove_ranges,
+            ["10.0.2.0/24".parse::<IpNet>().unwrap()]
+        );
+        let set: Vec<_> = change
+            .set_pods
+            .iter()
+            .map(|(a, pod)| (a.to_string(), pod.interface))
+            .collect();
+        assert_eq!(
+            set,
+            [("10.0.0.2".to_owned(), 9), ("10.0.0.4".to_owned(), 10)]
+        );
+        assert_eq!(change.set_ranges.len(), 1);
+        assert_eq!(change.detach, [(OUT, 7), (OUT, 8)]);
+        assert_eq!(change.attach, [(OUT, 9), (OUT, 10), (IN, 3)]);
+    }
+}
