@@ -70,6 +70,7 @@ pub use dns::{
     Record as DnsRecord, Records as DnsRecords,
 };
 pub use error::Error;
+pub use fast_path::Report as FastPathReport;
 pub use forwarding::{
     Entry as ForwardingEntry, Origin as ForwardingOrigin, Table as ForwardingTable,
 };

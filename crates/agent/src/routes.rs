@@ -45,6 +45,8 @@ pub(crate) enum Message {
     Rotate,
     /// Somebody asks for the forwarding tables.
     Forwarding(Question),
+    /// Somebody asks what the fast path knows and has done.
+    FastPath(Question),
 }
 
 /// Addresses of pods, by node.
@@ -162,8 +164,8 @@ struct Keeper {
     restored: BTreeMap<String, u64>,
     /// Who removed routes.
     culprits: Culprits,
-    /// The fast path, if there is one.
-    fast: Option<fast_path::Keeper>,
+    /// The fast path, or why there is none.
+    fast: Result<fast_path::Keeper, String>,
     /// What is not as it should be there.
     fast_problems: Vec<String>,
     /// Peers that are asked whether they are there.
@@ -174,7 +176,9 @@ struct Keeper {
 
 impl Keeper {
     fn new(kernel: Kernel, way: Way) -> Keeper {
-        let (fast, problem) = start_fast_path(way.fast_path);
+        let fast = start_fast_path(way.fast_path);
+        let wanted = way.fast_path == FastPath::Ebpf;
+        let problem = fast.as_ref().err().filter(|_| wanted).cloned();
         Keeper {
             fast,
             fast_problems: problem.into_iter().collect(),
@@ -197,7 +201,7 @@ impl Keeper {
 
     /// Makes the fast path know the pods there are.
     fn update_fast_path(&mut self) {
-        let Some(fast) = &mut self.fast else {
+        let Ok(fast) = &mut self.fast else {
             return;
         };
         let problems = match fast.apply(self.kernel.socket()) {
@@ -206,6 +210,15 @@ impl Keeper {
         };
         self.heard |= problems != self.fast_problems;
         self.fast_problems = problems;
+    }
+
+    fn fast_path_report(&self) -> Result<fast_path::Report, linux::fast_path::Error> {
+        let mut report = match &self.fast {
+            Ok(fast) => fast.report()?,
+            Err(why) => fast_path::Report::without(why),
+        };
+        report.problems.clone_from(&self.fast_problems);
+        Ok(report)
     }
 
     /// Asks the peers it is time to ask. Returns whether what is to be reported
@@ -238,7 +251,7 @@ impl Keeper {
                 for event in &events {
                     self.blame(event);
                     self.heard |= self.questions.notice(event);
-                    if let Some(fast) = &mut self.fast {
+                    if let Ok(fast) = &mut self.fast {
                         fast.notice(event);
                     }
                 }
@@ -262,6 +275,13 @@ impl Keeper {
                 let cluster = self.cluster.as_deref();
                 match forwarding::read(self.kernel.socket(), cluster) {
                     Ok(entries) => question.answer(&entries),
+                    Err(error) => question.refuse(Refusal::Failed(error.to_string())),
+                }
+                false
+            }
+            Message::FastPath(question) => {
+                match self.fast_path_report() {
+                    Ok(report) => question.answer(&report),
                     Err(error) => question.refuse(Refusal::Failed(error.to_string())),
                 }
                 false
@@ -434,7 +454,7 @@ impl Keeper {
         let outcome = self.carry_out(&plan.state)?;
         problems.extend(outcome.failures.iter().map(ToString::to_string));
         problems.extend(outcome.foreign.iter().map(ToString::to_string));
-        if let Some(fast) = &mut self.fast {
+        if let Ok(fast) = &mut self.fast {
             fast.set_ways(routing::direct::ways(
                 &plan.state,
                 &outcome.foreign,
@@ -522,23 +542,16 @@ impl Keeper {
     }
 }
 
-/// Starts the fast path, if it is wanted and can be had. What is wanted and cannot
-/// be had is a problem.
-fn start_fast_path(wish: FastPath) -> (Option<fast_path::Keeper>, Option<String>) {
+/// Starts the fast path, if it is wanted and can be had; why not otherwise.
+fn start_fast_path(wish: FastPath) -> Result<fast_path::Keeper, String> {
     if wish == FastPath::Off {
-        return (None, None);
+        return Err("it is switched off".to_owned());
     }
-    match fast_path::Keeper::start() {
-        Ok(keeper) => (Some(keeper), None),
-        Err(error) => {
-            let text = format!("no fast path, packets of pods take the IP stack: {error}");
-            let is_problem = wish == FastPath::Ebpf;
-            if !is_problem {
-                tracing::info!("{text}");
-            }
-            (None, is_problem.then_some(text))
-        }
-    }
+    fast_path::Keeper::start().map_err(|error| {
+        let why = format!("no fast path, packets of pods take the IP stack: {error}");
+        tracing::info!("{why}");
+        why
+    })
 }
 
 fn text(data: &NodeData) -> String {

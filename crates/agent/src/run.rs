@@ -208,6 +208,10 @@ async fn agent(
         // A thread that is gone drops the question, which is an answer too.
         let _ = to_routes.send(routes::Message::Forwarding(question));
     });
+    let to_routes = routes.clone();
+    admin.add("/v1/fast-path", move |question| {
+        let _ = to_routes.send(routes::Message::FastPath(question));
+    });
     for (path, asked) in [
         ("/v1/services", Asked::Services),
         ("/v1/simulation", Asked::Simulation),

@@ -110,7 +110,10 @@ impl Direction {
 }
 
 /// What became of a packet: `enum outcome` of the program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// It took the fast path.
     Taken,

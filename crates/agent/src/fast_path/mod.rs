@@ -3,6 +3,7 @@
 //! and keeping it so.
 
 mod pods;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,6 +15,7 @@ use linux::netlink::{self, Socket};
 use routing::direct::NotDirect;
 
 use pods::{Excluded, LocalPods};
+pub use report::Report;
 
 /// What the programs are to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,6 +151,28 @@ impl Keeper {
             self.excluded = found.excluded;
         }
         Ok(self.carry_out())
+    }
+
+    /// What the programs know and have done.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub(crate) fn report(&self) -> Result<Report, fast_path::Error> {
+        let excluded = self.excluded.iter();
+        let indirect = self.indirect.iter();
+        let mut report = Report {
+            ranges: self.applied.ranges.keys().copied().collect(),
+            other_ranges: indirect
+                .map(|(range, why)| (*range, why.to_string()))
+                .collect(),
+            pods: self.applied.pods.len(),
+            other_pods: excluded
+                .map(|(name, why)| (name.clone(), why.to_string()))
+                .collect(),
+            ..Report::default()
+        };
+        report.count(&self.fast)?;
+        Ok(report)
     }
 
     fn carry_out(&mut self) -> Vec<String> {

@@ -277,15 +277,26 @@ fn connections(facts: &Facts, findings: &mut Vec<Finding>) {
 }
 
 fn kernel(facts: &Facts, findings: &mut Vec<Finding>) {
-    findings.extend(facts.lacking.iter().map(|(part, why)| Finding {
-        check: "kernel",
-        level: Level::Note,
-        what: match part {
-            Part::Backend(name) => format!("this node cannot have the back end {name}"),
-            Part::Proxy(name) => format!("this node cannot have the proxy {name}"),
-        },
-        why: why.clone(),
-        todo: "nothing, as long as another one is used; else as it says".into(),
+    findings.extend(facts.lacking.iter().map(|(part, why)| {
+        Finding {
+            check: "kernel",
+            level: Level::Note,
+            what: match part {
+                Part::Backend(name) => format!("this node cannot have the back end {name}"),
+                Part::Proxy(name) => format!("this node cannot have the proxy {name}"),
+                Part::FastPath => "this node cannot have the fast path".to_owned(),
+            },
+            why: why.clone(),
+            todo: match part {
+                Part::Backend(_) | Part::Proxy(_) => {
+                    "nothing, as long as another one is used; else as it says"
+                }
+                Part::FastPath => {
+                    "nothing: all packets take the kernel's IP stack, which is slower"
+                }
+            }
+            .into(),
+        }
     }));
 }
 
@@ -378,6 +389,7 @@ mod tests {
     #[case::nearly_full(|f: &mut Facts| f.connections = Some((850, 1000)), "connection-tracking", Level::Warning)]
     #[case::full(|f: &mut Facts| f.connections = Some((1000, 1000)), "connection-tracking", Level::Error)]
     #[case::no_backend(|f: &mut Facts| f.lacking.push((Part::Backend("ipip"), "no module".into())), "kernel", Level::Note)]
+    #[case::no_fast_path(|f: &mut Facts| f.lacking.push((Part::FastPath, "no BTF".into())), "kernel", Level::Note)]
     #[case::no_proxy(|f: &mut Facts| f.lacking.push((Part::Proxy("ipvs"), "no module".into())), "kernel", Level::Note)]
     fn each_trouble_is_found_by_its_check(
         #[case] cause: fn(&mut Facts),

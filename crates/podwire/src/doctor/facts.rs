@@ -52,6 +52,8 @@ pub(super) enum Part {
     Backend(&'static str),
     /// A proxy for Services.
     Proxy(&'static str),
+    /// The fast path of established connections.
+    FastPath,
 }
 
 /// What the agent says of itself.
@@ -169,7 +171,7 @@ impl Facts {
     }
 }
 
-/// Tries out every back end and every proxy, in network namespaces made for it.
+/// Tries out every back end, every proxy and the fast path, in network namespaces made for it.
 fn lacking() -> Result<Vec<(Part, String)>, Error> {
     let backends = routing::probe::lacking().into_iter();
     let mut lacking: Vec<(Part, String)> = backends
@@ -184,6 +186,9 @@ fn lacking() -> Result<Vec<(Part, String)>, Error> {
         if let Err(error) = outcome {
             lacking.push((Part::Proxy(mode.name()), error.to_string()));
         }
+    }
+    if let Err(error) = linux::fast_path::probe() {
+        lacking.push((Part::FastPath, error.to_string()));
     }
     Ok(lacking)
 }

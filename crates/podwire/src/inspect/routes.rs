@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use agent::RoutingSnapshot;
+use agent::{FastPathReport, RoutingSnapshot};
 use clap::Args;
+use serde::Serialize;
 
 use super::{Output, ask, folded, show};
 use crate::place::Place;
 
 /// Every device, route, policy rule, neighbour and forwarding entry that carries
-/// packets between nodes, with the node and the back end it is for
+/// packets between nodes, with the node and the back end it is for; and what takes
+/// the fast path
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only what is for this peer
@@ -21,15 +23,69 @@ pub(crate) struct Options {
     output: Output,
 }
 
+/// What is printed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    #[serde(flatten)]
+    routes: RoutingSnapshot,
+    fast_path: FastPathReport,
+}
+
 /// Asks and prints.
 pub(crate) fn run(place: &Place, options: &Options) -> Result<ExitCode, agent::admin::Error> {
     let mut snapshot: RoutingSnapshot = ask(place, "/v1/routes", &[])?;
+    let fast_path = ask(place, "/v1/fast-path", &[])?;
     if let Some(peer) = &options.peer {
         snapshot
             .entries
             .retain(|entry| entry.node.as_deref() == Some(&**peer));
     }
-    Ok(show(options.output, &snapshot, words))
+    let shown = Shown {
+        routes: snapshot,
+        fast_path,
+    };
+    Ok(show(options.output, &shown, |shown| {
+        words(&shown.routes) + &fast_path_words(&shown.fast_path)
+    }))
+}
+
+/// The fast path, for people.
+fn fast_path_words(report: &FastPathReport) -> String {
+    let problems = report.problems.iter().map(|line| format!("- {line}"));
+    let lines: Vec<String> = match &report.off {
+        Some(why) => vec![format!("fast path: none, {why}")],
+        None => {
+            let taken = [("from", &report.outbound), ("to", &report.inbound)];
+            let taken = taken.into_iter().map(|(way, counts)| {
+                let counts: Vec<_> = counts
+                    .iter()
+                    .map(|(outcome, count)| format!("{count} {outcome}"))
+                    .collect();
+                format!("  packets {way} pods: {}", counts.join(", "))
+            });
+            let ranges = report.ranges.iter().map(|range| format!("  {range}"));
+            let others = report.other_ranges.iter();
+            let others = others.map(|(range, why)| format!("  not {range}: {why}"));
+            let pods = report.other_pods.iter();
+            let pods = pods.map(|(name, why)| format!("  not the pod of {name}: {why}"));
+            let first = format!(
+                "fast path of established connections: {} addresses of pods with these ranges",
+                report.pods
+            );
+            std::iter::once(first)
+                .chain(ranges)
+                .chain(others)
+                .chain(pods)
+                .chain(taken)
+                .collect()
+        }
+    };
+    lines
+        .into_iter()
+        .chain(problems)
+        .map(|line| folded(&line, 4))
+        .collect()
 }
 
 fn words(snapshot: &RoutingSnapshot) -> String {

@@ -1,0 +1,56 @@
+//! What the fast path knows and has done: for `podwire inspect routes`.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use linux::fast_path::{Direction, FastPath, Outcome};
+use serde::{Deserialize, Serialize};
+
+/// What the fast path knows and has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Why there is none, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub off: Option<String>,
+    /// Peers' ranges whose established connections take it.
+    pub ranges: Vec<IpNet>,
+    /// Peers' other ranges, with the reason.
+    pub other_ranges: BTreeMap<IpNet, String>,
+    /// How many addresses of pods of this node it knows.
+    pub pods: usize,
+    /// Pods that stay with the stack, by the name of their interface's host side,
+    /// with the reason.
+    pub other_pods: BTreeMap<String, String>,
+    /// What became of packets from pods since the agent started. A packet is what
+    /// the kernel handles at once, which may be many segments of TCP.
+    pub outbound: BTreeMap<Outcome, u64>,
+    /// The same of packets to pods.
+    pub inbound: BTreeMap<Outcome, u64>,
+    /// What could not be done.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    /// Without a fast path.
+    pub(crate) fn without(why: &str) -> Report {
+        Report {
+            off: Some(why.to_owned()),
+            ..Report::default()
+        }
+    }
+
+    /// Reads the counters.
+    pub(super) fn count(&mut self, fast: &FastPath) -> Result<(), linux::fast_path::Error> {
+        for direction in Direction::BOTH {
+            let counts = match direction {
+                Direction::Outbound => &mut self.outbound,
+                Direction::Inbound => &mut self.inbound,
+            };
+            for outcome in Outcome::ALL {
+                counts.insert(outcome, fast.count(direction, outcome)?);
+            }
+        }
+        Ok(())
+    }
+}
