@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use linux::fast_path::NextHop;
 
 use crate::difference::Foreign;
-use crate::model::{RouteTarget, State, overlap};
+use crate::model::{RouteTable, RouteTarget, State, overlap};
 use crate::underlay::Underlay;
 
 /// Why a peer's pods are not reached directly.
@@ -59,6 +59,8 @@ pub fn ways(
     state
         .routes
         .iter()
+        // The other table leads to peers themselves.
+        .filter(|(key, _)| key.table == RouteTable::Main)
         .filter_map(|(key, target)| {
             let (address, interface, mtu) = match *target {
                 RouteTarget::Gateway {
@@ -99,7 +101,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::model::{self, LAST_RESORT_METRIC, RouteKey};
+    use crate::model::{self, LAST_RESORT_METRIC, RouteKey, RouteTable};
     use crate::underlay::Interface;
 
     fn net(text: &str) -> IpNet {
@@ -189,6 +191,7 @@ mod tests {
             state.routes.insert(RouteKey::of_peer(net(range)), target);
         }
         let own = RouteKey {
+            table: RouteTable::Main,
             destination: net("10.1.0.0/24"),
             metric: LAST_RESORT_METRIC,
         };
@@ -201,5 +204,13 @@ mod tests {
         );
         assert!(found[&net("10.1.2.0/24")].is_ok());
         assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn the_routes_to_peers_themselves_lead_to_no_pods() {
+        let mut state = State::default();
+        let key = RouteKey::of_node(address("192.0.2.2"));
+        state.routes.insert(key, tunnel());
+        assert_eq!(ways(&state, &[], &underlay()), BTreeMap::new());
     }
 }

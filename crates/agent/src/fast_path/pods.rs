@@ -190,6 +190,7 @@ mod tests {
             kind: Some(kind.to_owned()),
             group: 0,
             alias: None,
+            route_localnet: false,
             qdisc: None,
             port: None,
             tunnel: None,
