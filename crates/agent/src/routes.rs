@@ -455,11 +455,12 @@ impl Keeper {
         problems.extend(outcome.failures.iter().map(ToString::to_string));
         problems.extend(outcome.foreign.iter().map(ToString::to_string));
         if let Ok(fast) = &mut self.fast {
-            fast.set_ways(routing::direct::ways(
-                &plan.state,
-                &outcome.foreign,
-                &underlay,
-            ));
+            let ways = || routing::direct::ways(&plan.state, &outcome.foreign, &underlay);
+            let settled = fast.settle().map(|()| ways());
+            fast.set_ways(settled.unwrap_or_else(|error| {
+                problems.push(format!("fast path: {error}"));
+                BTreeMap::new()
+            }));
         }
         let refused = |range: &IpNet| {
             plan.refusals

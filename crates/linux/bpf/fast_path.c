@@ -7,8 +7,8 @@
  * that device) and puts it into the pod. Neither passes the node's IP stack.
  *
  * Taken are only packets of connections that the stack let through and knows
- * well: there is an entry of conntrack, seen in both directions (ASSURED), whose
- * addresses are not translated. Everything that opens, closes or resets a
+ * well: there is an entry of conntrack, seen in both directions (ASSURED) and not
+ * about to end, whose addresses are not translated. Everything that opens, closes or resets a
  * connection, and everything this program is not sure about, goes to the stack,
  * which decides as if there were no fast path.
  *
@@ -44,6 +44,9 @@
 #define IPS_LOOKED_AT                                                          \
 	(IPS_ASSURED | IPS_CONFIRMED | IPS_SRC_NAT | IPS_DST_NAT |             \
 	 IPS_SEQ_ADJUST | IPS_DYING | IPS_HELPER)
+
+/* enum tcp_conntrack of linux/netfilter/nf_conntrack_tcp.h */
+#define TCP_CONNTRACK_ESTABLISHED 3
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). */
 struct address {
@@ -85,7 +88,7 @@ enum outcome {
 	/* Not the source that the interface or the destination asks for. */
 	SOURCE,
 	HOP_LIMIT,
-	/* No established, untranslated connection, or one that changes. */
+	/* No established, untranslated connection, or one that opens or ends. */
 	CONNECTION,
 	/* Longer than the device sends, or the device is gone. */
 	LENGTH,
@@ -127,10 +130,23 @@ struct map counters SEC("maps") = {
 };
 
 /*
+ * For how long conntrack keeps an established connection that is silent, in
+ * milliseconds: of TCP, and of UDP.
+ */
+enum { TCP_TIMEOUT, UDP_TIMEOUT, TIMEOUTS };
+struct map timeouts SEC("maps") = {
+	.type = BPF_MAP_TYPE_ARRAY,
+	.key_size = sizeof(__u32),
+	.value_size = sizeof(__u32),
+	.max_entries = TIMEOUTS,
+};
+
+/*
  * Constants of the running kernel: the loader puts the number in the place of
  * the symbol's address.
  */
-extern const char nf_conn_status_offset, nf_conn_timeout_offset, jiffies_per_second;
+extern const char nf_conn_status_offset, nf_conn_timeout_offset,
+	nf_conn_tcp_state_offset, jiffies_per_second;
 #define CONSTANT(symbol) ((unsigned long)&(symbol))
 
 /* net/netfilter/nf_conntrack_bpf.c; the first 12 bytes of struct bpf_ct_opts */
@@ -147,6 +163,7 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb,
 					 __u32 tuple_size,
 					 struct bpf_ct_opts *options,
 					 __u32 options_size);
+extern int bpf_ct_change_timeout(struct nf_conn *connection, __u32 milliseconds);
 extern void bpf_ct_release(struct nf_conn *connection);
 
 struct packet {
@@ -280,9 +297,26 @@ static __always_inline bool read_packet(struct __sk_buff *skb, struct packet *pa
 }
 
 /*
+ * Has conntrack keep the connection from now on for as long as it would from a
+ * packet that the stack saw: else one that was busy for a day would be forgotten
+ * when it rests for a minute.
+ */
+static __always_inline void renew(struct nf_conn *connection, __u8 protocol)
+{
+	__u32 key = protocol == IPPROTO_UDP ? UDP_TIMEOUT : TCP_TIMEOUT;
+	__u32 *timeout = bpf_map_lookup_elem(&timeouts, &key);
+	/* Jiffies; an entry whose time is up is not found. */
+	__u32 left = *(__u32 *)((void *)connection + CONSTANT(nf_conn_timeout_offset)) -
+		     (__u32)bpf_jiffies64();
+
+	/* Not with each packet: the processors would fight for the entry. */
+	if (timeout && (__u64)left * 1000 / CONSTANT(jiffies_per_second) + 1000 < *timeout)
+		bpf_ct_change_timeout(connection, *timeout);
+}
+
+/*
  * Whether the stack knows the packet's connection, has seen it in both
- * directions, does not translate it and will not forget it within a minute: a
- * packet that goes to the stack then renews the entry.
+ * directions and not its end, and does not translate it.
  */
 static __always_inline bool established(struct __sk_buff *skb, struct packet *packet)
 {
@@ -292,7 +326,8 @@ static __always_inline bool established(struct __sk_buff *skb, struct packet *pa
 	};
 	struct nf_conn *connection;
 	unsigned long status;
-	__s32 left;
+	__u8 state;
+	bool is;
 
 	if (packet->changes)
 		return false;
@@ -307,11 +342,13 @@ static __always_inline bool established(struct __sk_buff *skb, struct packet *pa
 	if (!connection)
 		return false;
 	status = *(unsigned long *)((void *)connection + CONSTANT(nf_conn_status_offset));
-	left = *(__u32 *)((void *)connection + CONSTANT(nf_conn_timeout_offset)) -
-	       (__u32)bpf_jiffies64();
+	state = *(__u8 *)((void *)connection + CONSTANT(nf_conn_tcp_state_offset));
+	is = (status & IPS_LOOKED_AT) == (IPS_ASSURED | IPS_CONFIRMED) &&
+	     (packet->protocol != IPPROTO_TCP || state == TCP_CONNTRACK_ESTABLISHED);
+	if (is)
+		renew(connection, packet->protocol);
 	bpf_ct_release(connection);
-	return (status & IPS_LOOKED_AT) == (IPS_ASSURED | IPS_CONFIRMED) &&
-	       left > 60 * (__s32)CONSTANT(jiffies_per_second);
+	return is;
 }
 
 /* What a router does to a packet it forwards. */

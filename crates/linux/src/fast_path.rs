@@ -27,6 +27,7 @@ static OBJECT: &[u8] = include_bytes!("../bpf/fast_path.o");
 
 /// Functions of conntrack that the programs call, of module `nf_conntrack`.
 const LOOKUP: &str = "bpf_skb_ct_lookup";
+const RENEW: &str = "bpf_ct_change_timeout";
 const RELEASE: &str = "bpf_ct_release";
 
 /// Settings that make conntrack take packets of a connection whose sequence
@@ -37,6 +38,15 @@ const RELEASE: &str = "bpf_ct_release";
 pub const LIBERAL: [&str; 2] = [
     "netfilter/nf_conntrack_tcp_be_liberal",
     "netfilter/nf_conntrack_tcp_ignore_invalid_rst",
+];
+
+/// For how long, in seconds, conntrack keeps an established connection of TCP and a
+/// conversation of UDP without a packet. In the order of the program's map.
+///
+/// Source: `Documentation/networking/nf_conntrack-sysctl.rst`.
+const TIMEOUTS: [&str; 2] = [
+    "netfilter/nf_conntrack_tcp_timeout_established",
+    "netfilter/nf_conntrack_udp_timeout_stream",
 ];
 
 /// Makes the settings of [`LIBERAL`] in the calling thread's network namespace.
@@ -68,6 +78,7 @@ pub fn probe() -> Result<(), Lacking> {
     NetworkNamespace::create()?.run(|| {
         be_liberal()?;
         let fast = FastPath::load()?;
+        fast.follow_timeouts()?;
         for direction in Direction::BOTH {
             fast.attach(direction, LOOPBACK)?;
         }
@@ -126,8 +137,8 @@ pub enum Outcome {
     Source,
     /// To the stack: it has no hop left.
     HopLimit,
-    /// To the stack: its connection is not established, is translated, or changes
-    /// with it.
+    /// To the stack: its connection is not established, is translated, or opens or
+    /// ends with it.
     Connection,
     /// To the stack: it is longer than the packets of the device it would go to,
     /// or that device is gone.
@@ -172,6 +183,7 @@ pub struct Attached {
 pub struct FastPath {
     pods: Map,
     ranges: Map,
+    timeouts: Map,
     counters: PerCpu,
     outbound: Program,
     inbound: Program,
@@ -185,22 +197,25 @@ impl FastPath {
     pub fn load() -> Result<Self, Error> {
         let object = Object::parse(OBJECT)?;
         let needs = Needs {
-            functions: &[LOOKUP, RELEASE],
+            functions: &[LOOKUP, RENEW, RELEASE],
             module: "nf_conntrack",
             offsets: &[
                 ("nf_conn_status_offset", LOOKUP, "status"),
                 ("nf_conn_timeout_offset", LOOKUP, "timeout"),
+                ("nf_conn_tcp_state_offset", LOOKUP, "proto.tcp.state"),
             ],
             numbers: &[("jiffies_per_second", jiffies_per_second())],
         };
         let mut loaded = bpf::load(&object, &needs)?;
         let damaged = |name: &str| Error::Object(format!("it has no {name}"));
         let mut map = |name| loaded.maps.remove(name).ok_or_else(|| damaged(name));
-        let (pods, ranges, counters) = (map("pods")?, map("ranges")?, map("counters")?);
+        let (pods, ranges) = (map("pods")?, map("ranges")?);
+        let (timeouts, counters) = (map("timeouts")?, map("counters")?);
         let mut program = |name| loaded.programs.remove(name).ok_or_else(|| damaged(name));
         Ok(Self {
             pods,
             ranges,
+            timeouts,
             counters: PerCpu::new(counters, Direction::BOTH.len() * Outcome::ALL.len())?,
             outbound: program("tcx/outbound")?,
             inbound: program("tcx/inbound")?,
@@ -218,6 +233,23 @@ impl FastPath {
         program
             .attach(interface)
             .map(|link| Attached { _link: link })
+    }
+
+    /// Has conntrack keep the connections whose packets take the fast path as the
+    /// calling thread's network namespace has it now. Until this is called their
+    /// time runs off.
+    ///
+    /// # Errors
+    /// When the settings cannot be read, or the map not be written.
+    pub fn follow_timeouts(&self) -> Result<(), Lacking> {
+        for (index, name) in TIMEOUTS.into_iter().enumerate() {
+            let seconds = Setting::new(name).read()?;
+            let milliseconds = seconds.saturating_mul(1000);
+            let milliseconds = u32::try_from(milliseconds).unwrap_or(u32::MAX);
+            let key = (index as u32).to_ne_bytes();
+            self.timeouts.set(&key, &milliseconds.to_ne_bytes())?;
+        }
+        Ok(())
     }
 
     /// Most addresses of pods, and most ranges.

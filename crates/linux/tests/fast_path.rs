@@ -233,6 +233,7 @@ impl Node {
         let mut index = |name| link::get(&mut socket, name).unwrap().unwrap().index;
         let (wire, pod) = (index("eth0"), index("pwpod"));
         let attached = self.here.run(|| {
+            fast.follow_timeouts().unwrap();
             [
                 fast.attach(Direction::Inbound, wire).unwrap(),
                 fast.attach(Direction::Outbound, pod).unwrap(),
@@ -534,6 +535,57 @@ fn connections_outlive_the_program_and_take_it_again(
         .for_each(|node| assert_eq!(seen(&node.here, "invalid"), 0));
 }
 
+/// The time after which conntrack forgets the one connection there is, in seconds.
+fn left(node: &Node, protocol: &str, v6: bool) -> u64 {
+    let text = conntrack(node, "-L", protocol, v6, &[]);
+    let words: Vec<_> = text.split_whitespace().collect();
+    words[2].parse().unwrap_or_else(|_| panic!("{text}"))
+}
+
+/// Lets the connection have been without a packet for a long time.
+fn shorten(node: &Node, protocol: &str, v6: bool) {
+    conntrack(node, "-U", protocol, v6, &["--timeout", "90"]);
+    assert!(left(node, protocol, v6) <= 90);
+}
+
+fn conntrack(node: &Node, what: &str, protocol: &str, v6: bool, more: &[&str]) -> String {
+    let family = if v6 { "ipv6" } else { "ipv4" };
+    let arguments = [what, "-f", family, "-p", protocol];
+    run(&node.here, "conntrack", &[&arguments, more].concat(), "")
+}
+
+#[rstest]
+fn conntrack_keeps_a_connection_as_if_the_stack_saw_its_packets(#[values(false, true)] v6: bool) {
+    let nodes = nodes(Attach::Routed);
+    let mut pair = connection(&nodes, v6);
+    ask_until_taken(&nodes, &mut pair);
+    let by_stack =
+        |node: &Node| Direction::BOTH.map(|direction| node.count(direction, Outcome::Connection));
+    let before = nodes.each_ref().map(by_stack);
+    for node in &nodes {
+        shorten(node, "tcp", v6);
+    }
+    ask(&mut pair);
+    assert_eq!(nodes.each_ref().map(by_stack), before);
+    for node in &nodes {
+        let whole = node.here.run(|| {
+            let setting = "netfilter/nf_conntrack_tcp_timeout_established";
+            Setting::new(setting).read().unwrap() as u64
+        });
+        assert!(whole.unwrap() - left(node, "tcp", v6) < 60);
+    }
+    // One that has ended one way is the stack's, which does not keep it for long.
+    pair.0.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(pair.1.read(&mut [0]).unwrap(), 0);
+    let taken = nodes.each_ref().map(Node::taken);
+    pair.1.write_all(&[1; 1000]).unwrap();
+    pair.0.read_exact(&mut [0; 1000]).unwrap();
+    assert_eq!(nodes.each_ref().map(Node::taken), taken);
+    for node in &nodes {
+        assert!(left(node, "tcp", v6) <= 3600);
+    }
+}
+
 #[test]
 fn udp_takes_the_fast_path_once_conntrack_has_seen_a_conversation() {
     let nodes = nodes(Attach::Routed);
@@ -562,11 +614,14 @@ fn udp_until_taken(nodes: &[Node; 2], v6: bool) {
     let started = Instant::now();
     let before = nodes.each_ref().map(Node::taken);
     let mut answer = [0; 1000];
-    loop {
+    let mut converse = || {
         client.send(&[1; 1000]).unwrap();
         assert_eq!(server.recv(&mut answer).unwrap(), 1000);
         server.send(&[2; 1000]).unwrap();
         assert_eq!(client.recv(&mut answer).unwrap(), 1000);
+    };
+    loop {
+        converse();
         let now = nodes.each_ref().map(Node::taken);
         let mut both = before.as_flattened().iter().zip(now.as_flattened());
         if both.all(|(before, now)| before < now) {
@@ -574,6 +629,10 @@ fn udp_until_taken(nodes: &[Node; 2], v6: bool) {
         }
         assert!(started.elapsed() < DEADLINE, "{}", nodes[0].counters());
     }
+    // It is kept as if the stack saw its packets.
+    shorten(&nodes[0], "udp", v6);
+    converse();
+    assert!((110..=120).contains(&left(&nodes[0], "udp", v6)));
     // In fragments, longer than any device here sends at once.
     let headers = nodes[0].count(Direction::Outbound, Outcome::Header);
     client.send(&[1; 4000]).unwrap();

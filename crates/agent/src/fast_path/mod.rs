@@ -103,7 +103,6 @@ impl Keeper {
     /// What it cannot do.
     pub(crate) fn start() -> Result<Self, fast_path::Lacking> {
         fast_path::probe()?;
-        fast_path::be_liberal()?;
         Ok(Self {
             fast: FastPath::load()?,
             local: LocalPods::default(),
@@ -115,6 +114,16 @@ impl Keeper {
             changed: false,
             lost: true,
         })
+    }
+
+    /// Makes conntrack's settings as they have to be, and follows those that others
+    /// may make as they like.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub(crate) fn settle(&self) -> Result<(), fast_path::Lacking> {
+        fast_path::be_liberal()?;
+        self.fast.follow_timeouts()
     }
 
     /// Takes notice of a change in the kernel.

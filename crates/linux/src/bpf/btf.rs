@@ -21,6 +21,7 @@ const TYPE: usize = 12;
 
 const POINTER: u32 = 2;
 const STRUCTURE: u32 = 4;
+const UNION: u32 = 5;
 const FUNCTION: u32 = 12;
 const PROTOTYPE: u32 = 13;
 
@@ -231,9 +232,9 @@ impl<'a> Types<'a> {
         }
     }
 
-    /// Where `field` is, in bytes, in the structure that the function gives a
-    /// pointer to.
-    fn offset(&self, function: u32, field: &str) -> Option<u32> {
+    /// Where a field is, in bytes, in the structure that the function gives a
+    /// pointer to. The path goes through structures and unions: `a.b`.
+    fn offset(&self, function: u32, path: &str) -> Option<u32> {
         let mut id = function;
         for kind in [FUNCTION, PROTOTYPE, POINTER] {
             let (_, _, header) = self.get(id)?;
@@ -242,16 +243,27 @@ impl<'a> Types<'a> {
             }
             id = header.target;
         }
+        let mut offset = 0;
+        for field in path.split('.') {
+            let bits;
+            (id, bits) = self.member(id, field)?;
+            offset += bits;
+        }
+        offset.is_multiple_of(8).then_some(offset / 8)
+    }
+
+    /// The type of a member, and where it is, in bits.
+    fn member(&self, id: u32, field: &str) -> Option<(u32, u32)> {
         let (owner, place, header) = self.get(id)?;
-        if header.kind() != STRUCTURE {
+        if ![STRUCTURE, UNION].contains(&header.kind()) {
             return None;
         }
         // `struct btf_member`: name, type, offset in bits.
         (0..header.count()).find_map(|index| {
             let member = place + TYPE + 12 * index;
-            let name = number(&owner.bytes, member)?;
-            let bits = number(&owner.bytes, member + 8)?;
-            (self.has_name(name, field) && bits.is_multiple_of(8)).then_some(bits / 8)
+            let word = |index: usize| number(&owner.bytes, member + 4 * index);
+            let (name, kind, bits) = (word(0)?, word(1)?, word(2)?);
+            self.has_name(name, field).then_some((kind, bits))
         })
     }
 }

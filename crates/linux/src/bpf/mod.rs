@@ -100,8 +100,8 @@ pub(crate) struct Needs<'a> {
     pub functions: &'a [&'a str],
     /// The module that has them where the kernel itself does not.
     pub module: &'static str,
-    /// Symbols that stand for the byte offset of a field: (symbol, function, field)
-    /// of the structure that the function gives a pointer to.
+    /// Symbols that stand for the byte offset of a field: (symbol, function, path of
+    /// the field) in the structure that the function gives a pointer to.
     pub offsets: &'a [(&'a str, &'a str, &'a str)],
     /// Symbols that stand for numbers.
     pub numbers: &'a [(&'a str, u64)],
