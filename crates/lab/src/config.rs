@@ -111,6 +111,29 @@ impl fmt::Display for Proxy {
     }
 }
 
+/// Whether established connections between pods go past the kernel's IP stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum FastPath {
+    /// Where the kernel can do it.
+    #[default]
+    Auto,
+    /// No.
+    Off,
+    /// Yes; nodes report it when the kernel cannot do it.
+    Ebpf,
+}
+
+impl fmt::Display for FastPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+            Self::Ebpf => "ebpf",
+        })
+    }
+}
+
 /// How a pod's packet gets from node to node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -216,6 +239,8 @@ pub struct Wanted {
     pub backend: Backend,
     /// `--cross-subnet`.
     pub cross_subnet: bool,
+    /// `--fast-path`.
+    pub fast_path: FastPath,
     /// `--proxy`.
     pub proxy: Proxy,
     /// `--publish`.
@@ -250,6 +275,8 @@ pub struct Config {
     /// Whether nodes of one subnet leave the tunnel out, and host-gw takes one
     /// across subnets.
     pub cross_subnet: bool,
+    /// Whether established connections between pods go past the IP stack.
+    pub fast_path: FastPath,
     /// Ranges of the pods' addresses, one a family.
     pub cluster: Vec<IpNet>,
     /// Prefix lengths of a node's range in the IPv4 and the IPv6 one of these.
@@ -342,6 +369,7 @@ impl Config {
             subnets,
             backend: wanted.backend,
             cross_subnet: wanted.cross_subnet,
+            fast_path: wanted.fast_path,
             proxy: wanted.proxy,
             cluster,
             node_masks,

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::config::{Attach, Backend, Dns, ForeignCni, Proxy};
+use crate::config::{Attach, Backend, Dns, FastPath, ForeignCni, Proxy};
 use crate::init::{Reaper, Service, describe};
 use crate::paths::Paths;
 
@@ -58,6 +58,7 @@ pub(crate) struct Spec {
     pub(crate) attach: Attach,
     pub(crate) backend: Backend,
     pub(crate) cross_subnet: bool,
+    pub(crate) fast_path: FastPath,
     pub(crate) proxy: Proxy,
     pub(crate) cni: Option<ForeignCni>,
     pub(crate) plugin: PathBuf,
@@ -465,6 +466,7 @@ fn agent_arguments(spec: &Spec) -> Vec<String> {
         format!("--attach={}", spec.attach),
         format!("--backend={}", spec.backend),
         format!("--proxy={}", spec.proxy),
+        format!("--fast-path={}", spec.fast_path),
     ];
     if spec.cross_subnet {
         arguments.push("--cross-subnet".into());
@@ -540,6 +542,7 @@ mod tests {
             attach: Attach::Routed,
             backend: Backend::VxlanGpe,
             cross_subnet: true,
+            fast_path: FastPath::Off,
             proxy: Proxy::Iptables,
             cni: None,
             plugin: "/bin/podwire-cni".into(),
@@ -558,6 +561,7 @@ mod tests {
                 "--attach=routed",
                 "--backend=vxlan-gpe",
                 "--proxy=iptables",
+                "--fast-path=off",
                 "--cross-subnet",
                 "--cluster-cidr=10.200.0.0/16",
                 "--cluster-cidr=fd00:200::/48",

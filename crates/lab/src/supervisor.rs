@@ -476,6 +476,7 @@ impl Supervisor {
             attach: config.attach,
             backend,
             cross_subnet: config.cross_subnet,
+            fast_path: config.fast_path,
             proxy: config.proxy,
             cni: config.cni.clone(),
             plugin: self.file.plugin.clone(),

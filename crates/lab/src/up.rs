@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{self, Cluster, Follow, api_resource, text};
 use crate::config::{
-    Attach, Backend, Config, Dns, Family, ForeignCni, Invalid, Proxy, Publish, Wanted,
+    Attach, Backend, Config, Dns, Family, FastPath, ForeignCni, Invalid, Proxy, Publish, Wanted,
 };
 use crate::lock::{self, Lock, State};
 use crate::manifests::{self, Object};
@@ -78,6 +78,10 @@ pub(crate) struct Options {
     /// Send directly within a subnet and by the tunnel across subnets
     #[arg(long, conflicts_with = "cni_conf")]
     cross_subnet: bool,
+    /// Whether established connections between pods go past the kernel's IP stack;
+    /// auto: where the kernel can do it [default: auto]
+    #[arg(long, value_enum)]
+    fast_path: Option<FastPath>,
     /// Make a Service's TCP port reachable on this machine's 127.0.0.1 and ::1
     /// (8080:web:80 publishes port 80 of default/web as 8080); may be repeated
     #[arg(long, value_name = "PORT:[NAMESPACE/]SERVICE:PORT")]
@@ -241,6 +245,7 @@ fn check(name: &str, options: &Options) -> Result<(Config, Vec<Object>), Error> 
         subnets: options.subnets,
         backend: options.backend.unwrap_or_default(),
         cross_subnet: options.cross_subnet,
+        fast_path: options.fast_path.unwrap_or_default(),
         proxy: options.proxy.unwrap_or_default(),
         publish: options.publish.clone(),
         dns: options.dns.unwrap_or_default(),
@@ -326,6 +331,12 @@ fn same(name: &str, options: &Options, paths: &Paths) -> Result<(), Error> {
     }
     if options.cross_subnet && !running.cross_subnet {
         differences.push("no --cross-subnet".to_owned());
+    }
+    if options
+        .fast_path
+        .is_some_and(|fast_path| fast_path != running.fast_path)
+    {
+        differences.push(format!("--fast-path {}", running.fast_path));
     }
     let publishes: Vec<Publish> = options
         .publish

@@ -494,15 +494,16 @@ fn exec_passes_input_output_and_the_exit_code_through() {
 #[test]
 fn a_second_up_applies_and_grows_and_refuses_other_ranges() {
     let lab = Lab::new();
-    lab.success(&["up", "--nodes", "1"], "");
+    lab.success(&["up", "--nodes", "1", "--fast-path", "off"], "");
     let summary = lab.success(&["up", "--nodes", "2", "-o", "json", "-f", "-"], POD);
     let summary: Value = serde_json::from_str(&summary).unwrap();
     assert_eq!(summary["nodes"].as_array().unwrap().len(), 2);
-    let refused = lab.output(&["up", "--attach", "routed"], "");
+    let other = ["up", "--attach", "routed", "--fast-path", "ebpf"];
+    let refused = lab.output(&other, "");
     assert_eq!(refused.status.code(), Some(1));
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
-        text.contains("runs already, with --attach bridge"),
+        text.contains("runs already, with --attach bridge and --fast-path off;"),
         "{text}"
     );
 }

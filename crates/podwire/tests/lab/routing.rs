@@ -94,6 +94,17 @@ fn nodes_of_other_subnets_are_refused_by_host_gw_with_the_reason() {
     assert_eq!(refused.len(), 2, "one for each family: {refused:?}");
 }
 
+#[test]
+fn agents_of_a_lab_leave_out_the_fast_path_when_it_is_to_be_off() {
+    let off = "it is switched off";
+    for (arguments, expected) in [(&[][..], false), (&["--fast-path", "off"], true)] {
+        let lab = Lab::up(&[&["--nodes", "1"], arguments].concat(), "");
+        let report = inspect(&lab, "node-1")["fastPath"].clone();
+        assert!(report.is_object(), "{report}");
+        assert_eq!(report["off"] == off, expected, "{arguments:?}: {report}");
+    }
+}
+
 /// What the kernel itself says, asked by another program.
 fn makes(kind: &str) -> bool {
     let command = format!("unshare --net ip link add name probe type {kind}");
