@@ -17,7 +17,7 @@ fn a_pod_runs_to_its_end_and_its_output_and_code_are_kept() {
         |node| async move {
             let spec = json!({"restartPolicy": "Never", "containers": [
                 shell("a", "echo to stdout; echo to stderr >&2; exit 3"),
-                shell("b", "hostname; ip -o link | wc -l"),
+                shell("b", "hostname; grep -c : /proc/net/dev"),
             ]});
             node.run_pod("once", spec).await;
             let pod = node.wait("once", |pod| phase(pod) == "Failed").await;
@@ -476,6 +476,23 @@ fn what_can_not_be_started_says_why() {
         let _: ConfigMap = node.create(json!({"metadata": {"name": "late"}})).await;
         node.ready("noconf").await;
     });
+}
+
+#[test]
+fn a_pod_that_is_ready_soon_after_its_start_does_not_wait_for_the_next_beat() {
+    node::test(
+        "a_pod_that_is_ready_soon_after_its_start_does_not_wait_for_the_next_beat",
+        |node| async move {
+            let mut container = shell("a", "sleep 0.2; touch /dev/shm/ready; exec sleep 1000");
+            container["readinessProbe"] =
+                json!({"exec": {"command": ["cat", "/dev/shm/ready"]}, "periodSeconds": 3600});
+            node.run_pod("soon", json!({"containers": [container]}))
+                .await;
+            node.ready("soon").await;
+            node.delete("soon", 0).await;
+            nothing_is_left().await;
+        },
+    );
 }
 
 #[test]

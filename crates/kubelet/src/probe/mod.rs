@@ -14,6 +14,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use count::{Count, Verdict};
 pub(crate) use http::get as http_get;
 
+/// How long after a container was not ready yet it is asked again, at first.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
 /// A running container to be asked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
@@ -87,6 +90,7 @@ pub(crate) async fn follow_readiness(
     report: &impl Fn(Change),
 ) -> Infallible {
     if let Some(probe) = &target.container.readiness_probe {
+        first_success(target, probe, started_at).await;
         ask(target, probe, "Readiness", started_at, report, |verdict| {
             match verdict {
                 Verdict::Succeeded => report(Change::Ready(true)),
@@ -100,6 +104,25 @@ pub(crate) async fn follow_readiness(
     std::future::pending().await
 }
 
+/// Waits until a container answers that it is ready, at most until a period of the
+/// probe has passed since its start. It is asked more often than in the probe's
+/// rhythm, at first every few milliseconds, and what it answers counts for nothing:
+/// most programs are there soon after, and their pods need not wait for the next
+/// beat.
+async fn first_success(target: Target<'_>, probe: &k8s::Probe, started_at: Timestamp) {
+    wait_for_start(probe, started_at).await;
+    let asking = async {
+        let mut pause = FIRST_PAUSE;
+        while once(target, probe).await.is_err() {
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+    };
+    let until = initial_delay(probe) + period(probe);
+    // Either way the probe goes on in its rhythm.
+    let _ = tokio::time::timeout(until.saturating_sub(age(started_at)), asking).await;
+}
+
 /// Asks in the probe's rhythm until `done` says so of a verdict.
 async fn ask(
     target: Target<'_>,
@@ -109,20 +132,9 @@ async fn ask(
     report: &impl Fn(Change),
     done: impl Fn(Verdict) -> bool,
 ) -> Verdict {
-    let seconds = |value: Option<i32>, default: u64| {
-        Duration::from_secs(
-            value
-                .and_then(|value| u64::try_from(value).ok())
-                .filter(|value| *value > 0)
-                .unwrap_or(default),
-        )
-    };
-    let initial =
-        Duration::from_secs(u64::try_from(probe.initial_delay_seconds.unwrap_or(0)).unwrap_or(0));
-    let passed = Timestamp::now().duration_since(started_at).unsigned_abs();
-    tokio::time::sleep(initial.saturating_sub(passed)).await;
+    wait_for_start(probe, started_at).await;
     let timeout = seconds(probe.timeout_seconds, 1);
-    let mut rhythm = tokio::time::interval(seconds(probe.period_seconds, 10));
+    let mut rhythm = tokio::time::interval(period(probe));
     rhythm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut count = Count::new(probe.success_threshold, probe.failure_threshold);
     loop {
@@ -139,6 +151,28 @@ async fn ask(
             return verdict;
         }
     }
+}
+
+/// Waits for as long as the probe is not to ask after a container's start.
+async fn wait_for_start(probe: &k8s::Probe, started_at: Timestamp) {
+    tokio::time::sleep(initial_delay(probe).saturating_sub(age(started_at))).await;
+}
+
+fn age(started_at: Timestamp) -> Duration {
+    Timestamp::now().duration_since(started_at).unsigned_abs()
+}
+
+fn initial_delay(probe: &k8s::Probe) -> Duration {
+    seconds(probe.initial_delay_seconds, 0)
+}
+
+fn period(probe: &k8s::Probe) -> Duration {
+    seconds(probe.period_seconds, 10)
+}
+
+fn seconds(value: Option<i32>, default: u64) -> Duration {
+    let given = value.and_then(|value| u64::try_from(value).ok());
+    Duration::from_secs(given.filter(|value| *value > 0).unwrap_or(default))
 }
 
 /// Asks once.
