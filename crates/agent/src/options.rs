@@ -166,8 +166,8 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Attach::Routed)]
     pub attach: Attach,
 
-    /// Whether established connections between pods of nodes that reach each other
-    /// without a tunnel go past the kernel's IP stack, by eBPF programs. Sets
+    /// Whether established connections between pods of different nodes go past the
+    /// kernel's IP stack, by eBPF programs. Sets
     /// net.netfilter.nf_conntrack_tcp_be_liberal=1 and
     /// nf_conntrack_tcp_ignore_invalid_rst=1.
     #[arg(long, value_enum, default_value_t = FastPath::Auto)]

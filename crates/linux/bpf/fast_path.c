@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
- * The fast path of pods' packets to pods of other nodes that are reached
- * without a tunnel. `outbound` runs where a pod's packet comes into the node
- * (TCX ingress of the host side of the pod's veth) and sends it out of the
- * device of the underlay; `inbound` runs where it arrives there (TCX ingress of
- * that device) and puts it into the pod. Neither passes the node's IP stack.
+ * The fast path of pods' packets to pods of other nodes. `outbound` runs where a
+ * pod's packet comes into the node (TCX ingress of the host side of the pod's
+ * veth) and sends it out of the device that leads to the other node, which is
+ * one of the underlay or a tunnel's; `inbound` runs where it arrives there (TCX
+ * ingress of that device) and puts it into the pod; `inbound_ip` does so where
+ * packets have no Ethernet header. None passes the node's IP stack, but for what
+ * a tunnel sends and receives.
  *
  * Taken are only packets of connections that the stack let through and knows
  * well: there is an entry of conntrack, seen in both directions (ASSURED) and not
@@ -29,6 +31,9 @@
 
 /* enum tcx_action_base of linux/bpf.h, newer than the headers one may have */
 #define TCX_NEXT (-1)
+#define TCX_DROP 2
+/* linux/socket.h of the kernel */
+#define AF_INET6 10
 /* linux/if_packet.h */
 #define PACKET_HOST 0
 /* linux/ip.h, include/net/ip.h: more fragments, and the offset */
@@ -68,14 +73,27 @@ struct range_key {
 	struct address address;
 };
 
+/* What there is to know besides the device; `Via` of src/fast_path.rs. */
+enum kind {
+	/* An Ethernet: `to` is the next hop there. */
+	NEIGHBOUR,
+	/* A tunnel in external mode: `to` is its other end on the underlay. */
+	TUNNEL,
+};
+
 /* How pods of a peer's range are reached. */
 struct range {
-	/* The device of the underlay. */
+	/* What their packets leave by, and theirs come in by. */
 	__u32 device;
-	/* AF_INET or AF_INET6, of the next hop. */
+	/* Longest packet, from its IP header on. */
+	__u32 mtu;
+	enum kind kind;
+	/* AF_INET or AF_INET6, of `to`. */
 	__u32 family;
-	/* An IPv4 next hop is in the first word. */
-	struct address via;
+	/* IPv4 in the first word. */
+	struct address to;
+	/* The tunnel's. */
+	__u32 id;
 };
 
 /* What became of a packet; `Outcome` of src/fast_path.rs. */
@@ -172,6 +190,8 @@ struct packet {
 	__u8 hop_limit;
 	/* TCP's FIN, SYN or RST: conntrack has to see it. */
 	bool changes;
+	/* The longest of the packets it leaves as, from the IP header on. */
+	__u32 length;
 	struct address source;
 	struct address destination;
 	/* For conntrack. */
@@ -211,38 +231,50 @@ static __always_inline void *head(struct __sk_buff *skb, __u32 length)
 	return data + length <= (void *)(long)bounds->data_end ? data : 0;
 }
 
-/* The start of TCP's and of UDP's header that is read: TCP's flags are byte 13. */
+/* The start of TCP's and of UDP's header that is read. */
 #define PORTS 4
+#define UDP_HEADER 8
 #define TCP_READ 14
-#define TCP_CHANGES 0x07
+/* Of TCP's byte 12 the length of the header in words, of byte 13 the flags. */
+#define TCP_LENGTH(data) ((data)[12] >> 4 << 2)
+#define TCP_CHANGES(data) ((data)[13] & 0x07)
 
-static __always_inline bool read_transport(struct __sk_buff *skb, __u32 offset,
-					   struct packet *packet)
+/*
+ * `begin` is where the IP header is, here and below: an Ethernet header before,
+ * or none. `transport` is how far the next one is from there.
+ */
+static __always_inline bool read_transport(struct __sk_buff *skb, __u32 begin,
+					   __u32 transport, struct packet *packet)
 {
 	__u8 *data;
+	__u32 headers;
 
 	if (packet->protocol == IPPROTO_UDP) {
 		packet->changes = false;
-		return true;
+		headers = transport + UDP_HEADER;
+	} else if (packet->protocol == IPPROTO_TCP) {
+		data = head(skb, begin + transport + TCP_READ);
+		if (!data)
+			return false;
+		data += begin + transport;
+		packet->changes = TCP_CHANGES(data);
+		headers = transport + TCP_LENGTH(data);
+	} else {
+		return false;
 	}
-	if (packet->protocol != IPPROTO_TCP)
-		return false;
-	data = head(skb, offset + TCP_READ);
-	if (!data)
-		return false;
-	packet->changes = data[offset + 13] & TCP_CHANGES;
+	packet->length = skb->gso_size ? headers + skb->gso_size : skb->len - begin;
 	return true;
 }
 
-static __always_inline bool read_v4(struct __sk_buff *skb, struct packet *packet)
+static __always_inline bool read_v4(struct __sk_buff *skb, __u32 begin, struct packet *packet)
 {
-	void *data = head(skb, sizeof(struct ethhdr) + sizeof(struct iphdr) + PORTS);
+	void *data = head(skb, begin + sizeof(struct iphdr) + PORTS);
 	struct iphdr *ip;
 	__be16 *ports;
 
 	if (!data)
 		return false;
-	ip = data + sizeof(struct ethhdr);
+	ip = data + begin;
 	ports = (void *)(ip + 1);
 	if (ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(FRAGMENT))
 		return false;
@@ -257,18 +289,18 @@ static __always_inline bool read_v4(struct __sk_buff *skb, struct packet *packet
 	packet->tuple.ipv4.daddr = ip->daddr;
 	packet->tuple.ipv4.sport = ports[0];
 	packet->tuple.ipv4.dport = ports[1];
-	return read_transport(skb, sizeof(struct ethhdr) + sizeof(struct iphdr), packet);
+	return read_transport(skb, begin, sizeof(struct iphdr), packet);
 }
 
-static __always_inline bool read_v6(struct __sk_buff *skb, struct packet *packet)
+static __always_inline bool read_v6(struct __sk_buff *skb, __u32 begin, struct packet *packet)
 {
-	void *data = head(skb, sizeof(struct ethhdr) + sizeof(struct ipv6hdr) + PORTS);
+	void *data = head(skb, begin + sizeof(struct ipv6hdr) + PORTS);
 	struct ipv6hdr *ip;
 	__be16 *ports;
 
 	if (!data)
 		return false;
-	ip = data + sizeof(struct ethhdr);
+	ip = data + begin;
 	ports = (void *)(ip + 1);
 	if (ip->version != 6)
 		return false;
@@ -281,18 +313,19 @@ static __always_inline bool read_v6(struct __sk_buff *skb, struct packet *packet
 	__builtin_memcpy(packet->tuple.ipv6.daddr, &ip->daddr, sizeof(ip->daddr));
 	packet->tuple.ipv6.sport = ports[0];
 	packet->tuple.ipv6.dport = ports[1];
-	return read_transport(skb, sizeof(struct ethhdr) + sizeof(struct ipv6hdr), packet);
+	return read_transport(skb, begin, sizeof(struct ipv6hdr), packet);
 }
 
 /* Whether it is TCP or UDP right behind a plain header of IP. */
-static __always_inline bool read_packet(struct __sk_buff *skb, struct packet *packet)
+static __always_inline bool read_packet(struct __sk_buff *skb, __u32 begin,
+					struct packet *packet)
 {
 	if (skb->vlan_present)
 		return false;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return read_v4(skb, packet);
+		return read_v4(skb, begin, packet);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return read_v6(skb, packet);
+		return read_v6(skb, begin, packet);
 	return false;
 }
 
@@ -351,7 +384,7 @@ static __always_inline bool established(struct __sk_buff *skb, struct packet *pa
 	return is;
 }
 
-/* What a router does to a packet it forwards. */
+/* What a router does to a packet it forwards, which has an Ethernet header. */
 static __always_inline bool decrement_hop_limit(struct __sk_buff *skb, struct packet *packet)
 {
 	void *data;
@@ -384,12 +417,13 @@ static __always_inline struct range *range_of(struct address *address)
 	return bpf_map_lookup_elem(&ranges, &key);
 }
 
-/* Whether a device is there that sends packets, or their segments, of that length. */
-static __always_inline bool fits(struct __sk_buff *skb, __u32 device)
+/* Whether a device is there that sends what the packet leaves as. */
+static __always_inline bool fits(struct __sk_buff *skb, __u32 device, struct packet *packet)
 {
+	/* In: take the packet's own length; out: the device's longest. */
 	__u32 mtu = 0;
 
-	return !bpf_check_mtu(skb, device, &mtu, 0, BPF_MTU_CHK_SEGS);
+	return bpf_check_mtu(skb, device, &mtu, 0, 0) >= 0 && packet->length <= mtu;
 }
 
 static __always_inline bool is_to(struct __sk_buff *skb, __u8 *mac)
@@ -400,15 +434,45 @@ static __always_inline bool is_to(struct __sk_buff *skb, __u8 *mac)
 	       destination[1] == wanted[1] && destination[2] == wanted[2];
 }
 
+static __always_inline int to_neighbour(struct range *range)
+{
+	struct bpf_redir_neigh next = { .nh_family = range->family };
+
+	__builtin_memcpy(next.ipv6_nh, &range->to, sizeof(next.ipv6_nh));
+	return bpf_redirect_neigh(range->device, &next, sizeof(next), 0);
+}
+
+/*
+ * Gives the packet what a route with a lightweight tunnel gives it: the rest of
+ * the outer header is the device's business, which takes the inner one's ECN
+ * into it, and drops the Ethernet header if it has none. Checksums of UDP are as
+ * podwire's routes have them: over IPv6 only, which demands them (RFC 8200, 8.1).
+ */
+static __always_inline int through_tunnel(struct __sk_buff *skb, struct range *range)
+{
+	struct bpf_tunnel_key key = { .tunnel_id = range->id };
+	__u64 flags;
+
+	if (range->family == AF_INET6) {
+		__builtin_memcpy(key.remote_ipv6, &range->to, sizeof(key.remote_ipv6));
+		flags = BPF_F_TUNINFO_IPV6;
+	} else {
+		key.remote_ipv4 = bpf_ntohl(range->to.word[0]);
+		flags = BPF_F_ZERO_CSUM_TX;
+	}
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
+		return TCX_DROP;
+	return bpf_redirect(range->device, 0);
+}
+
 SEC("tcx/outbound")
 int outbound(struct __sk_buff *skb)
 {
 	struct packet packet = {};
-	struct bpf_redir_neigh next = {};
 	struct range *range;
 	struct pod *pod;
 
-	if (!read_packet(skb, &packet))
+	if (!read_packet(skb, sizeof(struct ethhdr), &packet))
 		return to_stack(OUTBOUND, HEADER);
 	range = range_of(&packet.destination);
 	if (!range)
@@ -420,40 +484,56 @@ int outbound(struct __sk_buff *skb)
 		return to_stack(OUTBOUND, HOP_LIMIT);
 	if (!established(skb, &packet))
 		return to_stack(OUTBOUND, CONNECTION);
-	if (!fits(skb, range->device))
+	if (packet.length > range->mtu || !fits(skb, range->device, &packet))
 		return to_stack(OUTBOUND, LENGTH);
 	if (!decrement_hop_limit(skb, &packet))
 		return to_stack(OUTBOUND, HEADER);
 	count(OUTBOUND, TAKEN);
-	next.nh_family = range->family;
-	__builtin_memcpy(next.ipv6_nh, &range->via, sizeof(next.ipv6_nh));
-	return bpf_redirect_neigh(range->device, &next, sizeof(next), 0);
+	return range->kind == TUNNEL ? through_tunnel(skb, range) : to_neighbour(range);
 }
 
-SEC("tcx/inbound")
-int inbound(struct __sk_buff *skb)
+static __always_inline int receive(struct __sk_buff *skb, __u32 begin)
 {
 	struct packet packet = {};
+	struct range *range;
 	struct pod *pod;
+	__be16 protocol = skb->protocol;
 
-	if (skb->pkt_type != PACKET_HOST || !read_packet(skb, &packet))
+	if (skb->pkt_type != PACKET_HOST || !read_packet(skb, begin, &packet))
 		return to_stack(INBOUND, HEADER);
 	pod = bpf_map_lookup_elem(&pods, &packet.destination);
 	if (!pod)
 		return to_stack(INBOUND, DESTINATION);
-	if (!range_of(&packet.source))
+	/* It came in by the device by which its sender is reached. */
+	range = range_of(&packet.source);
+	if (!range || range->device != skb->ifindex)
 		return to_stack(INBOUND, SOURCE);
 	if (packet.hop_limit <= 1)
 		return to_stack(INBOUND, HOP_LIMIT);
 	if (!established(skb, &packet))
 		return to_stack(INBOUND, CONNECTION);
-	if (!fits(skb, pod->device))
+	if (!fits(skb, pod->device, &packet))
 		return to_stack(INBOUND, LENGTH);
+	if (!begin && (bpf_skb_change_head(skb, sizeof(struct ethhdr), 0) ||
+		       bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &protocol, sizeof(protocol), 0)))
+		return to_stack(INBOUND, HEADER);
 	if (!decrement_hop_limit(skb, &packet) ||
 	    bpf_skb_store_bytes(skb, 0, pod->mac, 2 * ETH_ALEN, 0))
 		return to_stack(INBOUND, HEADER);
 	count(INBOUND, TAKEN);
 	return bpf_redirect_peer(pod->device, 0);
+}
+
+SEC("tcx/inbound")
+int inbound(struct __sk_buff *skb)
+{
+	return receive(skb, sizeof(struct ethhdr));
+}
+
+SEC("tcx/inbound_ip")
+int inbound_ip(struct __sk_buff *skb)
+{
+	return receive(skb, 0);
 }
 
 /* Functions of conntrack are for programs under a licence that GPL admits. */

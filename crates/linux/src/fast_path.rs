@@ -1,8 +1,8 @@
-//! The fast path of pods' packets to pods of other nodes that are reached
-//! without a tunnel: two BPF programs that carry the packets of established,
-//! untranslated connections between the pod's interface and the underlay, past
-//! the node's IP stack. What they take and what they leave to the stack is told
-//! in `bpf/fast_path.c`.
+//! The fast path of pods' packets to pods of other nodes: BPF programs that carry
+//! the packets of established, untranslated connections between the pod's
+//! interface and that which leads to the other node, the underlay's or a
+//! tunnel's, past the node's IP stack. What they take and what they leave to the
+//! stack is told in `bpf/fast_path.c`.
 //!
 //! Nothing is pinned. When the process ends, its programs are gone, and all
 //! packets take the stack, which knows their connections.
@@ -79,8 +79,8 @@ pub fn probe() -> Result<(), Lacking> {
         be_liberal()?;
         let fast = FastPath::load()?;
         fast.follow_timeouts()?;
-        for direction in Direction::BOTH {
-            fast.attach(direction, LOOPBACK)?;
+        for place in Place::ALL {
+            fast.attach(place, LOOPBACK)?;
         }
         Ok(())
     })?
@@ -99,11 +99,55 @@ pub struct Pod {
 
 /// The way to pods of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NextHop {
-    /// Index of the device of the underlay.
+pub struct Way {
+    /// Index of the interface that packets to them leave by, and packets from
+    /// them come in by.
     pub interface: u32,
-    /// The peer's address there.
-    pub address: IpAddr,
+    /// Longest packet in bytes, where it is below the interface's.
+    pub mtu: Option<u32>,
+    /// How the interface is told where they go.
+    pub via: Via,
+}
+
+/// Where packets go by an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// To a next hop on an Ethernet, a tunnel's included.
+    Neighbour(IpAddr),
+    /// To the end of a tunnel, by a device in external mode without Ethernet
+    /// headers.
+    Tunnel {
+        /// Key of the tunnel (for VXLAN the network identifier).
+        id: u32,
+        /// Its other end on the underlay.
+        remote: IpAddr,
+    },
+}
+
+/// Where programs are attached: what arrives there is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// The host side of a pod's veth.
+    Pod,
+    /// An interface with Ethernet headers that leads to other nodes.
+    Ethernet,
+    /// One without, where packets begin with the header of IP.
+    Ip,
+}
+
+impl Place {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Pod, Self::Ethernet, Self::Ip];
+}
+
+impl Way {
+    /// Where packets from the range arrive.
+    pub fn place(&self) -> Place {
+        match self.via {
+            Via::Neighbour(_) => Place::Ethernet,
+            Via::Tunnel { .. } => Place::Ip,
+        }
+    }
 }
 
 /// The way of a packet.
@@ -133,15 +177,16 @@ pub enum Outcome {
     Header,
     /// To the stack: the destination is in no range and no pod's.
     Destination,
-    /// To the stack: the source is not the pod's that sent it, or in no range.
+    /// To the stack: the source is not the pod's that sent it, or in no range
+    /// that is reached by the interface it came in by.
     Source,
     /// To the stack: it has no hop left.
     HopLimit,
     /// To the stack: its connection is not established, is translated, or opens or
     /// ends with it.
     Connection,
-    /// To the stack: it is longer than the packets of the device it would go to,
-    /// or that device is gone.
+    /// To the stack: it is longer than the way takes, or the device it would go to
+    /// is gone.
     Length,
 }
 
@@ -187,6 +232,7 @@ pub struct FastPath {
     counters: PerCpu,
     outbound: Program,
     inbound: Program,
+    inbound_ip: Program,
 }
 
 impl FastPath {
@@ -219,16 +265,17 @@ impl FastPath {
             counters: PerCpu::new(counters, Direction::BOTH.len() * Outcome::ALL.len())?,
             outbound: program("tcx/outbound")?,
             inbound: program("tcx/inbound")?,
+            inbound_ip: program("tcx/inbound_ip")?,
         })
     }
 
     /// Has packets looked at that arrive at an interface of the calling thread's
-    /// network namespace: [`Direction::Outbound`] at the host side of a pod's
-    /// veth, [`Direction::Inbound`] at an Ethernet device of the underlay.
-    pub fn attach(&self, direction: Direction, interface: u32) -> Result<Attached, Error> {
-        let program = match direction {
-            Direction::Outbound => &self.outbound,
-            Direction::Inbound => &self.inbound,
+    /// network namespace.
+    pub fn attach(&self, place: Place, interface: u32) -> Result<Attached, Error> {
+        let program = match place {
+            Place::Pod => &self.outbound,
+            Place::Ethernet => &self.inbound,
+            Place::Ip => &self.inbound_ip,
         };
         program
             .attach(interface)
@@ -272,21 +319,8 @@ impl FastPath {
     }
 
     /// Makes the way to a range known.
-    pub fn set_range(&self, range: IpNet, way: NextHop) -> Result<(), Error> {
-        let mut value = [0; 24];
-        value[..4].copy_from_slice(&way.interface.to_ne_bytes());
-        let family = match way.address {
-            IpAddr::V4(address) => {
-                value[8..12].copy_from_slice(&address.octets());
-                libc::AF_INET
-            }
-            IpAddr::V6(address) => {
-                value[8..].copy_from_slice(&address.octets());
-                libc::AF_INET6
-            }
-        };
-        value[4..8].copy_from_slice(&family.to_ne_bytes());
-        self.ranges.set(&range_key(range), &value)
+    pub fn set_range(&self, range: IpNet, way: &Way) -> Result<(), Error> {
+        self.ranges.set(&range_key(range), &range_value(way))
     }
 
     /// Forgets a range. That it is not known is no error.
@@ -317,6 +351,31 @@ fn octets(address: IpAddr) -> [u8; 16] {
         IpAddr::V6(address) => address,
     };
     six.octets()
+}
+
+/// `struct range` of the program.
+fn range_value(way: &Way) -> [u8; 36] {
+    let (kind, to, id): (u32, _, _) = match way.via {
+        Via::Neighbour(address) => (0, address, 0),
+        Via::Tunnel { id, remote } => (1, remote, id),
+    };
+    let mut value = [0; 36];
+    let mut put = |at: usize, bytes: &[u8]| value[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &way.interface.to_ne_bytes());
+    put(4, &way.mtu.unwrap_or(u32::MAX).to_ne_bytes());
+    put(8, &kind.to_ne_bytes());
+    match to {
+        IpAddr::V4(address) => {
+            put(12, &libc::AF_INET.to_ne_bytes());
+            put(16, &address.octets());
+        }
+        IpAddr::V6(address) => {
+            put(12, &libc::AF_INET6.to_ne_bytes());
+            put(16, &address.octets());
+        }
+    }
+    put(32, &id.to_ne_bytes());
+    value
 }
 
 fn range_key(range: IpNet) -> [u8; 20] {

@@ -8,7 +8,10 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use podwire_linux::fast_path::{self, Attached, Direction, FastPath, NextHop, Outcome, Pod};
+use ipnet::IpNet;
+use podwire_linux::fast_path::{
+    self, Attached, Direction, FastPath, Outcome, Place, Pod, Via, Way,
+};
 use podwire_linux::link;
 use podwire_linux::namespace::NetworkNamespace;
 use podwire_linux::sysctl::{Family, Setting};
@@ -65,10 +68,43 @@ enum Attach {
     Bridge,
 }
 
+/// How packets get from node to node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wire {
+    /// As they are.
+    Plain,
+    /// As Ethernet frames in VXLAN, over IPv4 or IPv6.
+    Vxlan { over_v6: bool },
+    /// In VXLAN by routes with a lightweight tunnel.
+    Gpe { over_v6: bool },
+}
+
+impl Wire {
+    /// The tunnel's longest packet.
+    fn mtu(self) -> u32 {
+        match self {
+            Wire::Plain => 1500,
+            Wire::Vxlan { over_v6: false } => 1450,
+            Wire::Vxlan { over_v6: true } => 1430,
+            Wire::Gpe { over_v6: false } => 1464,
+            Wire::Gpe { over_v6: true } => 1444,
+        }
+    }
+
+    /// The interface that leads to the other node.
+    fn interface(self) -> &'static str {
+        match self {
+            Wire::Plain => "eth0",
+            Wire::Vxlan { .. } | Wire::Gpe { .. } => "tunnel",
+        }
+    }
+}
+
 /// A node with a pod.
 struct Node {
     number: u8,
     attach: Attach,
+    wire: Wire,
     here: NetworkNamespace,
     pod: NetworkNamespace,
     /// The program, and where it is attached.
@@ -89,6 +125,20 @@ fn pod_address(number: u8, v6: bool) -> IpAddr {
     }
 }
 
+/// The range of a node's pods.
+fn range(number: u8, v6: bool) -> IpNet {
+    let bits = if v6 { 64 } else { 24 };
+    IpNet::new(pod_address(number, v6), bits).unwrap().trunc()
+}
+
+/// The tunnel's address of a node.
+fn tunnel_address(number: u8, v6: bool) -> IpAddr {
+    match v6 {
+        false => [198, 51, number, 0].into(),
+        true => [0xfe80, 0, 0, 0, 0, 0, 0, number.into()].into(),
+    }
+}
+
 const POD_MAC: &str = "0a:58:00:00:00:05";
 const GATEWAY_MAC: &str = "0a:58:00:00:00:01";
 
@@ -105,10 +155,11 @@ fn ask_again_soon(namespace: &NetworkNamespace) {
 }
 
 impl Node {
-    fn new(number: u8, attach: Attach) -> Self {
+    fn new(number: u8, attach: Attach, wire: Wire) -> Self {
         let node = Self {
             number,
             attach,
+            wire,
             here: NetworkNamespace::create().unwrap(),
             pod: NetworkNamespace::create().unwrap(),
             fast: None,
@@ -165,6 +216,7 @@ impl Node {
         );
         let far = end("eth0", POD_MAC, Some(&self.pod));
         socket.execute(&link::add_veth(&near, None, &far)).unwrap();
+        self.limit(self.wire.mtu());
         ask_again_soon(&self.pod);
         match self.attach {
             Attach::Routed => {
@@ -226,20 +278,115 @@ impl Node {
         }
     }
 
+    /// Sets up the way to the other node.
+    fn connect(&self) {
+        let (n, other) = (self.number, 3 - self.number);
+        let mtu = self.wire.mtu();
+        let ranges = [false, true].map(|v6| (v6, range(other, v6)));
+        match self.wire {
+            Wire::Plain => {
+                for (v6, range) in ranges {
+                    let via = address(other, v6);
+                    ip(&self.here, &format!("route add {range} via {via}"));
+                }
+            }
+            Wire::Vxlan { over_v6 } => {
+                let mac = |n| format!("0a:00:00:00:00:0{n}");
+                ip(
+                    &self.here,
+                    &format!(
+                        "link add tunnel address {} mtu {mtu} type vxlan id 1 dstport 8472 \
+                            local {} nolearning
+                        link set tunnel up",
+                        mac(n),
+                        address(n, over_v6)
+                    ),
+                );
+                let (mac, remote) = (mac(other), address(other, over_v6).to_string());
+                run(
+                    &self.here,
+                    "bridge",
+                    &["fdb", "add", &mac, "dev", "tunnel", "dst", &remote],
+                    "",
+                );
+                for (v6, range) in ranges {
+                    let via = tunnel_address(other, v6);
+                    ip(
+                        &self.here,
+                        &format!(
+                            "neighbour add {via} lladdr {mac} dev tunnel nud permanent
+                            route add {range} via {via} dev tunnel onlink"
+                        ),
+                    );
+                }
+            }
+            Wire::Gpe { over_v6 } => {
+                ip(
+                    &self.here,
+                    &format!(
+                        "link add tunnel mtu {mtu} type vxlan dstport 4790 gpe external
+                        link set tunnel up"
+                    ),
+                );
+                // As podwire's routes have it.
+                let (kind, checksum) = match over_v6 {
+                    false => ("ip", ""),
+                    true => ("ip6", "csum"),
+                };
+                let remote = address(other, over_v6);
+                for (_, range) in ranges {
+                    ip(
+                        &self.here,
+                        &format!(
+                            "route add {range} encap {kind} id 1 dst {remote} {checksum} \
+                                dev tunnel"
+                        ),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Sets the pod's longest packet.
+    fn limit(&self, mtu: u32) {
+        ip(&self.here, &format!("link set pwpod mtu {mtu}"));
+        ip(&self.pod, &format!("link set eth0 mtu {mtu}"));
+    }
+
+    /// How the other node's pods of a family are reached.
+    fn way(&self, v6: bool) -> Way {
+        let other = 3 - self.number;
+        Way {
+            interface: self.index(self.wire.interface()),
+            mtu: None,
+            via: match self.wire {
+                Wire::Plain => Via::Neighbour(address(other, v6)),
+                Wire::Vxlan { .. } => Via::Neighbour(tunnel_address(other, v6)),
+                Wire::Gpe { over_v6 } => Via::Tunnel {
+                    id: 1,
+                    remote: address(other, over_v6),
+                },
+            },
+        }
+    }
+
+    fn index(&self, name: &str) -> u32 {
+        let mut socket = self.here.route_socket().unwrap();
+        link::get(&mut socket, name).unwrap().unwrap().index
+    }
+
     /// What an agent does that starts.
     fn start(&mut self) {
         let fast = FastPath::load().unwrap();
-        let mut socket = self.here.route_socket().unwrap();
-        let mut index = |name| link::get(&mut socket, name).unwrap().unwrap().index;
-        let (wire, pod) = (index("eth0"), index("pwpod"));
+        let pod = self.index("pwpod");
         let attached = self.here.run(|| {
             fast.follow_timeouts().unwrap();
+            let way = self.way(false);
             [
-                fast.attach(Direction::Inbound, wire).unwrap(),
-                fast.attach(Direction::Outbound, pod).unwrap(),
+                fast.attach(way.place(), way.interface).unwrap(),
+                fast.attach(Place::Pod, pod).unwrap(),
             ]
         });
-        let other = 3 - self.number;
         for v6 in [false, true] {
             let mine = Pod {
                 interface: pod,
@@ -247,13 +394,8 @@ impl Node {
                 gateway: GATEWAY_MAC.parse().unwrap(),
             };
             fast.set_pod(pod_address(self.number, v6), &mine).unwrap();
-            let bits = if v6 { 64 } else { 24 };
-            let range = ipnet::IpNet::new(pod_address(other, v6), bits).unwrap();
-            let way = NextHop {
-                interface: wire,
-                address: address(other, v6),
-            };
-            fast.set_range(range.trunc(), way).unwrap();
+            let range = range(3 - self.number, v6);
+            fast.set_range(range, &self.way(v6)).unwrap();
         }
         self.fast = Some((fast, attached.unwrap().into()));
     }
@@ -286,7 +428,11 @@ impl Node {
 
 /// Two nodes on a wire, with the fast path on both.
 fn nodes(attach: Attach) -> [Node; 2] {
-    let mut nodes = [Node::new(1, attach), Node::new(2, attach)];
+    nodes_on(attach, Wire::Plain)
+}
+
+fn nodes_on(attach: Attach, wire: Wire) -> [Node; 2] {
+    let mut nodes = [Node::new(1, attach, wire), Node::new(2, attach, wire)];
     let mut socket = nodes[0].here.route_socket().unwrap();
     let end = |namespace| link::VethEnd {
         name: "eth0",
@@ -301,22 +447,18 @@ fn nodes(attach: Attach) -> [Node; 2] {
         ))
         .unwrap();
     for node in &nodes {
-        let (n, other) = (node.number, 3 - node.number);
         ask_again_soon(&node.here);
         ip(
             &node.here,
             &format!(
                 "link set eth0 up
                 address add {}/24 dev eth0
-                address add {}/64 dev eth0 nodad
-                route add 198.51.{other}.0/24 via {}
-                route add 2001:db8:1:{other}::/64 via {}",
-                address(n, false),
-                address(n, true),
-                address(other, false),
-                address(other, true),
+                address add {}/64 dev eth0 nodad",
+                address(node.number, false),
+                address(node.number, true),
             ),
         );
+        node.connect();
     }
     nodes.iter_mut().for_each(Node::start);
     // An interface that is new is not at once ready for IPv6.
@@ -429,9 +571,17 @@ fn transfer((client, server): &mut (TcpStream, TcpStream), bytes: usize) -> usiz
 #[rstest]
 fn tcp_takes_the_fast_path_from_handshake_to_close(
     #[values(Attach::Routed, Attach::Bridge)] attach: Attach,
+    #[values(
+        Wire::Plain,
+        Wire::Vxlan { over_v6: false },
+        Wire::Vxlan { over_v6: true },
+        Wire::Gpe { over_v6: false },
+        Wire::Gpe { over_v6: true }
+    )]
+    wire: Wire,
     #[values(false, true)] v6: bool,
 ) {
-    let nodes = nodes(attach);
+    let nodes = nodes_on(attach, wire);
     // Every packet is one hop of each node, and is for the pod's hardware.
     for node in &nodes {
         nft(
@@ -454,8 +604,11 @@ fn tcp_takes_the_fast_path_from_handshake_to_close(
                         type filter hook ingress device eth0 priority 0;
                         meta l4proto tcp ether daddr != {POD_MAC} counter name mac
                         meta l4proto tcp ether saddr != {GATEWAY_MAC} counter name mac
+                        meta l4proto tcp @ll,96,16 != {} counter name mac
                     }}
-                }}"
+                }}",
+                // The type of the Ethernet header.
+                if v6 { "0x86dd" } else { "0x0800" }
             ),
         );
     }
@@ -642,10 +795,24 @@ fn udp_until_taken(nodes: &[Node; 2], v6: bool) {
 }
 
 #[rstest]
-fn what_is_too_long_is_answered_by_the_stack(#[values(false, true)] v6: bool) {
-    let nodes = nodes(Attach::Routed);
+fn what_is_too_long_is_answered_by_the_stack(
+    #[values(
+        Wire::Plain,
+        Wire::Vxlan { over_v6: false },
+        Wire::Vxlan { over_v6: true },
+        Wire::Gpe { over_v6: false },
+        Wire::Gpe { over_v6: true }
+    )]
+    wire: Wire,
+    #[values(false, true)] v6: bool,
+) {
+    let nodes = nodes_on(Attach::Routed, wire);
     for node in &nodes {
-        ip(&node.here, "link set eth0 mtu 1400");
+        match wire {
+            Wire::Plain => ip(&node.here, "link set eth0 mtu 1400"),
+            // As a pod has it from before the tunnel.
+            _ => node.limit(1500),
+        }
     }
     nft(
         &nodes[0].pod,

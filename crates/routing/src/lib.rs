@@ -19,7 +19,6 @@ pub mod backend;
 pub mod choose;
 pub mod data;
 pub mod difference;
-pub mod direct;
 pub mod keys;
 pub mod model;
 pub mod plan;
@@ -27,6 +26,7 @@ pub mod probe;
 pub mod service_range;
 pub mod table;
 pub mod underlay;
+pub mod ways;
 
 pub use apply::Kernel;
 pub use backend::{Backend, HostGateway, Settings};

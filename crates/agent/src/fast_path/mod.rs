@@ -1,6 +1,6 @@
 //! The fast path of established connections between pods of this node and pods
-//! reached directly ([`linux::fast_path`]): which pods and ranges it is to know,
-//! and keeping it so.
+//! of others ([`linux::fast_path`]): which pods and ranges it is to know, and
+//! keeping it so.
 
 mod pods;
 mod report;
@@ -10,9 +10,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use linux::events::Event;
-use linux::fast_path::{self, Attached, Direction, FastPath, NextHop, Pod};
+use linux::fast_path::{self, Attached, FastPath, Place, Pod};
 use linux::netlink::{self, Socket};
-use routing::direct::NotDirect;
+use routing::model::DeviceName;
+use routing::ways::{NoWay, Way};
 
 use pods::{Excluded, LocalPods};
 pub use report::Report;
@@ -21,22 +22,20 @@ pub use report::Report;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
     pods: BTreeMap<IpAddr, Pod>,
-    ranges: BTreeMap<IpNet, NextHop>,
+    ranges: BTreeMap<IpNet, fast_path::Way>,
 }
 
 impl Wanted {
     /// Where programs are attached: at pods only while there is somewhere to send,
     /// and where a program is needed for one way it is for the other.
-    fn places(&self) -> BTreeSet<(Direction, u32)> {
+    fn places(&self) -> BTreeSet<(Place, u32)> {
         if self.pods.is_empty() || self.ranges.is_empty() {
             return BTreeSet::new();
         }
-        let inbound = self.ranges.values().map(|way| way.interface);
-        let outbound = self.pods.values().map(|pod| pod.interface);
-        inbound
-            .map(|interface| (Direction::Inbound, interface))
-            .chain(outbound.map(|interface| (Direction::Outbound, interface)))
-            .collect()
+        let nodes = self.ranges.values();
+        let nodes = nodes.map(|way| (way.place(), way.interface));
+        let pods = self.pods.values().map(|pod| (Place::Pod, pod.interface));
+        nodes.chain(pods).collect()
     }
 }
 
@@ -46,13 +45,13 @@ impl Wanted {
 struct Difference {
     remove_ranges: Vec<IpNet>,
     remove_pods: Vec<IpAddr>,
-    detach: Vec<(Direction, u32)>,
-    attach: Vec<(Direction, u32)>,
+    detach: Vec<(Place, u32)>,
+    attach: Vec<(Place, u32)>,
     set_pods: Vec<(IpAddr, Pod)>,
-    set_ranges: Vec<(IpNet, NextHop)>,
+    set_ranges: Vec<(IpNet, fast_path::Way)>,
 }
 
-fn difference(from: &Wanted, to: &Wanted, attached: &BTreeSet<(Direction, u32)>) -> Difference {
+fn difference(from: &Wanted, to: &Wanted, attached: &BTreeSet<(Place, u32)>) -> Difference {
     let places = to.places();
     Difference {
         remove_ranges: gone(&from.ranges, &to.ranges),
@@ -87,10 +86,12 @@ pub(crate) struct Keeper {
     /// What is wanted, and what was applied.
     wanted: Wanted,
     applied: Wanted,
-    attached: BTreeMap<(Direction, u32), Attached>,
+    attached: BTreeMap<(Place, u32), Attached>,
+    /// How peers' pods are reached, as the routing plan has it.
+    ways: BTreeMap<IpNet, Result<Way, NoWay>>,
     /// Pods of this node that stay with the stack, and peers' ranges.
     excluded: BTreeMap<String, Excluded>,
-    indirect: BTreeMap<IpNet, NotDirect>,
+    no_way: BTreeMap<IpNet, NoWay>,
     /// Whether pods have changed, and whether notifications were lost.
     changed: bool,
     lost: bool,
@@ -109,8 +110,9 @@ impl Keeper {
             wanted: Wanted::default(),
             applied: Wanted::default(),
             attached: BTreeMap::new(),
+            ways: BTreeMap::new(),
             excluded: BTreeMap::new(),
-            indirect: BTreeMap::new(),
+            no_way: BTreeMap::new(),
             changed: false,
             lost: true,
         })
@@ -133,13 +135,25 @@ impl Keeper {
     }
 
     /// Takes up how peers' pods are reached.
-    pub(crate) fn set_ways(&mut self, ways: BTreeMap<IpNet, Result<NextHop, NotDirect>>) {
+    pub(crate) fn set_ways(&mut self, ways: BTreeMap<IpNet, Result<Way, NoWay>>) {
+        self.ways = ways;
+        self.resolve();
+    }
+
+    /// Finds the devices of tunnels among the links there are.
+    fn resolve(&mut self) {
+        let mut known: BTreeMap<DeviceName, Option<u32>> = BTreeMap::new();
         self.wanted.ranges.clear();
-        self.indirect.clear();
-        for (range, way) in ways {
+        self.no_way.clear();
+        for (range, way) in &self.ways {
+            let index = |device: DeviceName| {
+                let find = || self.local.index_of(device.as_str());
+                *known.entry(device).or_insert_with(find)
+            };
+            let way = (*way).and_then(|way| way.resolve(index));
             match way {
-                Ok(way) => drop(self.wanted.ranges.insert(range, way)),
-                Err(why) => drop(self.indirect.insert(range, why)),
+                Ok(way) => drop(self.wanted.ranges.insert(*range, way)),
+                Err(why) => drop(self.no_way.insert(*range, why)),
             }
         }
     }
@@ -158,6 +172,7 @@ impl Keeper {
             let found = self.local.found();
             self.wanted.pods = found.pods;
             self.excluded = found.excluded;
+            self.resolve();
         }
         Ok(self.carry_out())
     }
@@ -168,10 +183,10 @@ impl Keeper {
     /// When the counters cannot be read.
     pub(crate) fn report(&self) -> Result<Report, fast_path::Error> {
         let excluded = self.excluded.iter();
-        let indirect = self.indirect.iter();
+        let no_way = self.no_way.iter();
         let mut report = Report {
             ranges: self.applied.ranges.keys().copied().collect(),
-            other_ranges: indirect
+            other_ranges: no_way
                 .map(|(range, why)| (*range, why.to_string()))
                 .collect(),
             pods: self.applied.pods.len(),
@@ -227,7 +242,7 @@ impl Keeper {
             }
         }
         for (range, way) in difference.set_ranges {
-            if done(format!("range {range}"), self.fast.set_range(range, way)) {
+            if done(format!("range {range}"), self.fast.set_range(range, &way)) {
                 self.applied.ranges.insert(range, way);
             }
         }
@@ -237,6 +252,7 @@ impl Keeper {
 
 #[cfg(test)]
 mod tests {
+    use linux::fast_path::Via;
     use linux::link::MacAddress;
     use rstest::rstest;
 
@@ -257,15 +273,19 @@ mod tests {
                 .iter()
                 .map(|(range, address, interface)| {
                     let address = address.parse().unwrap();
-                    let interface = *interface;
-                    (range.parse().unwrap(), NextHop { interface, address })
+                    let way = fast_path::Way {
+                        interface: *interface,
+                        mtu: None,
+                        via: Via::Neighbour(address),
+                    };
+                    (range.parse().unwrap(), way)
                 })
                 .collect(),
         }
     }
 
-    const OUT: Direction = Direction::Outbound;
-    const IN: Direction = Direction::Inbound;
+    const OUT: Place = Place::Pod;
+    const IN: Place = Place::Ethernet;
 
     #[rstest]
     #[case(wanted(&[("10.0.0.2", 7)], &[]), &[])]
@@ -279,7 +299,7 @@ mod tests {
     )]
     fn programs_are_where_pods_and_their_peers_are(
         #[case] wanted: Wanted,
-        #[case] places: &[(Direction, u32)],
+        #[case] places: &[(Place, u32)],
     ) {
         assert_eq!(wanted.places(), places.iter().copied().collect());
     }

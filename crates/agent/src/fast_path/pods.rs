@@ -92,6 +92,13 @@ impl LocalPods {
         }
     }
 
+    /// The index of a link that is up.
+    pub(crate) fn index_of(&self, name: &str) -> Option<u32> {
+        let mut links = self.links.values();
+        let link = links.find(|link| link.name == name && link.up);
+        link.map(|link| link.index)
+    }
+
     /// The pods there are.
     pub(crate) fn found(&self) -> Found {
         let mut addresses: BTreeMap<(u32, MacAddress), Vec<IpAddr>> = BTreeMap::new();
