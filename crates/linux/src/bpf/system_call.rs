@@ -250,7 +250,9 @@ impl Map {
         Ok(Element {
             map: self.descriptor(),
             key: address(key),
-            value: address(value),
+            // The kernel refuses a command that has one where it reads none, and
+            // nothing has an address, too.
+            value: if value.is_empty() { 0 } else { address(value) },
             ..Element::default()
         })
     }
