@@ -296,7 +296,7 @@ impl Node {
                     &self.here,
                     &format!(
                         "link add tunnel address {} mtu {mtu} type vxlan id 1 dstport 8472 \
-                            local {} nolearning
+                            local {} nolearning noudpcsum
                         link set tunnel up",
                         mac(n),
                         address(n, over_v6)
@@ -929,4 +929,210 @@ fn a_pod_that_is_replaced_is_reached_by_the_stack_until_it_is_known(
     assert!(nodes[1].count(Direction::Inbound, Outcome::Length) > 0);
     nodes[1].start();
     ask_until_taken(&nodes, &mut pair);
+}
+
+#[rstest]
+fn a_peers_range_that_is_forgotten_is_the_stacks(
+    #[values(
+        Wire::Plain,
+        Wire::Vxlan { over_v6: false },
+        Wire::Vxlan { over_v6: true },
+        Wire::Gpe { over_v6: false },
+        Wire::Gpe { over_v6: true }
+    )]
+    wire: Wire,
+    #[values(false, true)] v6: bool,
+) {
+    let nodes = nodes_on(Attach::Routed, wire);
+    let mut pair = connection(&nodes, v6);
+    ask_until_taken(&nodes, &mut pair);
+    let (fast, _) = nodes[0].fast.as_ref().unwrap();
+    fast.remove_range(range(2, v6)).unwrap();
+    let taken = nodes[0].taken();
+    ask(&mut pair);
+    assert_eq!(nodes[0].taken(), taken);
+    assert!(nodes[0].count(Direction::Outbound, Outcome::Destination) > 0);
+    assert!(nodes[0].count(Direction::Inbound, Outcome::Source) > 0);
+    // Known again, and to be forgotten once more, which is no error.
+    fast.set_range(range(2, v6), &nodes[0].way(v6)).unwrap();
+    ask_until_taken(&nodes, &mut pair);
+    fast.remove_range(range(2, v6)).unwrap();
+    fast.remove_range(range(2, v6)).unwrap();
+}
+
+#[rstest]
+fn what_is_longer_than_the_route_takes_is_the_stacks(#[values(false, true)] v6: bool) {
+    let nodes = nodes(Attach::Routed);
+    let mut pair = connection(&nodes, v6);
+    ask_until_taken(&nodes, &mut pair);
+    let (fast, _) = nodes[0].fast.as_ref().unwrap();
+    // IP's and TCP's headers with timestamps, and so many bytes.
+    let headers = if v6 { 40 + 32 } else { 20 + 32 };
+    let mtu = Some(headers + 100);
+    let way = Way {
+        mtu,
+        ..nodes[0].way(v6)
+    };
+    fast.set_range(range(2, v6), &way).unwrap();
+    for (length, too_long) in [(100, 0), (101, 1)] {
+        let taken = nodes[0].taken()[0];
+        pair.0.write_all(&vec![1; length]).unwrap();
+        pair.1.read_exact(&mut vec![0; length]).unwrap();
+        let by_stack = nodes[0].count(Direction::Outbound, Outcome::Length);
+        assert_eq!(by_stack, too_long, "{}", nodes[0].counters());
+        assert_eq!(nodes[0].taken()[0], taken + 1 - too_long);
+    }
+    // Many segments at once count each for itself.
+    assert_eq!(transfer(&mut pair, 1 << 20), 1 << 20);
+    assert!(nodes[0].count(Direction::Outbound, Outcome::Length) > 10);
+}
+
+#[rstest]
+fn a_source_that_came_past_its_tunnel_is_left_to_the_stack(
+    #[values(
+        Wire::Vxlan { over_v6: false },
+        Wire::Vxlan { over_v6: true },
+        Wire::Gpe { over_v6: false },
+        Wire::Gpe { over_v6: true }
+    )]
+    wire: Wire,
+    #[values(false, true)] v6: bool,
+) {
+    let mut nodes = nodes_on(Attach::Routed, wire);
+    let mut pair = connection(&nodes, v6);
+    ask_until_taken(&nodes, &mut pair);
+    let (fast, _) = nodes[0].fast.as_ref().unwrap();
+    let underlay = nodes[0].index("eth0");
+    let attach = || fast.attach(Place::Ethernet, underlay).unwrap();
+    let _also = nodes[0].here.run(attach).unwrap();
+    // What the other node's pods send comes as it is.
+    nodes[1].stop();
+    let (to, via) = (range(1, v6), address(1, v6));
+    ip(&nodes[1].here, &format!("route replace {to} via {via}"));
+    let taken = nodes[0].taken()[1];
+    let sources = nodes[0].count(Direction::Inbound, Outcome::Source);
+    ask(&mut pair);
+    assert_eq!(nodes[0].taken()[1], taken);
+    assert!(nodes[0].count(Direction::Inbound, Outcome::Source) > sources);
+}
+
+#[rstest]
+fn a_tunnel_that_is_made_anew_is_the_stacks_until_it_is_known(
+    #[values(
+        Wire::Vxlan { over_v6: false },
+        Wire::Vxlan { over_v6: true },
+        Wire::Gpe { over_v6: false },
+        Wire::Gpe { over_v6: true }
+    )]
+    wire: Wire,
+) {
+    let mut nodes = nodes_on(Attach::Routed, wire);
+    let mut pairs = [false, true].map(|v6| connection(&nodes, v6));
+    for pair in &mut pairs {
+        ask_until_taken(&nodes, pair);
+    }
+    ip(&nodes[0].here, "link delete tunnel");
+    nodes[0].connect();
+    // The program still knows the device that is gone.
+    let taken = nodes[0].taken();
+    pairs.iter_mut().for_each(ask);
+    assert_eq!(nodes[0].taken(), taken);
+    assert!(nodes[0].count(Direction::Outbound, Outcome::Length) >= 2);
+    nodes[0].start();
+    for pair in &mut pairs {
+        ask_until_taken(&nodes, pair);
+    }
+}
+
+#[rstest]
+fn a_tunnels_header_is_as_the_stack_has_it(
+    #[values(
+        Wire::Vxlan { over_v6: false },
+        Wire::Vxlan { over_v6: true },
+        Wire::Gpe { over_v6: false },
+        Wire::Gpe { over_v6: true }
+    )]
+    wire: Wire,
+    #[values(false, true)] v6: bool,
+) {
+    let mut nodes = nodes_on(Attach::Routed, wire);
+    for node in &nodes {
+        let congestion = Setting::new("ipv4/tcp_ecn");
+        node.pod.run(|| congestion.write(1).unwrap()).unwrap();
+    }
+    // Traffic class, hop limit, fragmentation, checksum, identifier; of those that
+    // carry data there is the mark of congestion notification from the inner header.
+    nft(
+        &nodes[1].here,
+        "table netdev witness {
+            counter marked {}
+            counter unmarked {}
+            counter other {}
+            chain known {
+                ip ecn ect0 counter name marked accept
+                ip ecn not-ect counter name unmarked accept
+                ip6 ecn ect0 counter name marked accept
+                ip6 ecn not-ect counter name unmarked accept
+                counter name other
+            }
+            chain outer {
+                ip dscp cs0 ip ttl 64 ip frag-off & 0x4000 == 0 udp checksum 0 @th,96,24 1 \
+                    goto known
+                ip6 dscp cs0 ip6 hoplimit 64 ip6 flowlabel 0 udp checksum != 0 @th,96,24 1 \
+                    goto known
+                counter name other
+            }
+            chain ingress {
+                type filter hook ingress device eth0 priority 0;
+                udp dport { 8472, 4790 } goto outer
+            }
+        }",
+    );
+    nft(
+        &nodes[1].pod,
+        "table inet witness {
+            counter met {}
+            chain input {
+                type filter hook input priority 0;
+                ip ecn ce counter name met
+                ip6 ecn ce counter name met
+            }
+        }",
+    );
+    let counted = |namespace: &NetworkNamespace, counter: &str| {
+        let text = ["-j", "list", "counter", "netdev", "witness", counter];
+        let text = run(namespace, "nft", &text, "");
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["nftables"][1]["counter"]["packets"].as_u64().unwrap()
+    };
+    let mut pair = connection(&nodes, v6);
+    for fast in [false, true] {
+        match fast {
+            false => nodes[0].stop(),
+            true => {
+                nodes[0].start();
+                ask_until_taken(&nodes, &mut pair);
+            }
+        }
+        let marked = counted(&nodes[1].here, "marked");
+        ask(&mut pair);
+        let text = run(&nodes[1].here, "nft", &["list", "ruleset"], "");
+        assert!(counted(&nodes[1].here, "marked") > marked, "{text}");
+        assert_eq!(counted(&nodes[1].here, "other"), 0, "{text}");
+    }
+    // Congestion that the tunnel met is told to the pod.
+    let met = seen(&nodes[1].pod, "met");
+    nft(
+        &nodes[0].here,
+        "table inet congestion {
+            chain output {
+                type filter hook output priority 0;
+                udp dport { 8472, 4790 } ip ecn ect0 ip ecn set ce
+                udp dport { 8472, 4790 } ip6 ecn ect0 ip6 ecn set ce
+            }
+        }",
+    );
+    ask(&mut pair);
+    assert!(seen(&nodes[1].pod, "met") > met);
+    assert!(nodes[1].taken()[1] > 0);
 }
