@@ -33,6 +33,24 @@ pub(crate) fn translate_own(cluster: &Cluster) {
     }
 }
 
+/// Has the nodes track all connections, by as little as it takes: a rule that asks.
+pub(crate) fn track(cluster: &Cluster) {
+    for host in &cluster.hosts {
+        ok(&host.namespace, "nft add table inet hand_tracking");
+        for hook in ["input", "forward", "output"] {
+            for command in [
+                format!(
+                    "nft add chain inet hand_tracking {hook} {{ type filter hook {hook} priority \
+                     filter ; }}"
+                ),
+                format!("nft add rule inet hand_tracking {hook} ct state established accept"),
+            ] {
+                ok(&host.namespace, &command);
+            }
+        }
+    }
+}
+
 /// Connects the pods of two nodes in both families; `false` when it is not told
 /// here how. `mtu` is that of tunnels over IPv4 and over IPv6.
 pub(crate) fn set_up(backend: &str, cluster: &mut Cluster, mtu: [u32; 2]) -> bool {

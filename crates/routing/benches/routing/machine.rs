@@ -1,9 +1,12 @@
 //! The back ends this kernel lacks, measured by this very program in a virtual
 //! machine that has them.
 
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+
+use crate::lab::PODWIRE;
 
 /// Set in the guest: the back ends to be measured there.
 pub(crate) const BACKENDS: &str = "PODWIRE_BENCH_BACKENDS";
@@ -15,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// What the guest prints.
 pub(crate) fn measure(backends: &[&str]) -> anyhow::Result<String> {
     let this = std::env::current_exe()?;
+    let podwire = std::env::var(PODWIRE).context("which podwire is measured?")?;
+    let plugin = Path::new(&podwire).with_file_name("podwire-cni");
     let guest = vm::Guest::new()
         .needs(vm::Feature::Ipip)
         .needs(vm::Feature::Ip6Tunnel)
@@ -23,13 +28,17 @@ pub(crate) fn measure(backends: &[&str]) -> anyhow::Result<String> {
         .program("bridge")
         .program("nft")
         .program("sysctl")
+        .program("crun")
+        .program(&podwire)
+        .program(plugin)
         .program(&this)
+        .environment(PODWIRE, &podwire)
         .environment(BACKENDS, &backends.join(","))
-        .environment("PODWIRE_BENCH_ROUNDS", "5")
+        .environment("PODWIRE_BENCH_ROUNDS", "9")
         .environment("PODWIRE_BENCH_PEERS", "1000")
-        // Each WireGuard peer has queues of its own in the kernel, and namespaces that
-        // were measured go in the background.
-        .memory(1024)
+        // For the labs; and each WireGuard peer has queues of its own in the kernel,
+        // and namespaces that were measured go in the background.
+        .memory(2048)
         .limit(LIMIT);
     let (code, output) = guest.run_script(&format!("ip link set lo up\n{}", this.display()))?;
     ensure!(code == 0, "the guest ended with {code}:\n{output}");

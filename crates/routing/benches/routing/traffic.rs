@@ -11,11 +11,14 @@ use linux::namespace::NetworkNamespace;
 
 /// Streams of the parallel measurement.
 const STREAMS: usize = 8;
-/// How long streams run before it counts.
-const WARM: Duration = Duration::from_millis(50);
+/// How long packets pass before it counts.
+const WARM: Duration = Duration::from_millis(20);
 /// How long one measurement counts. Short, so that all ways come in turn many
 /// times: what slows the machine down for a while slows all of them.
-const WINDOW: Duration = Duration::from_millis(100);
+const WINDOW: Duration = Duration::from_millis(50);
+/// For many streams it all takes longer by this: each of their threads has to have
+/// had the core several times.
+const LONGER: u32 = 3;
 /// How long one operation may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -112,9 +115,10 @@ fn streams(
             [sink, source]
         });
         let threads: Vec<_> = threads.flatten().collect();
-        std::thread::sleep(WARM);
+        let longer = if count > 1 { LONGER } else { 1 };
+        std::thread::sleep(WARM * longer);
         let (start, before) = (Instant::now(), arrived.load(Ordering::Relaxed));
-        std::thread::sleep(WINDOW);
+        std::thread::sleep(WINDOW * longer);
         let bytes = arrived.load(Ordering::Relaxed) - before;
         let rate = bytes as f64 * 8.0 / start.elapsed().as_secs_f64();
         stop.store(true, Ordering::Relaxed);
