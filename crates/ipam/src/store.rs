@@ -291,7 +291,12 @@ impl<'a> Memory<'a> {
         let text = String::from_utf8_lossy(&text[..length]);
         Self {
             lock,
-            fresh: text.lines().filter_map(|line| line.parse().ok()).collect(),
+            // What follows fills the note up.
+            fresh: text
+                .trim_end()
+                .lines()
+                .filter_map(|line| line.parse().ok())
+                .collect(),
             changed: false,
             released: store.released_text(),
         }
@@ -372,6 +377,9 @@ impl Store {
         // Both now: on a disk that is full by then, giving back takes no room.
         for folder in [ATTACHMENTS, RELEASING] {
             let folder = self.directory.join(folder);
+            if folder.is_dir() {
+                continue;
+            }
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
@@ -384,19 +392,21 @@ impl Store {
         }
         let file = self.attachment_file(&claim.attachment);
         let (lock, hold) = self.lock_and_hold(&file)?;
-        let found = read(&file)?;
-        if let (Some(hold), Some(found)) = (hold, &found)
-            && self.is_complete(found, &file)?
-            && let Some(addresses) = describe(&found.addresses, sets)
-            && claim.wanted.iter().all(|a| found.addresses.contains(a))
-        {
-            return Ok(Lease {
-                addresses,
-                _hold: hold,
-            });
+        if let Some(hold) = hold {
+            let found = read(&file)?;
+            if let Some(found) = &found
+                && self.is_complete(found, &file)?
+                && let Some(addresses) = describe(&found.addresses, sets)
+                && claim.wanted.iter().all(|a| found.addresses.contains(a))
+            {
+                return Ok(Lease {
+                    addresses,
+                    _hold: hold,
+                });
+            }
+            // Half made by one that died, or of an earlier configuration.
+            self.remove(&file, found.as_ref())?;
         }
-        // Half made by one that died, or of an earlier configuration.
-        self.remove(&file, found.as_ref())?;
 
         let mut memory = Memory::of(self, &lock);
         let mut addresses = Vec::with_capacity(sets.len());
@@ -835,17 +845,21 @@ impl Store {
             path: file.to_owned(),
             source,
         };
-        // Never opened in place: a link of it might be a reservation by now.
-        match fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        let create = || {
+            OpenOptions::new()
+                .create_new(true)
+                .write(true)
+                .mode(0o644)
+                .open(&aside)
+        };
+        let mut out = match create() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Never opened in place: a link of it might be a reservation by now.
+                fs::remove_file(&aside).and_then(|()| create())
+            }
+            other => other,
         }
-        let mut out = OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o644)
-            .open(&aside)
-            .map_err(failed)?;
+        .map_err(failed)?;
         let written = out
             .lock()
             .and_then(|()| out.write_all(text))
