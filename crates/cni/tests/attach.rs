@@ -351,6 +351,51 @@ fn with_proxy_arp_routed_pods_ask_for_their_gateway_and_the_node_answers() {
 #[rstest]
 #[case::bridge("bridge")]
 #[case::routed("routed")]
+fn a_pod_has_ipv6_and_heeds_neither_router_advertisements_nor_redirects(#[case] mode: &str) {
+    let node = Node::new();
+    let pod = Pod::new("one");
+    let inside = |work: &(dyn Fn() -> String + Sync)| pod.namespace.run(work).unwrap();
+    // As some runtimes leave new namespaces.
+    inside(&|| {
+        let file = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+        std::fs::write(file, "1").unwrap();
+        String::new()
+    });
+    node.call("ADD", &node.configuration(mode), &pod).ok();
+    for setting in [
+        "ipv4/conf/all/accept_redirects",
+        "ipv4/conf/eth0/accept_redirects",
+        "ipv6/conf/eth0/accept_redirects",
+        "ipv6/conf/eth0/accept_ra",
+        "ipv6/conf/eth0/accept_dad",
+        "ipv6/conf/eth0/disable_ipv6",
+    ] {
+        let file = format!("/proc/sys/net/{setting}");
+        let value = inside(&|| std::fs::read_to_string(&file).unwrap());
+        assert_eq!(value, "0\n", "{setting}");
+    }
+}
+
+#[rstest]
+#[case::bridge("bridge")]
+#[case::routed("routed")]
+fn both_ends_of_a_cable_have_one_queue(#[case] mode: &str) {
+    let node = Node::new();
+    let pod = Pod::new("one");
+    let result = node.call("ADD", &node.configuration(mode), &pod).ok();
+    let interfaces = result["interfaces"].as_array().unwrap();
+    let cable = &interfaces[interfaces.len() - 2]["name"];
+    let cable = cable.as_str().unwrap();
+    for (namespace, name) in [(&node.namespace, cable), (&pod.namespace, "eth0")] {
+        let shown = ip(namespace, &format!("link show {name}"));
+        assert_eq!(shown[0]["num_tx_queues"], 1, "{shown}");
+        assert_eq!(shown[0]["num_rx_queues"], 1, "{shown}");
+    }
+}
+
+#[rstest]
+#[case::bridge("bridge")]
+#[case::routed("routed")]
 fn the_mtu_is_the_configured_one_on_both_ends(#[case] mode: &str) {
     let node = Node::new();
     let pod = Pod::new("one");

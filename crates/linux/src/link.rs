@@ -53,6 +53,7 @@ const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_INET_CONF: u16 = 1;
 /// Of `include/uapi/linux/ip.h`.
+const IPV4_DEVCONF_ACCEPT_REDIRECTS: u16 = 4;
 const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
 /// `IPV4_MIN_MTU` (RFC 791); IPv6's is larger.
 const LEAST_IPV4_MTU: u32 = 68;
@@ -169,18 +170,29 @@ pub fn add_veth(near: &VethEnd<'_>, master: Option<u32>, peer: &VethEnd<'_>) -> 
     let mut message = near.message();
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
-    veth(message, near, master, peer)
+    veth(message, near, master, peer.message(), peer)
 }
 
-/// Like [`add_veth`], with both ends down.
-pub fn add_idle_veth(near: &VethEnd<'_>, master: Option<u32>, peer: &VethEnd<'_>) -> Request {
-    veth(near.message(), near, master, peer)
+/// Like [`add_veth`], for a pod: both ends are down, and have one queue each way. The
+/// kernel's default is a queue for each CPU, each with objects in sysfs that are made,
+/// announced and deleted one by one. A veth has no lock and no ring of its own that
+/// queues would spread (its packets are handed on by the sending CPU), and with a single
+/// one no packet's queue is to be computed.
+pub fn add_cable(near: &VethEnd<'_>, master: Option<u32>, peer: &VethEnd<'_>) -> Request {
+    let one_queue = |end: &VethEnd<'_>| {
+        let mut message = end.message();
+        message.attributes.push(LinkAttribute::NumTxQueues(1));
+        message.attributes.push(LinkAttribute::NumRxQueues(1));
+        message
+    };
+    veth(one_queue(near), near, master, one_queue(peer), peer)
 }
 
 fn veth(
     mut message: LinkMessage,
     near: &VethEnd<'_>,
     master: Option<u32>,
+    far: LinkMessage,
     peer: &VethEnd<'_>,
 ) -> Request {
     if let Some(master) = master {
@@ -188,7 +200,7 @@ fn veth(
     }
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer.message()))),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
     ]));
     create(
         format!("make the veth pair {} and {}", near.name, peer.name),
@@ -412,15 +424,36 @@ pub fn set_no_link_local(index: u32) -> Request {
 /// a moment, however many namespaces there are, whereas a path below `/proc/sys/net` is
 /// walked the longer the more there are.
 pub fn set_route_localnet(index: u32) -> Request {
+    set_ipv4(
+        format!("let link {index} bring packets of 127.0.0.0/8"),
+        index,
+        IPV4_DEVCONF_ROUTE_LOCALNET,
+        1,
+    )
+}
+
+/// Has a link take no notice of IPv4 redirects: its setting `accept_redirects`. A host
+/// heeds them all the same while that of `all` is on.
+pub fn set_no_redirects(index: u32) -> Request {
+    set_ipv4(
+        format!("keep link {index} from heeding redirects"),
+        index,
+        IPV4_DEVCONF_ACCEPT_REDIRECTS,
+        0,
+    )
+}
+
+/// Changes one of a link's IPv4 settings. The kernel takes no other family's so.
+fn set_ipv4(purpose: String, index: u32, setting: u16, value: u32) -> Request {
     let attribute = |kind: u16, value: &[u8]| {
         let length = u16::try_from(value.len() + 4).expect("a few bytes");
         [&length.to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
     };
-    let setting = attribute(IPV4_DEVCONF_ROUTE_LOCALNET, &1u32.to_ne_bytes());
+    let setting = attribute(setting, &value.to_ne_bytes());
     let settings = attribute(IFLA_INET_CONF, &setting);
     let family = attribute(u16::from(u8::from(AddressFamily::Inet)), &settings);
     change(
-        format!("let link {index} bring packets of 127.0.0.0/8"),
+        purpose,
         index,
         vec![LinkAttribute::Other(DefaultNla::new(IFLA_AF_SPEC, family))],
     )

@@ -173,7 +173,7 @@ fn namespaces_are_gone() -> anyhow::Result<()> {
                 namespace: Some(&there),
                 ..near
             };
-            socket.execute(&link::add_idle_veth(&near, None, &far))?;
+            socket.execute(&link::add_cable(&near, None, &far))?;
             drop(there);
             events::wait_for(&[Group::Links], GOING, || {
                 Ok(link::get(&mut socket, name)?.is_none())

@@ -61,7 +61,7 @@ pub(super) fn attach(
                     mtu: configuration.mtu,
                     ..VethEnd::default()
                 };
-                socket.execute(&link::add_idle_veth(&near, None, &end))
+                socket.execute(&link::add_cable(&near, None, &end))
             }
         };
         match outcome {

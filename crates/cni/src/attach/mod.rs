@@ -372,7 +372,7 @@ fn make_cable(
     };
     // Down: a link that is up and waits for its peer has the kernel look through
     // all IPv6 routes of the node.
-    let request = link::add_idle_veth(&near, master, &peer);
+    let request = link::add_cable(&near, master, &peer);
     match socket.execute(&request) {
         Err(error) if error.already_exists() => {
             // ADD looked into the pod first, so it is the node's end: left by

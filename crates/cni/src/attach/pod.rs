@@ -7,7 +7,7 @@ use linux::address::{self, Address};
 use linux::link::{self, MacAddress};
 use linux::netlink::{Request, Socket};
 use linux::route::{self, Filter, Route, Scope};
-use linux::sysctl::{Family, InterfaceSettings};
+use linux::sysctl::{Family, InterfaceSettings, Setting};
 use linux::{namespace, neighbour};
 
 use super::{DEADLINE, Order, family};
@@ -80,31 +80,41 @@ pub(super) fn wait(
 }
 
 /// No waiting for duplicate addresses, no addresses and routes from router
-/// advertisements or redirects: a pod has what it was given.
+/// advertisements or redirects: a pod has what it was given. What can be said by
+/// netlink is among the [`requests`].
 fn settings(interface: &str, legs: &[Leg]) -> Result<(), Error> {
     for leg in legs {
-        let family = family(&leg.address.addr());
-        let Some(settings) = InterfaceSettings::open(family)? else {
-            continue;
-        };
-        settings.write_if_present(interface, "accept_redirects", 0)?;
-        match family {
-            // On hosts the kernel accepts redirects if either says so.
-            Family::V4 => settings.write_if_present("all", "accept_redirects", 0)?,
-            Family::V6 => {
-                // Some runtimes switch IPv6 off in new namespaces.
-                settings.write_if_present(interface, "disable_ipv6", 0)?;
-                settings.write_if_present(interface, "accept_dad", 0)?;
-                settings.write_if_present(interface, "accept_ra", 0)?
+        match family(&leg.address.addr()) {
+            // On hosts the kernel accepts redirects if it or the interface says so.
+            Family::V4 => {
+                Setting::of_interface(Family::V4, "all", "accept_redirects").write_if_present(0)?;
             }
-        };
+            Family::V6 => {
+                let Some(settings) = InterfaceSettings::open(Family::V6)? else {
+                    continue;
+                };
+                // Some runtimes switch IPv6 off in new namespaces.
+                for leaf in [
+                    "disable_ipv6",
+                    "accept_dad",
+                    "accept_ra",
+                    "accept_redirects",
+                ] {
+                    settings.write_if_present(interface, leaf, 0)?;
+                }
+            }
+        }
     }
     Ok(())
 }
 
 fn requests(own: u32, legs: &[Leg], extra: &[ConfiguredRoute]) -> Vec<Request> {
     // Loopback always has index 1, in every namespace (include/net/net_namespace.h).
-    let mut requests = vec![link::set_up(LOOPBACK), link::set_up(own)];
+    let mut requests = vec![link::set_up(LOOPBACK)];
+    if legs.iter().any(|leg| leg.address.addr().is_ipv4()) {
+        requests.push(link::set_no_redirects(own));
+    }
+    requests.push(link::set_up(own));
     for leg in legs {
         let mut address = Address::new(own, leg.address);
         address.no_prefix_route = !leg.on_wire;
