@@ -1,5 +1,7 @@
 //! The floor: the objects of a routed pod with both families, made by netlink
-//! requests of this very process, with nothing kept, checked or waited for.
+//! requests of this very process, with nothing kept, checked or waited for. Once with as
+//! many queues as the kernel gives a veth by default, and once with one, as podwire's
+//! cables have.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,12 +10,15 @@ use linux::address::{self, Address};
 use linux::link::{self, MacAddress, VethEnd};
 use linux::namespace::NetworkNamespace;
 use linux::neighbour;
-use linux::netlink::Socket;
+use linux::netlink::{Request, Socket};
 use linux::route::{self, Route};
 
 use crate::Subject;
 
-pub(crate) struct Routed;
+/// What asks for a veth pair: its near end, that one's bridge, and its peer.
+type Pair = fn(&VethEnd<'_>, Option<u32>, &VethEnd<'_>) -> Request;
+
+pub(crate) struct Routed(pub(crate) Pair);
 
 impl Subject for Routed {
     fn add(&self, number: usize, pod: &NetworkNamespace) -> anyhow::Result<()> {
@@ -44,7 +49,7 @@ impl Subject for Routed {
             mac: Some(pod_mac),
             namespace: Some(pod),
         };
-        socket.execute(&link::add_veth(&near, None, &far))?;
+        socket.execute(&self.0(&near, None, &far))?;
         let cable =
             link::get(&mut socket, &name)?.ok_or_else(|| anyhow::anyhow!("{name} is not there"))?;
         let mut requests = vec![link::set_up(cable.index)];

@@ -4,7 +4,8 @@
 //! them in the same run, in namespaces of the benchmark's own.
 //!
 //! Run as root by `cargo xtask bench cni`. `PODWIRE_BENCH_ROUNDS` changes how
-//! many pods each figure is taken of (60).
+//! many pods each figure is taken of (60), and `PODWIRE_BENCH_ROWS` takes only those
+//! rows whose names have one of its words, which are apart by commas.
 
 mod floor;
 mod plugins;
@@ -18,9 +19,12 @@ use linux::events::{self, Group};
 use linux::link::{self, VethEnd};
 use linux::namespace::NetworkNamespace;
 use linux::netlink::Socket;
+use plugins::Installed;
 
 /// Pods that are attached at the same time in the parallel rows.
 const PARALLEL: usize = 8;
+/// Parts that the serial rows are measured in.
+const PARTS: usize = 4;
 /// Pods a full node has.
 const FULL: usize = 250;
 /// The kernel takes some 20 ms for a namespace.
@@ -66,7 +70,23 @@ fn main() -> anyhow::Result<()> {
         "DEL median",
         "DEL 99 %",
     ]);
-    let exec = plugins::exec(rounds)?;
+    let installed = Installed::new()?;
+    // Each a part at a time, in turn: the machine's speed changes from minute to minute.
+    let mut exec = Vec::new();
+    let mut serial: Vec<_> = subjects()
+        .iter()
+        .map(|_| (Vec::new(), Vec::new()))
+        .collect();
+    for part in 0..PARTS {
+        let rounds = rounds * (part + 1) / PARTS - rounds * part / PARTS;
+        exec.extend(plugins::exec(&installed, rounds)?);
+        for ((name, make), times) in subjects().into_iter().zip(&mut serial) {
+            let (add, delete) =
+                measure(make, &installed, rounds, 1, 0).with_context(|| name.to_owned())?;
+            times.0.extend(add);
+            times.1.extend(delete);
+        }
+    }
     row(
         &mut table,
         "one exec of podwire-cni (VERSION)",
@@ -74,51 +94,79 @@ fn main() -> anyhow::Result<()> {
         &Times::of(exec),
         None,
     );
-    for parallel in [1, PARALLEL] {
-        for (name, make) in subjects() {
-            // One before many at once: the first of the reference's portmap makes
-            // chains, of which two at once make one fail.
-            let before = usize::from(parallel > 1);
-            let (add, delete) = measure(make, rounds, parallel, before)
-                .with_context(|| format!("{name}, {parallel} at once"))?;
-            row(&mut table, name, &parallel.to_string(), &add, Some(&delete));
-        }
+    for ((name, _), (add, delete)) in subjects().into_iter().zip(serial) {
+        row(
+            &mut table,
+            name,
+            "1",
+            &Times::of(add),
+            Some(&Times::of(delete)),
+        );
+    }
+    for (name, make) in subjects() {
+        // One before many at once: the first of the reference's portmap makes
+        // chains, of which two at once make one fail.
+        let (add, delete) = measure(make, &installed, rounds, PARALLEL, 1)
+            .with_context(|| format!("{name}, {PARALLEL} at once"))?;
+        row(
+            &mut table,
+            name,
+            &PARALLEL.to_string(),
+            &Times::of(add),
+            Some(&Times::of(delete)),
+        );
     }
     for (name, make) in subjects()
         .into_iter()
         .filter(|(name, _)| !name.starts_with("reference"))
     {
-        let (add, delete) = measure(make, rounds, 1, FULL - rounds.min(FULL))
+        let (add, delete) = measure(make, &installed, rounds, 1, FULL - rounds.min(FULL))
             .with_context(|| format!("{name}, full node"))?;
         let name = format!("{name}, the last of {FULL} pods");
-        row(&mut table, &name, "1", &add, Some(&delete));
+        row(
+            &mut table,
+            &name,
+            "1",
+            &Times::of(add),
+            Some(&Times::of(delete)),
+        );
     }
     println!("{table}");
     println!("milliseconds; {rounds} pods a row, namespaces given");
     Ok(())
 }
 
-type Make = fn() -> anyhow::Result<Box<dyn Subject>>;
+type Make = fn(&Installed) -> anyhow::Result<Box<dyn Subject>>;
 
 fn subjects() -> Vec<(&'static str, Make)> {
+    let words = std::env::var("PODWIRE_BENCH_ROWS").unwrap_or_default();
+    let mut all = all_subjects();
+    all.retain(|(name, _)| words.split(',').any(|word| name.contains(word)));
+    all
+}
+
+fn all_subjects() -> Vec<(&'static str, Make)> {
     vec![
-        ("floor: netlink calls of one process, routed", || {
-            Ok(Box::new(floor::Routed))
+        ("floor: netlink calls of one process, routed", |_| {
+            Ok(Box::new(floor::Routed(link::add_veth)))
         }),
-        ("podwire routed", || plugins::podwire("routed", false)),
-        ("podwire bridge", || plugins::podwire("bridge", false)),
-        ("podwire routed + portMappings + bandwidth", || {
-            plugins::podwire("routed", true)
+        ("floor, one queue a link", |_| {
+            Ok(Box::new(floor::Routed(link::add_cable)))
         }),
-        ("podwire bridge + portMappings + bandwidth", || {
-            plugins::podwire("bridge", true)
+        ("podwire routed", |p| plugins::podwire(p, "routed", false)),
+        ("podwire bridge", |p| plugins::podwire(p, "bridge", false)),
+        ("podwire routed + portMappings + bandwidth", |p| {
+            plugins::podwire(p, "routed", true)
         }),
-        ("reference bridge + host-local", || {
+        ("podwire bridge + portMappings + bandwidth", |p| {
+            plugins::podwire(p, "bridge", true)
+        }),
+        ("reference bridge + host-local", |_| {
             plugins::reference(false)
         }),
         (
             "reference bridge + host-local + portmap + bandwidth",
-            || plugins::reference(true),
+            |_| plugins::reference(true),
         ),
     ]
 }
@@ -126,13 +174,14 @@ fn subjects() -> Vec<(&'static str, Make)> {
 /// Attaches `before` pods, then times `rounds` more, and their detachment.
 fn measure(
     make: Make,
+    installed: &Installed,
     rounds: usize,
     parallel: usize,
     before: usize,
-) -> anyhow::Result<(Times, Times)> {
+) -> anyhow::Result<(Vec<Duration>, Vec<Duration>)> {
     namespaces_are_gone()?;
     let node = NetworkNamespace::create()?;
-    let subject = make()?;
+    let subject = make(installed)?;
     let pods = (0..before + rounds)
         .map(|_| NetworkNamespace::create())
         .collect::<Result<Vec<_>, _>>()?;
@@ -149,7 +198,7 @@ fn measure(
         for (number, pod) in pods[..before].iter().enumerate() {
             subject.delete(number, pod)?;
         }
-        Ok((Times::of(add), Times::of(delete)))
+        Ok((add, delete))
     })?
 }
 

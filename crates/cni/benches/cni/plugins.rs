@@ -3,18 +3,39 @@
 
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use linux::namespace::NetworkNamespace;
+use podwire_cni::install;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::Subject;
 
-const PODWIRE: &str = env!("CARGO_BIN_EXE_podwire-cni");
+/// podwire's plugin, installed as on a node.
+pub(crate) struct Installed {
+    plugin: String,
+    _directory: TempDir,
+}
+
+impl Installed {
+    /// Installs it on the disk it was built on. A file that was written as a whole is
+    /// in memory in larger pieces than one that a linker wrote, and mapped sooner.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let built = Path::new(env!("CARGO_BIN_EXE_podwire-cni"));
+        let plugin = install::plugin(built, directory.path())?.context("it was there already")?;
+        Ok(Self {
+            plugin: plugin.display().to_string(),
+            _directory: directory,
+        })
+    }
+}
+
 /// Where Debian's containernetworking-plugins are.
 const REFERENCE: &str = "/usr/lib/cni";
 
@@ -37,7 +58,11 @@ fn ranges() -> Value {
 }
 
 /// podwire's own plugin, which maps ports and shapes by itself.
-pub(crate) fn podwire(attach: &str, mappings: bool) -> anyhow::Result<Box<dyn Subject>> {
+pub(crate) fn podwire(
+    installed: &Installed,
+    attach: &str,
+    mappings: bool,
+) -> anyhow::Result<Box<dyn Subject>> {
     let state = TempDir::new_in(STATE)?;
     let configuration = json!({
         "cniVersion": "1.0.0", "name": "bench", "type": "podwire-cni", "attach": attach,
@@ -45,7 +70,7 @@ pub(crate) fn podwire(attach: &str, mappings: bool) -> anyhow::Result<Box<dyn Su
         "ipam": {"ranges": ranges(), "dataDir": state.path().join("ipam")},
     });
     Ok(Box::new(Chain {
-        plugins: vec![(PODWIRE.to_owned(), configuration)],
+        plugins: vec![(installed.plugin.clone(), configuration)],
         results: Mutex::default(),
         mappings,
         _state: state,
@@ -158,13 +183,13 @@ fn call(
 }
 
 /// One process of the plugin that does nothing.
-pub(crate) fn exec(rounds: usize) -> anyhow::Result<Vec<Duration>> {
+pub(crate) fn exec(installed: &Installed, rounds: usize) -> anyhow::Result<Vec<Duration>> {
     let pod = NetworkNamespace::create()?;
     (0..rounds)
         .map(|number| {
             let start = Instant::now();
             call(
-                PODWIRE,
+                &installed.plugin,
                 "VERSION",
                 &json!({"cniVersion": "1.0.0"}),
                 number,
