@@ -455,7 +455,7 @@ impl Keeper {
         problems.extend(outcome.failures.iter().map(ToString::to_string));
         problems.extend(outcome.foreign.iter().map(ToString::to_string));
         if let Ok(fast) = &mut self.fast {
-            let ways = || routing::ways::ways(&plan.state, &outcome.foreign, &underlay);
+            let ways = || routing::ways::ways(&plan, &outcome.foreign, &underlay);
             let settled = fast.settle().map(|()| ways());
             fast.set_ways(settled.unwrap_or_else(|error| {
                 problems.push(format!("fast path: {error}"));

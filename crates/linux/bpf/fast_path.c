@@ -33,6 +33,7 @@
 #define TCX_NEXT (-1)
 #define TCX_DROP 2
 /* linux/socket.h of the kernel */
+#define AF_INET 2
 #define AF_INET6 10
 /* linux/if_packet.h */
 #define PACKET_HOST 0
@@ -79,6 +80,8 @@ enum kind {
 	NEIGHBOUR,
 	/* A tunnel in external mode: `to` is its other end on the underlay. */
 	TUNNEL,
+	/* An Ethernet the pods' addresses themselves are neighbours on. */
+	ON_LINK,
 };
 
 /* How pods of a peer's range are reached. */
@@ -434,11 +437,19 @@ static __always_inline bool is_to(struct __sk_buff *skb, __u8 *mac)
 	       destination[1] == wanted[1] && destination[2] == wanted[2];
 }
 
-static __always_inline int to_neighbour(struct range *range)
+static __always_inline int to_neighbour(struct range *range, struct packet *packet)
 {
 	struct bpf_redir_neigh next = { .nh_family = range->family };
 
-	__builtin_memcpy(next.ipv6_nh, &range->to, sizeof(next.ipv6_nh));
+	if (range->kind == NEIGHBOUR) {
+		__builtin_memcpy(next.ipv6_nh, &range->to, sizeof(next.ipv6_nh));
+	} else if (packet->v6) {
+		next.nh_family = AF_INET6;
+		__builtin_memcpy(next.ipv6_nh, &packet->destination, sizeof(next.ipv6_nh));
+	} else {
+		next.nh_family = AF_INET;
+		next.ipv4_nh = packet->destination.word[3];
+	}
 	return bpf_redirect_neigh(range->device, &next, sizeof(next), 0);
 }
 
@@ -489,7 +500,7 @@ int outbound(struct __sk_buff *skb)
 	if (!decrement_hop_limit(skb, &packet))
 		return to_stack(OUTBOUND, HEADER);
 	count(OUTBOUND, TAKEN);
-	return range->kind == TUNNEL ? through_tunnel(skb, range) : to_neighbour(range);
+	return range->kind == TUNNEL ? through_tunnel(skb, range) : to_neighbour(range, &packet);
 }
 
 static __always_inline int receive(struct __sk_buff *skb, __u32 begin)

@@ -11,7 +11,7 @@
 //! not judge TCP's sequence numbers: see [`LIBERAL`].
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rustix::time::{ClockId, clock_getres};
@@ -114,6 +114,9 @@ pub struct Way {
 pub enum Via {
     /// To a next hop on an Ethernet, a tunnel's included.
     Neighbour(IpAddr),
+    /// On an Ethernet, a tunnel's included, the pods' addresses themselves are
+    /// neighbours on.
+    OnLink,
     /// To the end of a tunnel, by a device in external mode without Ethernet
     /// headers.
     Tunnel {
@@ -144,7 +147,7 @@ impl Way {
     /// Where packets from the range arrive.
     pub fn place(&self) -> Place {
         match self.via {
-            Via::Neighbour(_) => Place::Ethernet,
+            Via::Neighbour(_) | Via::OnLink => Place::Ethernet,
             Via::Tunnel { .. } => Place::Ip,
         }
     }
@@ -358,6 +361,7 @@ fn range_value(way: &Way) -> [u8; 36] {
     let (kind, to, id): (u32, _, _) = match way.via {
         Via::Neighbour(address) => (0, address, 0),
         Via::Tunnel { id, remote } => (1, remote, id),
+        Via::OnLink => (2, Ipv4Addr::UNSPECIFIED.into(), 0),
     };
     let mut value = [0; 36];
     let mut put = |at: usize, bytes: &[u8]| value[at..at + bytes.len()].copy_from_slice(bytes);

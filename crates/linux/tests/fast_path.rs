@@ -77,6 +77,8 @@ enum Wire {
     Vxlan { over_v6: bool },
     /// In VXLAN by routes with a lightweight tunnel.
     Gpe { over_v6: bool },
+    /// As frames of a bridge whose port is a VXLAN with a multicast group.
+    Multicast,
 }
 
 impl Wire {
@@ -84,7 +86,7 @@ impl Wire {
     fn mtu(self) -> u32 {
         match self {
             Wire::Plain => 1500,
-            Wire::Vxlan { over_v6: false } => 1450,
+            Wire::Vxlan { over_v6: false } | Wire::Multicast => 1450,
             Wire::Vxlan { over_v6: true } => 1430,
             Wire::Gpe { over_v6: false } => 1464,
             Wire::Gpe { over_v6: true } => 1444,
@@ -95,7 +97,7 @@ impl Wire {
     fn interface(self) -> &'static str {
         match self {
             Wire::Plain => "eth0",
-            Wire::Vxlan { .. } | Wire::Gpe { .. } => "tunnel",
+            Wire::Vxlan { .. } | Wire::Gpe { .. } | Wire::Multicast => "tunnel",
         }
     }
 }
@@ -320,6 +322,31 @@ impl Node {
                     );
                 }
             }
+            Wire::Multicast => {
+                ip(
+                    &self.here,
+                    &format!(
+                        "link add tunnel address 0a:00:00:00:00:0{n} mtu {mtu} type bridge \
+                            mcast_snooping 0
+                        link add port mtu {mtu} master tunnel type vxlan id 1 dstport 4789 \
+                            local {} group 239.112.0.1 dev eth0 noudpcsum
+                        link set port up
+                        link set tunnel up",
+                        address(n, false)
+                    ),
+                );
+                for (v6, range) in ranges {
+                    let pod = pod_address(other, v6);
+                    ip(
+                        &self.here,
+                        &format!(
+                            "neighbour add {pod} lladdr 0a:00:00:00:00:0{other} dev tunnel \
+                                nud permanent
+                            route add {range} dev tunnel"
+                        ),
+                    );
+                }
+            }
             Wire::Gpe { over_v6 } => {
                 ip(
                     &self.here,
@@ -362,6 +389,7 @@ impl Node {
             via: match self.wire {
                 Wire::Plain => Via::Neighbour(address(other, v6)),
                 Wire::Vxlan { .. } => Via::Neighbour(tunnel_address(other, v6)),
+                Wire::Multicast => Via::OnLink,
                 Wire::Gpe { over_v6 } => Via::Tunnel {
                     id: 1,
                     remote: address(other, over_v6),
@@ -576,7 +604,8 @@ fn tcp_takes_the_fast_path_from_handshake_to_close(
         Wire::Vxlan { over_v6: false },
         Wire::Vxlan { over_v6: true },
         Wire::Gpe { over_v6: false },
-        Wire::Gpe { over_v6: true }
+        Wire::Gpe { over_v6: true },
+        Wire::Multicast
     )]
     wire: Wire,
     #[values(false, true)] v6: bool,
@@ -801,7 +830,8 @@ fn what_is_too_long_is_answered_by_the_stack(
         Wire::Vxlan { over_v6: false },
         Wire::Vxlan { over_v6: true },
         Wire::Gpe { over_v6: false },
-        Wire::Gpe { over_v6: true }
+        Wire::Gpe { over_v6: true },
+        Wire::Multicast
     )]
     wire: Wire,
     #[values(false, true)] v6: bool,
@@ -938,7 +968,8 @@ fn a_peers_range_that_is_forgotten_is_the_stacks(
         Wire::Vxlan { over_v6: false },
         Wire::Vxlan { over_v6: true },
         Wire::Gpe { over_v6: false },
-        Wire::Gpe { over_v6: true }
+        Wire::Gpe { over_v6: true },
+        Wire::Multicast
     )]
     wire: Wire,
     #[values(false, true)] v6: bool,
@@ -993,7 +1024,8 @@ fn a_source_that_came_past_its_tunnel_is_left_to_the_stack(
         Wire::Vxlan { over_v6: false },
         Wire::Vxlan { over_v6: true },
         Wire::Gpe { over_v6: false },
-        Wire::Gpe { over_v6: true }
+        Wire::Gpe { over_v6: true },
+        Wire::Multicast
     )]
     wire: Wire,
     #[values(false, true)] v6: bool,
@@ -1022,7 +1054,8 @@ fn a_tunnel_that_is_made_anew_is_the_stacks_until_it_is_known(
         Wire::Vxlan { over_v6: false },
         Wire::Vxlan { over_v6: true },
         Wire::Gpe { over_v6: false },
-        Wire::Gpe { over_v6: true }
+        Wire::Gpe { over_v6: true },
+        Wire::Multicast
     )]
     wire: Wire,
 ) {
@@ -1032,6 +1065,9 @@ fn a_tunnel_that_is_made_anew_is_the_stacks_until_it_is_known(
         ask_until_taken(&nodes, pair);
     }
     ip(&nodes[0].here, "link delete tunnel");
+    if wire == Wire::Multicast {
+        ip(&nodes[0].here, "link delete port");
+    }
     nodes[0].connect();
     // The program still knows the device that is gone.
     let taken = nodes[0].taken();
@@ -1050,7 +1086,8 @@ fn a_tunnels_header_is_as_the_stack_has_it(
         Wire::Vxlan { over_v6: false },
         Wire::Vxlan { over_v6: true },
         Wire::Gpe { over_v6: false },
-        Wire::Gpe { over_v6: true }
+        Wire::Gpe { over_v6: true },
+        Wire::Multicast
     )]
     wire: Wire,
     #[values(false, true)] v6: bool,
@@ -1084,7 +1121,7 @@ fn a_tunnels_header_is_as_the_stack_has_it(
             }
             chain ingress {
                 type filter hook ingress device eth0 priority 0;
-                udp dport { 8472, 4790 } goto outer
+                udp dport { 8472, 4789, 4790 } goto outer
             }
         }",
     );
@@ -1127,8 +1164,8 @@ fn a_tunnels_header_is_as_the_stack_has_it(
         "table inet congestion {
             chain output {
                 type filter hook output priority 0;
-                udp dport { 8472, 4790 } ip ecn ect0 ip ecn set ce
-                udp dport { 8472, 4790 } ip6 ecn ect0 ip6 ecn set ce
+                udp dport { 8472, 4789, 4790 } ip ecn ect0 ip ecn set ce
+                udp dport { 8472, 4789, 4790 } ip6 ecn ect0 ip6 ecn set ce
             }
         }",
     );

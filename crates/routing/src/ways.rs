@@ -12,6 +12,7 @@ use crate::difference::Foreign;
 use crate::model::{
     Device, DeviceKind, DeviceName, NextHop, RouteTable, RouteTarget, State, overlap,
 };
+use crate::plan::Plan;
 use crate::underlay::Underlay;
 
 /// A way to pods of a range.
@@ -92,21 +93,34 @@ impl fmt::Display for NoWay {
     }
 }
 
-/// The destinations of a plan's routes to pods of peers, and by which way each is
-/// reached. `state` is the plan's, `foreign` what the kernel was found to hold of
-/// others.
+/// The ranges of peers' pods a plan has routes to, and by which way each is reached.
+/// `foreign` is what the kernel was found to hold of others.
 pub fn ways(
-    state: &State,
+    plan: &Plan,
     foreign: &[Foreign],
     underlay: &Underlay,
 ) -> BTreeMap<IpNet, Result<Way, NoWay>> {
-    state
-        .routes
-        .iter()
-        // The other table leads to peers themselves.
+    // The other table leads to peers themselves.
+    let main = plan.state.routes.iter();
+    let main = main
         .filter(|(key, _)| key.table == RouteTable::Main)
-        .filter_map(|(key, target)| {
-            let way = match *target {
+        .map(|(key, target)| (key.destination, *target));
+    // A route to all pods of the cluster is to each peer's, and to none of this node's.
+    let (of_all, mut targets): (Vec<_>, BTreeMap<_, _>) = {
+        let (wide, single): (Vec<_>, Vec<_>) =
+            main.partition(|(_, target)| is_on_bridge(&plan.state, target));
+        (wide, single.into_iter().collect())
+    };
+    for range in plan.ways.keys() {
+        let wide = of_all.iter().find(|(all, _)| all.contains(range));
+        if let Some((_, target)) = wide {
+            targets.entry(*range).or_insert(*target);
+        }
+    }
+    targets
+        .into_iter()
+        .filter_map(|(range, target)| {
+            let way = match target {
                 RouteTarget::Gateway {
                     address,
                     interface,
@@ -122,7 +136,7 @@ pub fn ways(
                     next_hop,
                     mtu,
                     ..
-                } => through(state.devices.get(&device), next_hop)
+                } => through(plan.state.devices.get(&device), next_hop)
                     .map(|via| Way {
                         interface: Leaving::Tunnel(device),
                         mtu,
@@ -134,16 +148,24 @@ pub fn ways(
             };
             let other = foreign
                 .iter()
-                .find(|foreign| overlap(&foreign.key.destination, &key.destination));
+                .find(|foreign| overlap(&foreign.key.destination, &range));
             let way = match other {
                 Some(other) => Err(NoWay::Foreign {
                     destination: other.key.destination,
                 }),
                 None => way,
             };
-            Some((key.destination, way))
+            Some((range, way))
         })
         .collect()
+}
+
+fn is_on_bridge(state: &State, target: &RouteTarget) -> bool {
+    let RouteTarget::Device { device, .. } = target else {
+        return false;
+    };
+    let device = state.devices.get(device);
+    device.is_some_and(|device| device.kind == DeviceKind::Bridge)
 }
 
 fn is_ethernet(underlay: &Underlay, interface: u32) -> bool {
@@ -154,8 +176,10 @@ fn is_ethernet(underlay: &Underlay, interface: u32) -> bool {
 /// Where packets go on a back end's device, where the device needs to be told no
 /// more than that.
 fn through(device: Option<&Device>, next_hop: NextHop) -> Option<Via> {
-    let DeviceKind::Vxlan(vxlan) = device?.kind else {
-        return None;
+    let vxlan = match device?.kind {
+        DeviceKind::Vxlan(vxlan) => vxlan,
+        DeviceKind::Bridge if next_hop == NextHop::Direct => return Some(Via::OnLink),
+        _ => return None,
     };
     match next_hop {
         NextHop::OnLink(gateway) if !vxlan.external => Some(Via::Neighbour(gateway)),
@@ -239,10 +263,17 @@ mod tests {
         }
     }
 
+    fn of(state: State) -> Plan {
+        Plan {
+            state,
+            ..Plan::default()
+        }
+    }
+
     /// The only way of a plan with this route.
     fn way(mut state: State, range: &str, target: RouteTarget) -> Option<Result<Way, NoWay>> {
         state.routes.insert(RouteKey::of_peer(net(range)), target);
-        let found = ways(&state, &[], &underlay());
+        let found = ways(&of(state), &[], &underlay());
         assert!(found.len() <= 1);
         found.get(&net(range)).copied()
     }
@@ -291,7 +322,7 @@ mod tests {
     }
 
     #[rstest]
-    // As the back ends make them: vxlan, vxlan-gpe, vxlan-multicast, wireguard, ipip.
+    // As the back ends make them: vxlan, vxlan-gpe, wireguard, ipip.
     #[case(
         Some(vxlan(false, false)),
         NextHop::OnLink(address("10.1.1.0")),
@@ -302,7 +333,6 @@ mod tests {
         encapsulated(),
         Some(Via::Tunnel { id: 7, remote: address("2001:db8::2") })
     )]
-    #[case(Some(DeviceKind::Bridge), NextHop::Direct, None)]
     #[case(Some(DeviceKind::Wireguard), NextHop::Direct, None)]
     #[case(Some(DeviceKind::Ip6Tunnel), encapsulated(), None)]
     // None of them makes these.
@@ -357,7 +387,7 @@ mod tests {
             metric: LAST_RESORT_METRIC,
         };
         state.routes.insert(own, RouteTarget::Unreachable);
-        let found = ways(&state, &[foreign("10.1.1.128/25")], &underlay());
+        let found = ways(&of(state), &[foreign("10.1.1.128/25")], &underlay());
         let destination = net("10.1.1.128/25");
         assert_eq!(
             found[&net("10.1.1.0/24")],
@@ -372,6 +402,42 @@ mod tests {
         let mut state = State::default();
         let key = RouteKey::of_node(address("192.0.2.2"));
         state.routes.insert(key, gateway("192.0.2.2", 2, None));
-        assert_eq!(ways(&state, &[], &underlay()), BTreeMap::new());
+        assert_eq!(ways(&of(state), &[], &underlay()), BTreeMap::new());
+    }
+
+    #[test]
+    fn of_a_route_to_all_pods_each_peer_has_its_part_and_this_node_none() {
+        let mut state = State::default();
+        let bridge = Device::new(DeviceKind::Bridge, 1450);
+        state.devices.insert(TUNNEL, bridge);
+        for (range, target) in [
+            ("10.1.0.0/16", over(NextHop::Direct, None)),
+            // Reached otherwise, and this node's own.
+            ("10.1.3.0/24", gateway("192.0.2.2", 2, None)),
+            ("10.1.0.0/24", RouteTarget::Unreachable),
+        ] {
+            state.routes.insert(RouteKey::to(net(range)), target);
+        }
+        let mut plan = of(state);
+        for range in ["10.1.1.0/24", "10.1.2.0/24", "10.1.3.0/24", "10.2.0.0/24"] {
+            let way = crate::plan::Way {
+                node: "peer".into(),
+                backend: "vxlan-multicast",
+            };
+            plan.ways.insert(net(range), way);
+        }
+        let found = ways(&plan, &[foreign("10.1.2.0/25")], &underlay());
+        let on_link = Way {
+            interface: Leaving::Tunnel(TUNNEL),
+            mtu: None,
+            via: Via::OnLink,
+        };
+        let destination = net("10.1.2.0/25");
+        let expected = [
+            ("10.1.1.0/24", Ok(on_link)),
+            ("10.1.2.0/24", Err(NoWay::Foreign { destination })),
+            ("10.1.3.0/24", neighbour("192.0.2.2", 2, None)),
+        ];
+        assert_eq!(found, expected.map(|(range, way)| (net(range), way)).into());
     }
 }
