@@ -650,6 +650,7 @@ fn tcp_takes_the_fast_path_from_handshake_to_close(
         for direction in Direction::BOTH {
             let by_stack = node.count(direction, Outcome::Connection);
             assert!(by_stack < 60, "{}", node.counters());
+            assert_eq!(node.count(direction, Outcome::Length), 0);
         }
         assert!(seen(&node.pod, "far") > 50);
         assert_eq!(seen(&node.pod, "hops"), 0);

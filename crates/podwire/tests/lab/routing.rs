@@ -105,6 +105,44 @@ fn agents_of_a_lab_leave_out_the_fast_path_when_it_is_to_be_off() {
     }
 }
 
+#[test]
+fn a_tunnel_that_somebody_deletes_takes_the_fast_path_again() {
+    for (backend, devices) in [
+        ("vxlan", &["pw-vxlan", "pw-vxlan6"][..]),
+        ("vxlan-gpe", &["pw-gpe"]),
+    ] {
+        let lab = Lab::up(&["--nodes", "2", "--backend", backend], &pods());
+        let report = inspect(&lab, "node-1")["fastPath"].clone();
+        if let Some(why) = report["off"].as_str() {
+            println!("not tested: no fast path, {why}");
+            return;
+        }
+        let mut peers = ranges(&lab, "node-2");
+        peers.sort();
+        let taken = || -> Result<[Option<u64>; 2], String> {
+            let report = inspect_output(&lab, "node-1")?["fastPath"].clone();
+            let all = report["ranges"] == serde_json::json!(peers);
+            let taken = ["outbound", "inbound"].map(|way| report[way]["taken"].as_u64());
+            all.then_some(taken).ok_or(report.to_string())
+        };
+        let takes = |when: &str| {
+            eventually(&format!("{backend} {when}"), PATIENCE, || {
+                let before = taken()?;
+                reaches(&lab, "client", "web")?;
+                let after = taken()?;
+                let mut both = before.iter().zip(&after);
+                let more = both.all(|(before, after)| before < after);
+                more.then_some(()).ok_or(format!("{before:?} {after:?}"))
+            });
+        };
+        takes("at first");
+        for device in devices {
+            lab.node("node-1", &["ip", "link", "delete", device]);
+        }
+        takes("made anew");
+    }
+}
+
 /// What the kernel itself says, asked by another program.
 fn makes(kind: &str) -> bool {
     let command = format!("unshare --net ip link add name probe type {kind}");
