@@ -18,6 +18,7 @@ use rustix::time::{ClockId, clock_getres};
 
 pub use crate::bpf::Error;
 use crate::bpf::{self, Link, Map, Needs, Object, PerCpu, Program};
+use crate::conntrack::Conntrack;
 use crate::link::MacAddress;
 use crate::namespace::{self, NetworkNamespace};
 use crate::sysctl::{self, Setting};
@@ -76,6 +77,9 @@ pub fn probe() -> Result<(), Lacking> {
     /// The index of the loopback device of every namespace.
     const LOOPBACK: u32 = 1;
     NetworkNamespace::create()?.run(|| {
+        // Asked anything about connections, a kernel loads the module that knows
+        // them. What follows needs it and would not.
+        let _ = Conntrack::open().and_then(|mut conntrack| conntrack.usage());
         be_liberal()?;
         let fast = FastPath::load()?;
         fast.follow_timeouts()?;

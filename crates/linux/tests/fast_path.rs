@@ -673,6 +673,36 @@ fn tcp_takes_the_fast_path_from_handshake_to_close(
     }
 }
 
+/// The times are printed for comparison, not judged.
+#[test]
+fn there_is_room_for_the_ranges_of_five_thousand_peers() {
+    let fast = FastPath::load().unwrap();
+    let ranges: Vec<IpNet> = (0..5000)
+        .flat_map(|peer| {
+            let four = format!("10.{}.{}.0/24", peer / 256, peer % 256);
+            [four, format!("fd00:200:0:{peer:x}::/64")]
+        })
+        .map(|range| range.parse().unwrap())
+        .collect();
+    let way = Way {
+        interface: 2,
+        mtu: None,
+        via: Via::Neighbour(address(2, false)),
+    };
+    let started = Instant::now();
+    for range in &ranges {
+        fast.set_range(*range, &way).unwrap();
+    }
+    let all = started.elapsed();
+    let started = Instant::now();
+    fast.set_range(ranges[77], &way).unwrap();
+    let one = started.elapsed();
+    println!("{} ranges: {all:?}, one: {one:?}", ranges.len());
+    for range in &ranges {
+        fast.remove_range(*range).unwrap();
+    }
+}
+
 #[test]
 fn a_reset_ends_a_connection_that_took_the_fast_path() {
     let nodes = nodes(Attach::Routed);
@@ -942,6 +972,21 @@ fn a_source_that_is_not_the_pods_is_left_to_the_stack(
 }
 
 #[rstest]
+fn a_pod_that_is_forgotten_is_the_stacks(#[values(false, true)] v6: bool) {
+    let nodes = nodes(Attach::Routed);
+    let mut pair = connection(&nodes, v6);
+    ask_until_taken(&nodes, &mut pair);
+    let (fast, _) = nodes[0].fast.as_ref().unwrap();
+    // The second time it is gone already.
+    for _ in 0..2 {
+        fast.remove_pod(pod_address(1, v6)).unwrap();
+    }
+    let before = nodes[0].taken();
+    ask(&mut pair);
+    assert_eq!(nodes[0].taken(), before);
+}
+
+#[rstest]
 fn a_pod_that_is_replaced_is_reached_by_the_stack_until_it_is_known(
     #[values(Attach::Routed, Attach::Bridge)] attach: Attach,
 ) {
@@ -1173,4 +1218,88 @@ fn a_tunnels_header_is_as_the_stack_has_it(
     ask(&mut pair);
     assert!(seen(&nodes[1].pod, "met") > met);
     assert!(nodes[1].taken()[1] > 0);
+}
+
+/// Kernels of distributions: conntrack is a module, which describes its types itself.
+#[test]
+fn a_kernel_whose_conntrack_is_a_module() {
+    let report = vm::Guest::new()
+        .program("conntrack")
+        .program("bridge")
+        .run_cases_in_machine("guest::")
+        .unwrap_or_else(|error| panic!("{error}"));
+    print!("{report}");
+}
+
+mod guest {
+    use super::*;
+
+    #[test]
+    #[ignore = "run by a_kernel_whose_conntrack_is_a_module"]
+    fn it_can_be_had() {
+        assert!(std::path::Path::new("/sys/kernel/btf/nf_conntrack").exists());
+        fast_path::probe().unwrap();
+    }
+
+    #[rstest]
+    #[case(Attach::Routed, Wire::Plain, false)]
+    #[case(Attach::Bridge, Wire::Vxlan { over_v6: true }, true)]
+    #[case(Attach::Routed, Wire::Gpe { over_v6: false }, true)]
+    #[ignore = "run by a_kernel_whose_conntrack_is_a_module"]
+    fn tcp_takes_it(#[case] attach: Attach, #[case] wire: Wire, #[case] v6: bool) {
+        tcp_takes_the_fast_path_from_handshake_to_close(attach, wire, v6);
+    }
+
+    #[test]
+    #[ignore = "run by a_kernel_whose_conntrack_is_a_module"]
+    fn udp_takes_it() {
+        udp_takes_the_fast_path_once_conntrack_has_seen_a_conversation();
+    }
+
+    #[test]
+    #[ignore = "run by a_kernel_whose_conntrack_is_a_module"]
+    fn connections_are_kept() {
+        conntrack_keeps_a_connection_as_if_the_stack_saw_its_packets(false);
+    }
+
+    #[test]
+    #[ignore = "run by a_kernel_whose_conntrack_is_a_module"]
+    fn services_are_translated() {
+        a_service_on_the_other_node_is_translated_both_ways(Attach::Routed, false);
+    }
+}
+
+/// As of a node that has just booted, where nobody has asked for conntrack yet.
+#[test]
+fn a_kernel_that_has_not_loaded_conntrack() {
+    let report = vm::Guest::new()
+        .without_module("nf_conntrack")
+        .run_cases_in_machine("unloaded::")
+        .unwrap_or_else(|error| panic!("{error}"));
+    print!("{report}");
+}
+
+mod unloaded {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    #[ignore = "run by a_kernel_that_has_not_loaded_conntrack"]
+    fn the_kernel_is_made_to_look_for_it_and_what_it_does_not_find_is_named() {
+        // In the place of modprobe.
+        let (program, asked) = ("/run/modprobe", "/run/asked");
+        std::fs::write(
+            program,
+            format!("#!/usr/bin/bash\necho \"$@\" >> {asked}\n"),
+        )
+        .unwrap();
+        std::fs::set_permissions(program, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write("/proc/sys/kernel/modprobe", program).unwrap();
+        let error = fast_path::probe().unwrap_err().to_string();
+        assert!(error.contains("nf_conntrack"), "{error}");
+        // NFNL_SUBSYS_CTNETLINK of linux/netfilter/nfnetlink.h
+        let asked = std::fs::read_to_string(asked).unwrap_or_default();
+        assert!(asked.contains("nfnetlink-subsys-1"), "{asked}");
+    }
 }
