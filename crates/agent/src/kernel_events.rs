@@ -11,9 +11,10 @@ use rustix::io::Errno;
 use crate::proxy;
 use crate::routes::Message;
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     Group::Links,
     Group::Neighbours,
+    Group::Qdiscs,
     Group::Addresses4,
     Group::Addresses6,
     Group::Routes4,
@@ -22,8 +23,8 @@ const GROUPS: [Group; 8] = [
     Group::Rules6,
 ];
 
-/// Subscribes to changes of links, addresses, routes, policy rules, neighbours and
-/// forwarding entries.
+/// Subscribes to changes of links, addresses, routes, policy rules, neighbours,
+/// forwarding entries and queueing disciplines.
 ///
 /// # Errors
 /// When the kernel does not let us.

@@ -103,11 +103,11 @@ pub enum IpvsScheduler {
 /// Whether established connections between pods take the fast path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum FastPath {
-    /// Where the kernel can do it.
+    /// Where the kernel can do it, while others have no rules about the packets.
     Auto,
     /// No: all packets take the kernel's IP stack.
     Off,
-    /// Yes: it is reported when the kernel cannot do it.
+    /// Yes, whatever rules others have: it is reported when the kernel cannot do it.
     Ebpf,
 }
 

@@ -105,7 +105,8 @@ pub(crate) fn run(
     let mut problems = Problems::default();
     let mut last = Report::default();
     loop {
-        let next = [retry.due(), keeper.questions.due()];
+        let fast = keeper.fast.as_ref().ok().and_then(fast_path::Keeper::due);
+        let next = [retry.due(), keeper.questions.due(), fast];
         let Some(messages) = gather_until(inbox, next.into_iter().flatten().min()) else {
             return;
         };
@@ -451,6 +452,9 @@ impl Keeper {
             &primary,
             &underlay.subnets,
         ));
+        if let Ok(fast) = &mut self.fast {
+            fast.leave(&routing::ways::ways(&plan, &[], &underlay));
+        }
         let outcome = self.carry_out(&plan.state)?;
         problems.extend(outcome.failures.iter().map(ToString::to_string));
         problems.extend(outcome.foreign.iter().map(ToString::to_string));
@@ -548,7 +552,7 @@ fn start_fast_path(wish: FastPath) -> Result<fast_path::Keeper, String> {
     if wish == FastPath::Off {
         return Err("it is switched off".to_owned());
     }
-    fast_path::Keeper::start().map_err(|error| {
+    fast_path::Keeper::start(wish == FastPath::Auto).map_err(|error| {
         let why = format!("no fast path, packets of pods take the IP stack: {error}");
         tracing::info!("{why}");
         why

@@ -1,4 +1,5 @@
-//! Notifications of changes to links, addresses, routes, policy rules and neighbours.
+//! Notifications of changes to links, addresses, routes, policy rules, neighbours and
+//! queueing disciplines.
 //!
 //! [`EventSocket`] is non-blocking and has a file descriptor that becomes
 //! readable: drive it with `poll` or an asynchronous runtime's wrapper of
@@ -15,9 +16,10 @@ use crate::address::Address;
 use crate::link::Link;
 use crate::neighbour::Neighbour;
 use crate::netlink::{Error, Messages, Socket};
+use crate::qdisc::Qdisc;
 use crate::route::Route;
 use crate::rule::Rule;
-use crate::{address, fdb, link, neighbour, route, rule};
+use crate::{address, fdb, link, neighbour, qdisc, route, rule};
 
 /// What to be told of. Numbers are those of `RTNLGRP_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub enum Group {
     Links = 1,
     /// Neighbour entries of both families, and forwarding entries.
     Neighbours = 3,
+    /// Queueing disciplines.
+    Qdiscs = 4,
     /// IPv4 addresses of interfaces.
     Addresses4 = 5,
     /// IPv4 routes.
@@ -68,6 +72,10 @@ pub enum Event {
     Forwarding(fdb::Entry),
     /// A forwarding entry of a bridge or VXLAN device went.
     ForwardingGone(fdb::Entry),
+    /// A queueing discipline came or changed.
+    Qdisc(Qdisc),
+    /// A queueing discipline went.
+    QdiscGone(Qdisc),
     /// Notifications were lost because they came faster than they were read:
     /// list the tables again.
     Lost,
@@ -151,6 +159,13 @@ impl EventSocket {
             } else if let Some(there) = rule::notification(kind) {
                 let wrap = if there { Event::Rule } else { Event::RuleGone };
                 rule::parse(payload).map(|rule| rule.map(wrap))
+            } else if let Some(there) = qdisc::notification(kind) {
+                let wrap = if there {
+                    Event::Qdisc
+                } else {
+                    Event::QdiscGone
+                };
+                qdisc::parse(payload).map(|qdisc| Some(wrap(qdisc)))
             } else if let Some(there) = neighbour::notification(kind) {
                 let wrap = if there {
                     Event::Neighbour

@@ -9,6 +9,7 @@ use netlink_packet_core::{DecodeError, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, 
 use crate::netlink::{Error, Message, Request, Socket};
 
 const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const TCA_KIND: u16 = 1;
@@ -63,6 +64,8 @@ pub struct Qdisc {
     pub link: u32,
     /// Kind: `tbf`, `ingress`, ….
     pub kind: String,
+    /// Whether all that the link sends passes it.
+    pub root: bool,
     /// Of a token bucket: bytes a second.
     pub rate: Option<u64>,
 }
@@ -168,25 +171,50 @@ pub fn redirect_received(link: u32, to: u32) -> Request {
     )
 }
 
+impl Qdisc {
+    /// Whether filters can be attached to it that see what the link receives.
+    pub fn has_filters(&self) -> bool {
+        ["ingress", "clsact"].contains(&&*self.kind)
+    }
+}
+
 /// The disciplines of a link.
 pub fn list(socket: &mut Socket, link: u32) -> Result<Vec<Qdisc>, Error> {
-    let request = Request::new(
-        format!("list the queueing disciplines of link {link}"),
-        RTM_GETQDISC,
-        0,
-        header(link, 0, 0, 0),
-    );
-    // The kernel lists those of all links.
-    let mut found = socket.dump(request, decode)?;
+    let mut found = list_all(socket)?;
     found.retain(|qdisc| qdisc.link == link);
     Ok(found)
+}
+
+/// The disciplines of all links.
+pub fn list_all(socket: &mut Socket) -> Result<Vec<Qdisc>, Error> {
+    let request = Request::new(
+        "list the queueing disciplines".to_owned(),
+        RTM_GETQDISC,
+        0,
+        header(0, 0, 0, 0),
+    );
+    socket.dump(request, decode)
+}
+
+/// Whether a route netlink message tells of a discipline, and if so whether of one
+/// that is there (`true`) or gone.
+pub(crate) fn notification(message_type: u16) -> Option<bool> {
+    match message_type {
+        RTM_NEWQDISC => Some(true),
+        RTM_DELQDISC => Some(false),
+        _ => None,
+    }
 }
 
 fn decode(message: Message<'_>) -> Result<Option<Qdisc>, DecodeError> {
     if message.message_type != RTM_NEWQDISC {
         return Ok(None);
     }
-    let Some((header, attributes)) = message.payload.split_at_checked(HEADER) else {
+    parse(message.payload).map(Some)
+}
+
+pub(crate) fn parse(payload: &[u8]) -> Result<Qdisc, DecodeError> {
+    let Some((header, attributes)) = payload.split_at_checked(HEADER) else {
         return Err(DecodeError::from(
             "a queueing discipline's message shorter than its header",
         ));
@@ -194,6 +222,7 @@ fn decode(message: Message<'_>) -> Result<Option<Qdisc>, DecodeError> {
     let mut qdisc = Qdisc {
         link: netlink_packet_core::parse_u32(&header[4..8])?,
         kind: String::new(),
+        root: netlink_packet_core::parse_u32(&header[12..16])? == ROOT,
         rate: None,
     };
     let mut options = None;
@@ -223,5 +252,5 @@ fn decode(message: Message<'_>) -> Result<Option<Qdisc>, DecodeError> {
             }
         }
     }
-    Ok(Some(qdisc))
+    Ok(qdisc)
 }

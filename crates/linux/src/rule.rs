@@ -102,6 +102,20 @@ pub fn delete(rule: &Rule) -> Request {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn list_own(socket: &mut Socket) -> Result<Vec<Rule>, Error> {
+    let mut found = list(socket)?;
+    found.retain(|rule| rule.protocol == crate::PODWIRE_ROUTE_PROTOCOL);
+    Ok(found)
+}
+
+/// Who made a rule (`RTPROT_KERNEL`) that leads to the tables every node has, or to
+/// those of VRF devices.
+pub const KERNEL: u8 = 2;
+
+/// Lists all rules of both families.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn list(socket: &mut Socket) -> Result<Vec<Rule>, Error> {
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut message = RuleMessage::default();
@@ -109,12 +123,11 @@ pub fn list_own(socket: &mut Socket) -> Result<Vec<Rule>, Error> {
         let request = Request::route("list rules", &RouteNetlinkMessage::GetRule(message), 0);
         match socket.dump(request, decode) {
             Ok(rules) => found.extend(rules),
-            // A kernel without policy rules for the family has none of ours.
+            // A kernel without policy rules for the family has none.
             Err(error) if error.not_supported() => {}
             Err(error) => return Err(error),
         }
     }
-    found.retain(|rule: &Rule| rule.protocol == crate::PODWIRE_ROUTE_PROTOCOL);
     Ok(found)
 }
 

@@ -512,3 +512,128 @@ fn a_batch_for_an_older_generation_is_refused() {
         generation.id.wrapping_add(1)
     );
 }
+
+/// Runs a program inside the namespace, with input.
+fn witness(namespace: &NetworkNamespace, program: &str, arguments: &[&str], input: &str) {
+    use std::io::Write as _;
+    let output = namespace.run(|| {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("it is installed");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).expect("it reads");
+        drop(stdin);
+        child.wait_with_output().expect("it ends")
+    });
+    let output = output.expect("entered");
+    assert!(output.status.success(), "{program} {input}: {output:?}");
+}
+
+fn checkpoints(probe: &mut Probe) -> Vec<String> {
+    let found = probe.nft.checkpoints(|table| table == TABLE, "OWN-");
+    let found = found.expect("readable");
+    found.iter().map(ToString::to_string).collect()
+}
+
+#[rstest]
+#[case::input("ip x", "type filter hook input priority 0; policy drop;", "", false)]
+#[case::nothing_said("ip x", "type filter hook forward priority 0;", "", false)]
+#[case::policy("ip x", "type filter hook forward priority 0; policy drop;", "", true)]
+#[case::rule("ip6 x", "type filter hook forward priority 0;", "counter", true)]
+#[case::before_routing(
+    "inet x",
+    "type filter hook prerouting priority -300;",
+    "udp dport 1 notrack",
+    true
+)]
+#[case::after_routing(
+    "inet x",
+    "type filter hook postrouting priority 0;",
+    "ip ttl set 1",
+    true
+)]
+#[case::translation(
+    "ip x",
+    "type nat hook prerouting priority -100;",
+    "tcp dport 1 redirect to 2",
+    false
+)]
+#[case::established_first(
+    "inet x",
+    "type filter hook forward priority 0; policy drop;",
+    "ct state established,related counter accept; drop",
+    false
+)]
+#[case::established_later(
+    "inet x",
+    "type filter hook forward priority 0; policy drop;",
+    "ip saddr 192.0.2.1 drop; ct state established accept",
+    true
+)]
+#[case::new_first(
+    "inet x",
+    "type filter hook forward priority 0; policy drop;",
+    "ct state new,related accept",
+    true
+)]
+#[case::not_established(
+    "inet x",
+    "type filter hook forward priority 0;",
+    "ct state != established accept",
+    true
+)]
+#[case::to_chains_of_ours("inet x", "type filter hook forward priority 0;", "jump OWN-a", false)]
+#[case::to_others("inet x", "type filter hook forward priority 0;", "jump a", true)]
+#[case::own_table("inet probe", "type filter hook forward priority 0;", "drop", false)]
+#[case::bridge("bridge x", "type filter hook forward priority 0;", "drop", true)]
+#[case::arriving(
+    "netdev x",
+    "type filter hook ingress device lo priority 0;",
+    "drop",
+    true
+)]
+fn rules_that_judge_packets_of_established_connections_are_found(
+    #[case] table: &str,
+    #[case] hook: &str,
+    #[case] rules: &str,
+    #[case] found: bool,
+) {
+    let mut probe = Probe::new();
+    let rules = rules.replace("; ", "\n");
+    let text = format!(
+        "table {table} {{
+            chain OWN-a {{
+            }}
+            chain a {{
+            }}
+            chain c {{
+                {hook}
+                {rules}
+            }}
+        }}"
+    );
+    witness(&probe.namespace, "nft", &["-f", "-"], &text);
+    let expected = found.then(|| format!("chain c of table {table}"));
+    assert_eq!(checkpoints(&mut probe), Vec::from_iter(expected));
+}
+
+#[test]
+fn rules_of_iptables_judge_packets_too() {
+    let mut probe = Probe::new();
+    let mut iptables = |arguments: &str| {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        witness(&probe.namespace, "iptables-nft", &arguments, "");
+        checkpoints(&mut probe)
+    };
+    let none = Vec::<String>::new();
+    let forward = ["chain FORWARD of table ip filter"];
+    assert_eq!(iptables("-A INPUT -j DROP"), none);
+    assert_eq!(iptables("-N OWN-FORWARD"), none);
+    assert_eq!(iptables("-A FORWARD -j OWN-FORWARD"), none);
+    assert_eq!(iptables("-A FORWARD -s 192.0.2.1 -j DROP"), forward);
+    assert_eq!(iptables("-D FORWARD -s 192.0.2.1 -j DROP"), none);
+    assert_eq!(iptables("-P FORWARD DROP"), forward);
+}

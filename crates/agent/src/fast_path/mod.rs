@@ -2,11 +2,13 @@
 //! of others ([`linux::fast_path`]): which pods and ranges it is to know, and
 //! keeping it so.
 
+mod others;
 mod pods;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use linux::events::Event;
@@ -15,6 +17,7 @@ use linux::netlink::{self, Socket};
 use routing::model::DeviceName;
 use routing::ways::{NoWay, Way};
 
+use others::Others;
 use pods::{Excluded, LocalPods};
 pub use report::Report;
 
@@ -51,6 +54,17 @@ struct Difference {
     set_ranges: Vec<(IpNet, fast_path::Way)>,
 }
 
+impl Difference {
+    fn len(&self) -> usize {
+        self.remove_ranges.len()
+            + self.remove_pods.len()
+            + self.detach.len()
+            + self.attach.len()
+            + self.set_pods.len()
+            + self.set_ranges.len()
+    }
+}
+
 fn difference(from: &Wanted, to: &Wanted, attached: &BTreeSet<(Place, u32)>) -> Difference {
     let places = to.places();
     Difference {
@@ -78,43 +92,78 @@ fn changed<K: Ord + Copy, V: PartialEq + Copy>(
     news.map(|(key, value)| (*key, *value)).collect()
 }
 
+/// How long a new rule of others' may go unnoticed. The kernel tells of rules only
+/// together with each element of every set, podwire's own among them: see
+/// ARCHITECTURE.md.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Says what has come into the fast path's way, or that all of it has gone.
+fn announce(before: &BTreeSet<String>, now: &BTreeSet<String>) {
+    for judge in now.difference(before) {
+        tracing::warn!("no fast path while there is {judge}, of somebody else");
+    }
+    if now.is_empty() && !before.is_empty() {
+        tracing::info!("fast path: nothing of somebody else's is in its way any more");
+    }
+}
+
 /// Keeps the programs' knowledge.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     fast: FastPath,
     local: LocalPods,
+    others: Others,
+    /// Whether it is for others' rules to decide that there is no fast path.
+    yields: bool,
+    /// When to look at them.
+    look: Instant,
+    /// What of others' is in the way.
+    judges: BTreeSet<String>,
     /// What is wanted, and what was applied.
     wanted: Wanted,
     applied: Wanted,
+    /// How often something was applied.
+    changes: u64,
     attached: BTreeMap<(Place, u32), Attached>,
     /// How peers' pods are reached, as the routing plan has it.
     ways: BTreeMap<IpNet, Result<Way, NoWay>>,
     /// Pods of this node that stay with the stack, and peers' ranges.
     excluded: BTreeMap<String, Excluded>,
-    no_way: BTreeMap<IpNet, NoWay>,
-    /// Whether pods have changed, and whether notifications were lost.
+    no_way: BTreeMap<IpNet, String>,
+    /// Whether what is known has changed, and whether notifications were lost.
     changed: bool,
     lost: bool,
+    /// Why others' rules are not known, and what of all that is wanted is not done.
+    blind: Option<String>,
+    undone: Vec<String>,
 }
 
 impl Keeper {
-    /// Loads the programs, once the kernel has shown that it can do it.
+    /// Loads the programs, once the kernel has shown that it can do it. With
+    /// `yields` there is no fast path while others have rules about packets.
     ///
     /// # Errors
     /// What it cannot do.
-    pub(crate) fn start() -> Result<Self, fast_path::Lacking> {
+    pub(crate) fn start(yields: bool) -> Result<Self, fast_path::Lacking> {
         fast_path::probe()?;
         Ok(Self {
             fast: FastPath::load()?,
             local: LocalPods::default(),
+            others: Others::new(),
+            yields,
+            look: Instant::now(),
+            judges: BTreeSet::new(),
             wanted: Wanted::default(),
             applied: Wanted::default(),
+            changes: 0,
             attached: BTreeMap::new(),
             ways: BTreeMap::new(),
             excluded: BTreeMap::new(),
             no_way: BTreeMap::new(),
             changed: false,
             lost: true,
+            blind: None,
+            undone: Vec::new(),
         })
     }
 
@@ -132,30 +181,85 @@ impl Keeper {
     pub(crate) fn notice(&mut self, event: &Event) {
         self.lost |= matches!(event, Event::Lost);
         self.changed |= self.local.notice(event);
+        self.others.notice(event);
     }
 
     /// Takes up how peers' pods are reached.
     pub(crate) fn set_ways(&mut self, ways: BTreeMap<IpNet, Result<Way, NoWay>>) {
+        self.changed |= self.ways != ways;
         self.ways = ways;
+    }
+
+    /// Works out what is wanted.
+    fn decide(&mut self) {
+        let found = self.local.found();
+        self.wanted.pods = found.pods;
+        self.excluded = found.excluded;
         self.resolve();
+        let own: Vec<IpNet> = self.wanted.pods.keys().copied().map(IpNet::from).collect();
+        let peers: Vec<IpNet> = self.wanted.ranges.keys().copied().collect();
+        let judges = self.others.judges(&own, &peers);
+        announce(&self.judges, &judges);
+        self.judges = judges;
+        if !self.judges.is_empty() {
+            self.wanted.ranges.clear();
+        }
+    }
+
+    /// Sorts out which ranges have a way.
+    fn resolve(&mut self) {
+        self.wanted.ranges.clear();
+        self.no_way.clear();
+        for (range, way) in self.resolved(&self.ways) {
+            match way {
+                Ok(way) if self.local.filtered().contains(&way.interface) => {
+                    let why = "somebody else's filters are at the interface it leaves by";
+                    self.no_way.insert(range, why.to_owned());
+                }
+                Ok(way) => drop(self.wanted.ranges.insert(range, way)),
+                Err(why) => drop(self.no_way.insert(range, why.to_string())),
+            }
+        }
     }
 
     /// Finds the devices of tunnels among the links there are.
-    fn resolve(&mut self) {
+    fn resolved(
+        &self,
+        ways: &BTreeMap<IpNet, Result<Way, NoWay>>,
+    ) -> BTreeMap<IpNet, Result<fast_path::Way, NoWay>> {
         let mut known: BTreeMap<DeviceName, Option<u32>> = BTreeMap::new();
-        self.wanted.ranges.clear();
-        self.no_way.clear();
-        for (range, way) in &self.ways {
-            let index = |device: DeviceName| {
-                let find = || self.local.index_of(device.as_str());
-                *known.entry(device).or_insert_with(find)
-            };
-            let way = (*way).and_then(|way| way.resolve(index));
-            match way {
-                Ok(way) => drop(self.wanted.ranges.insert(*range, way)),
-                Err(why) => drop(self.no_way.insert(*range, why)),
+        let mut index = |device: DeviceName| {
+            let find = || self.local.index_of(device.as_str());
+            *known.entry(device).or_insert_with(find)
+        };
+        ways.iter()
+            .map(|(range, way)| (*range, (*way).and_then(|way| way.resolve(&mut index))))
+            .collect()
+    }
+
+    /// Leaves to the stack what is about to be reached in another way than the
+    /// programs know: what belongs to the old way goes with it, the entries of a
+    /// neighbour for one, and packets sent there would be lost.
+    pub(crate) fn leave(&mut self, ways: &BTreeMap<IpNet, Result<Way, NoWay>>) {
+        let next = self.resolved(ways);
+        let (stay, go): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.applied.ranges)
+            .into_iter()
+            .partition(|(range, way)| next.get(range) == Some(&Ok(*way)));
+        self.applied.ranges = stay;
+        for (range, way) in go {
+            self.changed = true;
+            self.changes += 1;
+            // What cannot be forgotten is still known.
+            if self.fast.remove_range(range).is_err() {
+                self.applied.ranges.insert(range, way);
             }
         }
+    }
+
+    /// When to call [`Self::apply`] even if nothing was heard: of others' rules
+    /// about packets nothing is heard.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.yields.then_some(self.look)
     }
 
     /// Makes the programs know what is wanted. Gives what could not be done;
@@ -168,13 +272,22 @@ impl Keeper {
             self.local = LocalPods::read(socket)?;
             (self.lost, self.changed) = (false, true);
         }
-        if std::mem::take(&mut self.changed) {
-            let found = self.local.found();
-            self.wanted.pods = found.pods;
-            self.excluded = found.excluded;
-            self.resolve();
+        if self.yields {
+            self.changed |= self.others.read_rules(socket)?;
+            if self.look <= Instant::now() {
+                let looked = self.others.look();
+                self.changed |= *looked.as_ref().unwrap_or(&false);
+                self.blind = looked.err().map(|error| format!("fast path: {error}"));
+                self.look = Instant::now() + LOOK;
+            }
         }
-        Ok(self.carry_out())
+        if std::mem::take(&mut self.changed) {
+            self.decide();
+            self.undone = self.carry_out();
+        } else if !self.undone.is_empty() {
+            self.undone = self.carry_out();
+        }
+        Ok(self.blind.iter().chain(&self.undone).cloned().collect())
     }
 
     /// What the programs know and have done.
@@ -183,16 +296,15 @@ impl Keeper {
     /// When the counters cannot be read.
     pub(crate) fn report(&self) -> Result<Report, fast_path::Error> {
         let excluded = self.excluded.iter();
-        let no_way = self.no_way.iter();
         let mut report = Report {
+            judges: self.judges.clone(),
             ranges: self.applied.ranges.keys().copied().collect(),
-            other_ranges: no_way
-                .map(|(range, why)| (*range, why.to_string()))
-                .collect(),
+            other_ranges: self.no_way.clone(),
             pods: self.applied.pods.len(),
             other_pods: excluded
                 .map(|(name, why)| (name.clone(), why.to_string()))
                 .collect(),
+            changes: self.changes,
             ..Report::default()
         };
         report.count(&self.fast)?;
@@ -203,6 +315,7 @@ impl Keeper {
         let mut failures = Vec::new();
         let attached = self.attached.keys().copied().collect();
         let difference = difference(&self.applied, &self.wanted, &attached);
+        self.changes += difference.len() as u64;
         let mut done = |what: String, result: Result<(), fast_path::Error>| match result {
             Ok(()) => true,
             Err(error) => {

@@ -2,7 +2,7 @@
 //! the kernel, kept up to date by the kernel's notifications. The plugin works
 //! while the agent is down, and tells it nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -12,12 +12,15 @@ use linux::fast_path::Pod;
 use linux::link::{self, Link, MacAddress};
 use linux::neighbour::{self, Neighbour};
 use linux::netlink::{self, Socket};
+use linux::qdisc;
 
 /// Links and permanent neighbours of the node.
 #[derive(Debug, Default)]
 pub(crate) struct LocalPods {
     links: BTreeMap<u32, Link>,
     neighbours: BTreeMap<(u32, IpAddr), MacAddress>,
+    /// Links with filters for what they receive.
+    filtered: BTreeSet<u32>,
 }
 
 /// Why a pod's packets stay with the stack.
@@ -25,6 +28,10 @@ pub(crate) struct LocalPods {
 pub(crate) enum Excluded {
     /// Its bandwidth is limited, by queues that the fast path would go around.
     Limited,
+    /// Somebody else has put a queue before its interface.
+    Queued,
+    /// Somebody else filters what its interface receives.
+    Filtered,
     /// Its interface has no label, or no address is known to be behind it.
     Unknown,
     /// Its interface is down: it is coming or going.
@@ -35,6 +42,8 @@ impl fmt::Display for Excluded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Excluded::Limited => "its bandwidth is limited",
+            Excluded::Queued => "somebody else's queueing discipline is at its interface",
+            Excluded::Filtered => "somebody else's filters are at its interface",
             Excluded::Unknown => "its addresses are not known",
             Excluded::Down => "its interface is down",
         })
@@ -60,6 +69,9 @@ impl LocalPods {
         for neighbour in neighbour::list(socket, None)? {
             pods.neighbour(&neighbour);
         }
+        for qdisc in qdisc::list_all(socket)? {
+            pods.notice(&Event::Qdisc(qdisc));
+        }
         Ok(pods)
     }
 
@@ -71,7 +83,15 @@ impl LocalPods {
                 let before = self.links.insert(link.index, link.clone());
                 before.as_ref() != Some(link)
             }
-            Event::LinkGone(link) => self.links.remove(&link.index).is_some(),
+            Event::LinkGone(link) => {
+                self.filtered.remove(&link.index);
+                self.links.remove(&link.index).is_some()
+            }
+            Event::Qdisc(qdisc) if qdisc.has_filters() => self.filtered.insert(qdisc.link),
+            Event::QdiscGone(gone) if gone.has_filters() => self.filtered.remove(&gone.link),
+            // Nothing else is heard of it from the link.
+            Event::Qdisc(qdisc) if qdisc.root => self.queue(qdisc.link, Some(&qdisc.kind)),
+            Event::QdiscGone(gone) if gone.root => self.queue(gone.link, None),
             Event::Neighbour(neighbour) => self.neighbour(neighbour),
             Event::NeighbourGone(gone) => {
                 let key = (gone.link, gone.address);
@@ -79,6 +99,15 @@ impl LocalPods {
             }
             _ => false,
         }
+    }
+
+    /// Takes notice of what orders that a link sends; `None` is that the kernel does.
+    fn queue(&mut self, link: u32, kind: Option<&str>) -> bool {
+        let Some(link) = self.links.get_mut(&link) else {
+            return false;
+        };
+        let before = std::mem::replace(&mut link.qdisc, kind.map(str::to_owned));
+        before != link.qdisc
     }
 
     fn neighbour(&mut self, now: &Neighbour) -> bool {
@@ -97,6 +126,11 @@ impl LocalPods {
         let mut links = self.links.values();
         let link = links.find(|link| link.name == name && link.up);
         link.map(|link| link.index)
+    }
+
+    /// Links with filters for what they receive, by index.
+    pub(crate) fn filtered(&self) -> &BTreeSet<u32> {
+        &self.filtered
     }
 
     /// The pods there are.
@@ -142,6 +176,13 @@ impl LocalPods {
         let shaped = cable.qdisc.as_deref() == Some("tbf");
         if shaped || limiters.contains(&&*bandwidth::interface(&attachment)) {
             return Err(Excluded::Limited);
+        }
+        // A veth has none of its own.
+        if cable.qdisc.as_deref().is_some_and(|kind| kind != "noqueue") {
+            return Err(Excluded::Queued);
+        }
+        if self.filtered.contains(&cable.index) {
+            return Err(Excluded::Filtered);
         }
         // Neighbours of a bridged pod are the bridge's, which is its gateway too.
         let gateway = match cable.master {
@@ -287,6 +328,7 @@ mod tests {
     #[case(Link { alias: None, ..cable() }, Some(Excluded::Unknown))]
     #[case(Link { mac: None, ..cable() }, Some(Excluded::Unknown))]
     #[case(Link { qdisc: Some("tbf".to_owned()), ..cable() }, Some(Excluded::Limited))]
+    #[case(Link { qdisc: Some("netem".to_owned()), ..cable() }, Some(Excluded::Queued))]
     #[case(Link { master: Some(99), ..cable() }, Some(Excluded::Unknown))]
     // Set aside to be deleted, and no cable at all.
     #[case(Link { group: cni::reaper::GROUP, ..cable() }, None)]
@@ -311,6 +353,43 @@ mod tests {
         assert!(found.pods.is_empty());
         assert_eq!(found.excluded[&cable().name], Excluded::Limited);
         assert!(pods.notice(&Event::LinkGone(limiter)));
+        assert_eq!(pods.found().pods.len(), 2);
+    }
+
+    #[rstest]
+    #[case("clsact")]
+    #[case("ingress")]
+    fn a_pod_whose_packets_somebody_filters_is_left_to_the_stack(#[case] kind: &str) {
+        let qdisc = |kind: &str| qdisc::Qdisc {
+            link: 7,
+            kind: kind.to_owned(),
+            root: false,
+            rate: None,
+        };
+        let mut pods = routed();
+        assert!(!pods.notice(&Event::Qdisc(qdisc("noqueue"))));
+        assert!(pods.notice(&Event::Qdisc(qdisc(kind))));
+        assert_eq!(pods.found().excluded[&cable().name], Excluded::Filtered);
+        assert!(pods.notice(&Event::QdiscGone(qdisc(kind))));
+        assert_eq!(pods.found().pods.len(), 2);
+        // They go with the interface, whose number another gets.
+        pods.notice(&Event::Qdisc(qdisc(kind)));
+        pods.notice(&Event::LinkGone(cable()));
+        assert!(pods.filtered().is_empty());
+    }
+
+    #[test]
+    fn a_queue_that_comes_later_is_noticed() {
+        let netem = qdisc::Qdisc {
+            link: 7,
+            kind: "netem".to_owned(),
+            root: true,
+            rate: None,
+        };
+        let mut pods = routed();
+        assert!(pods.notice(&Event::Qdisc(netem.clone())));
+        assert_eq!(pods.found().excluded[&cable().name], Excluded::Queued);
+        assert!(pods.notice(&Event::QdiscGone(netem)));
         assert_eq!(pods.found().pods.len(), 2);
     }
 

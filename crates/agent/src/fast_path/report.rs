@@ -1,6 +1,6 @@
 //! What the fast path knows and has done: for `podwire inspect routes`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use linux::fast_path::{Direction, FastPath, Outcome};
@@ -13,6 +13,9 @@ pub struct Report {
     /// Why there is none, if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub off: Option<String>,
+    /// What others have that judges packets one by one. While there is any, all take
+    /// the stack, unless the fast path is asked for by name.
+    pub judges: BTreeSet<String>,
     /// Peers' ranges whose established connections take it.
     pub ranges: Vec<IpNet>,
     /// Peers' other ranges, with the reason.
@@ -22,6 +25,9 @@ pub struct Report {
     /// Pods that stay with the stack, by the name of their interface's host side,
     /// with the reason.
     pub other_pods: BTreeMap<String, String>,
+    /// How often the programs were attached or detached, or told something, since the
+    /// agent started.
+    pub changes: u64,
     /// What became of packets from pods since the agent started. A packet is what
     /// the kernel handles at once, which may be many segments of TCP.
     pub outbound: BTreeMap<Outcome, u64>,

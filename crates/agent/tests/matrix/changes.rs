@@ -21,7 +21,7 @@ use crate::traffic;
 use crate::world::{World, wait};
 
 /// A world whose first two nodes run with a back end and have a pod each.
-fn two(backend: &str) -> World {
+pub(crate) fn two(backend: &str) -> World {
     let mut world = World::new();
     for node in 0..2 {
         world.start(node, |options| options.backend = backend.to_owned());
@@ -55,7 +55,7 @@ fn snapshot(world: &World, node: usize) -> RoutingSnapshot {
     podwire_agent::admin::get(&world.nodes[node].socket(), "/v1/routes", &[]).expect("it answers")
 }
 
-fn wait_for_backends(world: &World, node: usize, expected: &[&str]) {
+pub(crate) fn wait_for_backends(world: &World, node: usize, expected: &[&str]) {
     wait(&format!("back ends {expected:?}"), || {
         let path = world.nodes[node].socket();
         let found: RoutingSnapshot =
@@ -307,7 +307,7 @@ fn a_peer_is_followed_when_its_address_or_range_changes_or_it_comes_back_by_the_
 }
 
 /// What `nft` makes of a script in a namespace.
-fn nft(namespace: &linux::namespace::NetworkNamespace, script: &str) {
+pub(crate) fn nft(namespace: &linux::namespace::NetworkNamespace, script: &str) {
     let output = namespace
         .run(|| std::process::Command::new("nft").arg(script).output())
         .expect("entered")
@@ -451,7 +451,7 @@ fn who_removes_routes_again_and_again_is_named_once() {
 }
 
 /// A program that has to succeed in a namespace.
-fn command(namespace: &linux::namespace::NetworkNamespace, line: &str) {
+pub(crate) fn command(namespace: &linux::namespace::NetworkNamespace, line: &str) {
     let mut words = line.split(' ');
     let program = words.next().expect("a program");
     let output = namespace

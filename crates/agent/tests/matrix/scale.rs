@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use api::Node;
-use podwire_agent::RoutingSnapshot;
+use podwire_agent::{FastPathReport, RoutingSnapshot};
 use serde_json::json;
 
 use crate::world::{World, wait};
@@ -85,4 +85,24 @@ fn a_change_among_five_thousand_nodes_costs_what_changed() {
     let requests = after.requests - before.requests;
     println!("one peer changed: {took:?}, {requests} requests");
     assert!((1..PER_CHANGE).contains(&requests), "{requests} requests");
+    // The fast path is told what changed, and nothing else.
+    let fast = || -> Result<FastPathReport, String> {
+        podwire_agent::admin::get(&world.nodes[0].socket(), "/v1/fast-path", &[])
+            .map_err(|error| error.to_string())
+    };
+    let before = fast().expect("it answers");
+    assert_eq!(before.ranges.len(), 2 * PEERS);
+    let mut other = peer(7, PEERS + 7);
+    other["spec"]["podCIDRs"] = json!(["10.99.0.0/24", "fd00:301::/64"]);
+    world.api.put::<Node>(other);
+    let new = ["10.99.0.0/24", "fd00:301::/64"].map(|range| range.parse().expect("a range"));
+    wait("the other ranges", || {
+        let ranges = fast()?.ranges;
+        let there = new.iter().all(|range| ranges.contains(range));
+        (there && ranges.len() == 2 * PEERS)
+            .then_some(())
+            .ok_or_else(|| format!("{}", ranges.len()))
+    });
+    // Two come, two go.
+    assert_eq!(fast().expect("it answers").changes - before.changes, 4);
 }

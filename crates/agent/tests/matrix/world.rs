@@ -235,11 +235,16 @@ impl World {
     /// Attaches a pod with the configuration the node's agent wrote, and puts a
     /// Service of each family in front of it.
     pub(crate) fn add_pod(&mut self, node: usize) -> usize {
+        self.add_pod_with(node, &json!({}))
+    }
+
+    /// The same with what a container runtime asks for (`runtimeConfig`).
+    pub(crate) fn add_pod_with(&mut self, node: usize, wishes: &Value) -> usize {
         let number = self.pods.len();
         let host = &self.nodes[node];
         let pod = NetworkNamespace::create().expect("root makes namespaces");
         let id = format!("pod{number}");
-        let result = host.cni("ADD", &id, &pod);
+        let result = host.cni("ADD", &id, &pod, wishes);
         let addresses: Vec<IpAddr> = result["ips"]
             .as_array()
             .expect("addresses")
@@ -291,6 +296,12 @@ impl World {
         number
     }
 
+    /// Detaches a pod, whose namespace stays.
+    pub(crate) fn delete_pod(&self, pod: usize) {
+        let pod = &self.pods[pod];
+        self.nodes[pod.node].cni("DEL", &pod.id, &pod.namespace, &json!({}));
+    }
+
     /// Lets a pod and its node send more at once than the network carries.
     pub(crate) fn raise_mtu(&self, pod: usize, mtu: u32) {
         let pod = &self.pods[pod];
@@ -310,10 +321,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for pod in &self.pods {
-            let host = &self.nodes[pod.node];
+        for pod in 0..self.pods.len() {
             if !std::thread::panicking() {
-                host.cni("DEL", &pod.id, &pod.namespace);
+                self.delete_pod(pod);
             }
         }
         self.nodes.clear();
@@ -389,13 +399,14 @@ impl Host {
         Some(serde_json::from_slice(&text).expect("never half a file"))
     }
 
-    fn cni(&self, command: &str, id: &str, pod: &NetworkNamespace) -> Value {
+    fn cni(&self, command: &str, id: &str, pod: &NetworkNamespace, wishes: &Value) -> Value {
         let list = self.configuration().expect("the node is ready");
         let mut configuration = list["plugins"][0].clone();
         for key in ["cniVersion", "name"] {
             configuration[key] = list[key].clone();
         }
         configuration["ipam"]["dataDir"] = json!(self.files.path().join("ipam"));
+        configuration["runtimeConfig"] = wishes.clone();
         configuration["logFile"] = json!(self.files.path().join("cni.log"));
         let path = format!("/proc/{}/fd/{}", std::process::id(), pod.as_raw_fd());
         let variables = |name: &str| {

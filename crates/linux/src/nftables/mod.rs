@@ -24,5 +24,5 @@ pub use object::{
     Base, Chain, ChainKind, Count, DataType, Element, Family, Hook, MapData, Rule, Set, Value,
     priority, push_field,
 };
-pub use socket::{Error, Generation, LiveChain, LiveRule, LiveSet, Nftables, Obstacle};
+pub use socket::{Checkpoint, Error, Generation, LiveChain, LiveRule, LiveSet, Nftables, Obstacle};
 pub use text::{render_chain, render_element, render_rule, render_set};

@@ -8,7 +8,7 @@ use super::batch::{
     MSG_NEWCHAIN, MSG_NEWGEN, MSG_NEWRULE, MSG_NEWSET, MSG_NEWSETELEM, MSG_NEWTABLE, message,
     read_expressions, write_element,
 };
-use super::expression::{Expression, Verdict};
+use super::expression::{Comparison, Conntrack, Expression, Verdict, ct_state};
 use super::object::{Base, ChainKind, Count, Element, Family, Hook, Value};
 use crate::netfilter::socket::{DumpEnd, NetfilterSocket};
 use crate::netfilter::wire::{Attributes, Message, NLM_F_DUMP, Writer};
@@ -180,6 +180,41 @@ impl std::fmt::Display for Obstacle {
     }
 }
 
+/// A chain of another table that packets of established connections go through on
+/// their way from one interface to another, and that may do something about them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Checkpoint {
+    /// Family of the table, as `nft` names it.
+    pub family: &'static str,
+    /// Its table.
+    pub table: String,
+    /// Its chain.
+    pub chain: String,
+}
+
+impl std::fmt::Display for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Checkpoint {
+            family,
+            table,
+            chain,
+        } = self;
+        write!(f, "chain {chain} of table {family} {table}")
+    }
+}
+
+/// `NFPROTO_*` of families whose base chains forwarded packets may meet, and the
+/// hooks where they do.
+const PASSED: [(u8, &str, &[u32]); 5] = [
+    // Prerouting, forward, postrouting; ingress (`NF_INET_INGRESS`).
+    (1, "inet", &[0, 2, 4, 5]),
+    (2, "ip", &[0, 2, 4]),
+    (10, "ip6", &[0, 2, 4]),
+    (7, "bridge", &[0, 2, 4]),
+    // Ingress. What leaves by an interface meets egress with the fast path too.
+    (5, "netdev", &[0]),
+];
+
 /// A connection to the nftables of one network namespace. Closing it takes 10 to
 /// 20 ms after a commit that deleted something, and holds up everybody's commits
 /// meanwhile: the kernel waits until no packet can use what was deleted
@@ -273,12 +308,24 @@ impl Nftables {
         kind: u16,
         family: Family,
         fill: impl Fn(&mut Writer),
+        read: impl FnMut(Message<'_>, &mut Vec<T>),
+    ) -> Result<Vec<T>, Error> {
+        self.dump_of(doing, kind, family.number(), fill, read)
+    }
+
+    /// The same of a family by its number; of 0 it is all families.
+    fn dump_of<T>(
+        &mut self,
+        doing: &str,
+        kind: u16,
+        family: u8,
+        fill: impl Fn(&mut Writer),
         mut read: impl FnMut(Message<'_>, &mut Vec<T>),
     ) -> Result<Vec<T>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
             let sequence = self.socket.next_sequence();
             let mut writer = Writer::default();
-            let open = writer.open_message(message(kind), NLM_F_DUMP, sequence, family.number(), 0);
+            let open = writer.open_message(message(kind), NLM_F_DUMP, sequence, family, 0);
             fill(&mut writer);
             writer.close_message(open);
             let mut found = Vec::new();
@@ -443,6 +490,83 @@ impl Nftables {
                     }
                 },
             )?);
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// Chains of others that may do something about forwarded packets of established
+    /// connections, sorted. Tables of family `inet` are ours if `own` says so, rules
+    /// that lead to a chain if its name begins with `own_chains`. A chain is passed
+    /// over that is for translation, which is decided with a connection's first
+    /// packet, has no rules and accepts, or begins with accepting all established
+    /// connections in nftables' own words.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub fn checkpoints(
+        &mut self,
+        own: impl Fn(&str) -> bool,
+        own_chains: &str,
+    ) -> Result<Vec<Checkpoint>, Error> {
+        let chains = self.dump_of(
+            "listing the chains of all tables",
+            MSG_GETCHAIN,
+            0,
+            |_| {},
+            |m, found| {
+                let attributes = m.attributes();
+                let family = PASSED
+                    .iter()
+                    .find(|(number, ..)| m.payload.first() == Some(number));
+                if m.kind == message(MSG_NEWCHAIN)
+                    && let Some((number, family, hooks)) = family
+                    && let Some(hook) = attributes.nested(4).and_then(|hook| hook.u32(1))
+                    && hooks.contains(&hook)
+                    && attributes.text(7).as_deref() != Some("nat")
+                    && let (Some(table), Some(chain)) = (attributes.text(1), attributes.text(3))
+                    && !(*family == "inet" && own(&table))
+                {
+                    let drops = attributes.u32(5) == Some(0); // NF_DROP
+                    let checkpoint = Checkpoint {
+                        family,
+                        table: table.into_owned(),
+                        chain: chain.into_owned(),
+                    };
+                    found.push((*number, drops, checkpoint));
+                }
+            },
+        )?;
+        let mut found = BTreeSet::new();
+        for (family, drops, checkpoint) in chains {
+            let mut rules = self
+                .dump_of(
+                    &format!("listing the rules of {checkpoint}"),
+                    MSG_GETRULE,
+                    family,
+                    |w| {
+                        w.put_text(1, &checkpoint.table);
+                        w.put_text(2, &checkpoint.chain);
+                    },
+                    |m, found| {
+                        let attributes = m.attributes();
+                        if m.kind == message(MSG_NEWRULE)
+                            && attributes.text(1).as_deref() == Some(&checkpoint.table)
+                            && attributes.text(2).as_deref() == Some(&checkpoint.chain)
+                        {
+                            found.push(Says::of(attributes.nested(4), own_chains));
+                        }
+                    },
+                )?
+                .into_iter()
+                .filter(|says| *says != Says::Ours);
+            let passes = match rules.next() {
+                Some(Says::Established) => true,
+                Some(_) => false,
+                None => !drops,
+            };
+            if !passes {
+                found.insert(checkpoint);
+            }
         }
         Ok(found.into_iter().collect())
     }
@@ -642,6 +766,65 @@ fn read_base(attributes: Attributes<'_>) -> Option<Base> {
         priority: hook.u32(2)? as i32,
         drop: attributes.u32(5)? == 0,
     })
+}
+
+/// What a rule says of packets of established connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Says {
+    /// It leads to a chain of ours.
+    Ours,
+    /// It accepts them all.
+    Established,
+    /// Something else.
+    Other,
+}
+
+impl Says {
+    fn of(expressions: Option<Attributes<'_>>, own_chains: &str) -> Self {
+        let Some(expressions) = expressions else {
+            return Self::Other;
+        };
+        let last = |(_, bytes): (u16, _)| verdict(Attributes(bytes));
+        if let Some(Verdict::Jump(chain) | Verdict::Goto(chain)) =
+            expressions.filter_map(last).last()
+            && chain.starts_with(own_chains)
+        {
+            return Self::Ours;
+        }
+        let mut known = read_expressions(expressions).unwrap_or_default();
+        known.retain(|expression| *expression != Expression::Counter);
+        match &known[..] {
+            [
+                Expression::Conntrack {
+                    key: Conntrack::State,
+                    ..
+                },
+                Expression::Bitwise { mask, xor, .. },
+                Expression::Compare {
+                    comparison: Comparison::NotEqual,
+                    value,
+                    ..
+                },
+                Expression::Verdict(Verdict::Accept),
+            ] if mask
+                .first_chunk()
+                .is_some_and(|mask| u32::from_ne_bytes(*mask) & ct_state::ESTABLISHED != 0)
+                && xor.iter().chain(value).all(|byte| *byte == 0) =>
+            {
+                Self::Established
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The verdict of an expression that is nothing else.
+fn verdict(expression: Attributes<'_>) -> Option<Verdict> {
+    if expression.text(1).as_deref() != Some("immediate") {
+        return None;
+    }
+    let data = expression.nested(2)?;
+    Verdict::read(data.nested(2)?.nested(2)?)
 }
 
 /// Whether one of the expressions of a rule drops or rejects.

@@ -64,6 +64,10 @@ fn fast_path_words(report: &FastPathReport) -> String {
                     .collect();
                 format!("  packets {way} pods: {}", counts.join(", "))
             });
+            let judges = report
+                .judges
+                .iter()
+                .map(|judge| format!("  all packets take the stack: {judge}, of somebody else"));
             let ranges = report.ranges.iter().map(|range| format!("  {range}"));
             let others = report.other_ranges.iter();
             let others = others.map(|(range, why)| format!("  not {range}: {why}"));
@@ -74,6 +78,7 @@ fn fast_path_words(report: &FastPathReport) -> String {
                 report.pods
             );
             std::iter::once(first)
+                .chain(judges)
                 .chain(ranges)
                 .chain(others)
                 .chain(pods)
@@ -136,6 +141,46 @@ fn words(snapshot: &RoutingSnapshot) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fast_path_is_shown_with_what_takes_it_and_why_the_rest_does_not() {
+        let report: FastPathReport = serde_json::from_value(serde_json::json!({
+            "judges": ["chain forward of table inet filter"],
+            "ranges": ["10.200.2.0/24"],
+            "otherRanges": {"10.200.3.0/24": "through a tunnel"},
+            "pods": 4, "changes": 9,
+            "otherPods": {"pw12345": "its bandwidth is limited"},
+            "outbound": {"taken": 70, "connection": 5},
+            "inbound": {"taken": 80, "hopLimit": 1},
+            "problems": ["fast path: pod 10.200.1.2: because"],
+        }))
+        .unwrap();
+        let text = fast_path_words(&report);
+        for part in [
+            "fast path of established connections: 4 addresses of pods with these ranges\n",
+            "  all packets take the stack: chain forward of table inet filter, of somebody else\n",
+            "  10.200.2.0/24\n",
+            "  not 10.200.3.0/24: through a tunnel\n",
+            "  not the pod of pw12345: its bandwidth is limited\n",
+            "  packets from pods: 70 taken, 5 connection not established, or translated\n",
+            "  packets to pods: 80 taken, 1 hop limit\n",
+            "- fast path: pod 10.200.1.2: because\n",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn why_there_is_no_fast_path_is_said() {
+        let report = FastPathReport {
+            off: Some("it is switched off".to_owned()),
+            ..FastPathReport::default()
+        };
+        assert_eq!(
+            fast_path_words(&report),
+            "fast path: none, it is switched off\n"
+        );
+    }
 
     #[test]
     fn every_entry_is_shown_with_whose_it_is_and_what_is_refused_with_the_reason() {
