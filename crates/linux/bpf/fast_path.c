@@ -82,6 +82,8 @@ enum kind {
 	TUNNEL,
 	/* An Ethernet the pods' addresses themselves are neighbours on. */
 	ON_LINK,
+	/* A tunnel without Ethernet headers that finds the other end itself. */
+	DEVICE,
 };
 
 /* How pods of a peer's range are reached. */
@@ -500,7 +502,12 @@ int outbound(struct __sk_buff *skb)
 	if (!decrement_hop_limit(skb, &packet))
 		return to_stack(OUTBOUND, HEADER);
 	count(OUTBOUND, TAKEN);
-	return range->kind == TUNNEL ? through_tunnel(skb, range) : to_neighbour(range, &packet);
+	if (range->kind == TUNNEL)
+		return through_tunnel(skb, range);
+	/* It drops the Ethernet header. */
+	if (range->kind == DEVICE)
+		return bpf_redirect(range->device, 0);
+	return to_neighbour(range, &packet);
 }
 
 static __always_inline int receive(struct __sk_buff *skb, __u32 begin)

@@ -129,6 +129,9 @@ pub enum Via {
         /// Its other end on the underlay.
         remote: IpAddr,
     },
+    /// By a device without Ethernet headers that knows itself where each address
+    /// is: WireGuard's, by its peers' allowed ranges.
+    Device,
 }
 
 /// Where programs are attached: what arrives there is looked at.
@@ -152,7 +155,7 @@ impl Way {
     pub fn place(&self) -> Place {
         match self.via {
             Via::Neighbour(_) | Via::OnLink => Place::Ethernet,
-            Via::Tunnel { .. } => Place::Ip,
+            Via::Tunnel { .. } | Via::Device => Place::Ip,
         }
     }
 }
@@ -366,6 +369,7 @@ fn range_value(way: &Way) -> [u8; 36] {
         Via::Neighbour(address) => (0, address, 0),
         Via::Tunnel { id, remote } => (1, remote, id),
         Via::OnLink => (2, Ipv4Addr::UNSPECIFIED.into(), 0),
+        Via::Device => (3, Ipv4Addr::UNSPECIFIED.into(), 0),
     };
     let mut value = [0; 36];
     let mut put = |at: usize, bytes: &[u8]| value[at..at + bytes.len()].copy_from_slice(bytes);

@@ -15,6 +15,7 @@ use podwire_linux::fast_path::{
 use podwire_linux::link;
 use podwire_linux::namespace::NetworkNamespace;
 use podwire_linux::sysctl::{Family, Setting};
+use podwire_linux::wireguard::{Change, PrivateKey, Ranges, Settings, WireGuard};
 use rstest::rstest;
 
 /// Longer than anything here takes on a machine that is busy with other things.
@@ -79,6 +80,8 @@ enum Wire {
     Gpe { over_v6: bool },
     /// As frames of a bridge whose port is a VXLAN with a multicast group.
     Multicast,
+    /// Encrypted by WireGuard, over IPv4 or IPv6.
+    Wireguard { over_v6: bool },
 }
 
 impl Wire {
@@ -90,6 +93,8 @@ impl Wire {
             Wire::Vxlan { over_v6: true } => 1430,
             Wire::Gpe { over_v6: false } => 1464,
             Wire::Gpe { over_v6: true } => 1444,
+            Wire::Wireguard { over_v6: false } => 1440,
+            Wire::Wireguard { over_v6: true } => 1420,
         }
     }
 
@@ -97,7 +102,9 @@ impl Wire {
     fn interface(self) -> &'static str {
         match self {
             Wire::Plain => "eth0",
-            Wire::Vxlan { .. } | Wire::Gpe { .. } | Wire::Multicast => "tunnel",
+            Wire::Vxlan { .. } | Wire::Gpe { .. } | Wire::Multicast | Wire::Wireguard { .. } => {
+                "tunnel"
+            }
         }
     }
 }
@@ -371,6 +378,36 @@ impl Node {
                     );
                 }
             }
+            Wire::Wireguard { over_v6 } => {
+                ip(
+                    &self.here,
+                    &format!("link add tunnel mtu {mtu} type wireguard"),
+                );
+                let mut wireguard = self.here.run(WireGuard::open).unwrap().unwrap();
+                let mut key = |number| {
+                    let settings = Settings {
+                        private_key: Some(PrivateKey::from_bytes([number; 32])),
+                        port: Some(51820),
+                        mark: None,
+                    };
+                    wireguard.configure("tunnel", &settings).unwrap();
+                    let device = wireguard.device("tunnel").unwrap().unwrap();
+                    device.public_key.unwrap()
+                };
+                // The other's, and at last its own.
+                let [key, _] = [other, n].map(&mut key);
+                let peer = Change::Set {
+                    key,
+                    endpoint: Some((address(other, over_v6), 51820).into()),
+                    keepalive: None,
+                    ranges: Ranges::Replace(ranges.map(|(_, range)| range).into()),
+                };
+                wireguard.change("tunnel", &[peer]).unwrap();
+                ip(&self.here, "link set tunnel up");
+                for (_, range) in ranges {
+                    ip(&self.here, &format!("route add {range} dev tunnel"));
+                }
+            }
         }
     }
 
@@ -394,6 +431,7 @@ impl Node {
                     id: 1,
                     remote: address(other, over_v6),
                 },
+                Wire::Wireguard { .. } => Via::Device,
             },
         }
     }
@@ -645,11 +683,13 @@ fn tcp_takes_the_fast_path_from_handshake_to_close(
     ask_until_taken(&nodes, &mut pair);
     const BYTES: usize = 64 << 20;
     assert_eq!(transfer(&mut pair, BYTES), BYTES);
-    // The handshake's packets, the first data, and the end: not the 64 MiB.
+    // The handshake's packets, the first data, and the end with the acknowledgements
+    // that are then still on their way: not the 64 MiB.
     for node in &nodes {
         for direction in Direction::BOTH {
             let by_stack = node.count(direction, Outcome::Connection);
-            assert!(by_stack < 60, "{}", node.counters());
+            let few = 60.max(node.count(direction, Outcome::Taken) / 20);
+            assert!(by_stack < few, "{}", node.counters());
             assert_eq!(node.count(direction, Outcome::Length), 0);
         }
         assert!(seen(&node.pod, "far") > 50);
@@ -1159,6 +1199,10 @@ fn a_tunnels_header_is_as_the_stack_has_it(
                 counter name other
             }
             chain outer {
+                udp dport 51820 ip dscp cs0 ip ttl 64 ip frag-off & 0x4000 == 0 \
+                    udp checksum != 0 @th,64,32 0x04000000 goto known
+                udp dport 51820 ip6 dscp cs0 ip6 hoplimit 64 ip6 flowlabel 0 \
+                    udp checksum != 0 @th,64,32 0x04000000 goto known
                 ip dscp cs0 ip ttl 64 ip frag-off & 0x4000 == 0 udp checksum 0 @th,96,24 1 \
                     goto known
                 ip6 dscp cs0 ip6 hoplimit 64 ip6 flowlabel 0 udp checksum != 0 @th,96,24 1 \
@@ -1167,7 +1211,7 @@ fn a_tunnels_header_is_as_the_stack_has_it(
             }
             chain ingress {
                 type filter hook ingress device eth0 priority 0;
-                udp dport { 8472, 4789, 4790 } goto outer
+                udp dport { 8472, 4789, 4790, 51820 } goto outer
             }
         }",
     );
@@ -1210,8 +1254,8 @@ fn a_tunnels_header_is_as_the_stack_has_it(
         "table inet congestion {
             chain output {
                 type filter hook output priority 0;
-                udp dport { 8472, 4789, 4790 } ip ecn ect0 ip ecn set ce
-                udp dport { 8472, 4789, 4790 } ip6 ecn ect0 ip6 ecn set ce
+                udp dport { 8472, 4789, 4790, 51820 } ip ecn ect0 ip ecn set ce
+                udp dport { 8472, 4789, 4790, 51820 } ip6 ecn ect0 ip6 ecn set ce
             }
         }",
     );
@@ -1301,5 +1345,62 @@ mod unloaded {
         // NFNL_SUBSYS_CTNETLINK of linux/netfilter/nfnetlink.h
         let asked = std::fs::read_to_string(asked).unwrap_or_default();
         assert!(asked.contains("nfnetlink-subsys-1"), "{asked}");
+    }
+}
+
+#[test]
+fn a_kernel_with_wireguard() {
+    let report = vm::Guest::new()
+        .needs(vm::Feature::WireGuard)
+        .program("conntrack")
+        .run_cases("wireguard::")
+        .unwrap_or_else(|error| panic!("{error}"));
+    print!("{report}");
+}
+
+mod wireguard {
+    use super::*;
+
+    const OVER_V4: Wire = Wire::Wireguard { over_v6: false };
+    const OVER_V6: Wire = Wire::Wireguard { over_v6: true };
+
+    #[rstest]
+    #[case(Attach::Routed, OVER_V4, true)]
+    #[case(Attach::Bridge, OVER_V6, false)]
+    #[ignore = "run by a_kernel_with_wireguard"]
+    fn tcp_takes_it(#[case] attach: Attach, #[case] wire: Wire, #[case] v6: bool) {
+        tcp_takes_the_fast_path_from_handshake_to_close(attach, wire, v6);
+    }
+
+    #[rstest]
+    #[case(OVER_V4, true)]
+    #[case(OVER_V6, false)]
+    #[ignore = "run by a_kernel_with_wireguard"]
+    fn a_range_is_forgotten(#[case] wire: Wire, #[case] v6: bool) {
+        a_peers_range_that_is_forgotten_is_the_stacks(wire, v6);
+    }
+
+    #[rstest]
+    #[case(OVER_V4, false)]
+    #[case(OVER_V6, true)]
+    #[ignore = "run by a_kernel_with_wireguard"]
+    fn nothing_in_clear_is_taken(#[case] wire: Wire, #[case] v6: bool) {
+        a_source_that_came_past_its_tunnel_is_left_to_the_stack(wire, v6);
+    }
+
+    #[test]
+    #[ignore = "run by a_kernel_with_wireguard"]
+    fn a_device_is_made_anew() {
+        a_tunnel_that_is_made_anew_is_the_stacks_until_it_is_known(OVER_V4);
+    }
+
+    #[rstest]
+    #[case(OVER_V4, false)]
+    #[case(OVER_V4, true)]
+    #[case(OVER_V6, false)]
+    #[case(OVER_V6, true)]
+    #[ignore = "run by a_kernel_with_wireguard"]
+    fn headers_are_as_the_stack_has_them(#[case] wire: Wire, #[case] v6: bool) {
+        a_tunnels_header_is_as_the_stack_has_it(wire, v6);
     }
 }

@@ -179,6 +179,7 @@ fn through(device: Option<&Device>, next_hop: NextHop) -> Option<Via> {
     let vxlan = match device?.kind {
         DeviceKind::Vxlan(vxlan) => vxlan,
         DeviceKind::Bridge if next_hop == NextHop::Direct => return Some(Via::OnLink),
+        DeviceKind::Wireguard if next_hop == NextHop::Direct => return Some(Via::Device),
         _ => return None,
     };
     match next_hop {
@@ -333,12 +334,13 @@ mod tests {
         encapsulated(),
         Some(Via::Tunnel { id: 7, remote: address("2001:db8::2") })
     )]
-    #[case(Some(DeviceKind::Wireguard), NextHop::Direct, None)]
+    #[case(Some(DeviceKind::Wireguard), NextHop::Direct, Some(Via::Device))]
     #[case(Some(DeviceKind::Ip6Tunnel), encapsulated(), None)]
     // None of them makes these.
     #[case(Some(vxlan(true, false)), encapsulated(), None)]
     #[case(Some(vxlan(true, true)), NextHop::OnLink(address("10.1.1.0")), None)]
     #[case(Some(vxlan(false, false)), NextHop::Direct, None)]
+    #[case(Some(DeviceKind::Wireguard), encapsulated(), None)]
     #[case(None, encapsulated(), None)]
     fn a_tunnel_has_to_be_told_no_more_than_where_to(
         #[case] kind: Option<DeviceKind>,
