@@ -1211,6 +1211,8 @@ fn a_tunnels_header_is_as_the_stack_has_it(
             }
             chain ingress {
                 type filter hook ingress device eth0 priority 0;
+                # What a device that is new tells its neighbours.
+                ip daddr 239.112.0.1 accept
                 udp dport { 8472, 4789, 4790, 51820 } goto outer
             }
         }",
