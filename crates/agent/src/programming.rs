@@ -25,11 +25,15 @@ impl Triggers {
         }
     }
 
-    /// A slice changed; `trigger` is the time its annotation names.
+    /// A slice changed; `trigger` is the time its annotation names. Writes of the
+    /// slice that name the same one and are not in force yet are one change.
     pub(crate) fn changed(&mut self, slice: Key, trigger: Option<&str>) {
         let trigger = trigger.and_then(|text| text.parse().ok());
         if let Some(trigger) = trigger.filter(|trigger| *trigger > self.since) {
-            self.waiting.entry(slice).or_default().push(trigger);
+            let waiting = self.waiting.entry(slice).or_default();
+            if waiting.last() != Some(&trigger) {
+                waiting.push(trigger);
+            }
         }
     }
 
@@ -72,6 +76,18 @@ mod tests {
         triggers.changed(b, Some(&at(13).to_string()));
         assert_eq!(seconds(&mut triggers, 15), [2.0, 3.0, 5.0]);
         assert_eq!(seconds(&mut triggers, 20), [0.0; 0]);
+    }
+
+    #[test]
+    fn what_was_triggered_together_and_is_in_force_together_is_measured_once() {
+        let mut triggers = Triggers::since(at(0));
+        let key = Key::new("d", "a");
+        for trigger in [10, 12, 12] {
+            triggers.changed(key.clone(), Some(&at(trigger).to_string()));
+        }
+        assert_eq!(seconds(&mut triggers, 15), [3.0, 5.0]);
+        triggers.changed(key, Some(&at(12).to_string()));
+        assert_eq!(seconds(&mut triggers, 15), [3.0]);
     }
 
     #[test]
