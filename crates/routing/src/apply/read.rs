@@ -51,6 +51,7 @@ pub(super) enum Owner {
     Pods,
     Others,
 }
+
 impl Kernel {
     pub(super) fn read(&mut self) -> Result<Held, Error> {
         let mut held = Held::default();
