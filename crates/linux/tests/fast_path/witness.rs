@@ -1,0 +1,48 @@
+//! Programs that set a namespace up and say what went through it.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use podwire_linux::namespace::NetworkNamespace;
+
+/// Runs a program inside a namespace and gives what it prints.
+pub(crate) fn run(
+    namespace: &NetworkNamespace,
+    program: &str,
+    arguments: &[&str],
+    input: &str,
+) -> String {
+    let output = namespace
+        .run(|| {
+            let mut child = Command::new(program)
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            stdin.write_all(input.as_bytes()).unwrap();
+            drop(stdin);
+            child.wait_with_output().unwrap()
+        })
+        .unwrap();
+    assert!(output.status.success(), "{program}: {input}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn ip(namespace: &NetworkNamespace, commands: &str) {
+    run(namespace, "ip", &["-batch", "-"], commands);
+}
+
+pub(crate) fn nft(namespace: &NetworkNamespace, rules: &str) {
+    run(namespace, "nft", &["-f", "-"], rules);
+}
+
+/// How many packets a counter of a table `witness` has seen.
+pub(crate) fn seen(namespace: &NetworkNamespace, family: &str, counter: &str) -> u64 {
+    let text = ["-j", "list", "counter", family, "witness", counter];
+    let text = run(namespace, "nft", &text, "");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["nftables"][1]["counter"]["packets"].as_u64().unwrap()
+}
