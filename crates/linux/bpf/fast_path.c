@@ -10,9 +10,9 @@
  *
  * Taken are only packets of connections that the stack let through and knows
  * well: there is an entry of conntrack, seen in both directions (ASSURED) and not
- * about to end, whose addresses are not translated. Everything that opens, closes or resets a
- * connection, and everything this program is not sure about, goes to the stack,
- * which decides as if there were no fast path.
+ * about to end, whose addresses are not translated. Everything that opens, closes
+ * or resets a connection, and everything this program is not sure about, goes to
+ * the stack, which decides as if there were no fast path.
  *
  * Built by `cargo xtask bpf` into fast_path.o, which is committed: building
  * podwire needs no compiler for BPF. Loaded by src/fast_path.rs, which knows the
@@ -78,7 +78,7 @@ struct range_key {
 enum kind {
 	/* An Ethernet: `to` is the next hop there. */
 	NEIGHBOUR,
-	/* A tunnel in external mode: `to` is its other end on the underlay. */
+	/* A tunnel told with each packet its other end on the underlay: `to`. */
 	TUNNEL,
 	/* An Ethernet the pods' addresses themselves are neighbours on. */
 	ON_LINK,
@@ -456,10 +456,12 @@ static __always_inline int to_neighbour(struct range *range, struct packet *pack
 }
 
 /*
- * Gives the packet what a route with a lightweight tunnel gives it: the rest of
- * the outer header is the device's business, which takes the inner one's ECN
- * into it, and drops the Ethernet header if it has none. Checksums of UDP are as
- * podwire's routes have them: over IPv6 only, which demands them (RFC 8200, 8.1).
+ * Gives the packet what a route with a lightweight tunnel gives it, which devices
+ * in external mode ask for, and one of ipip without a fixed end takes where it is
+ * there (ip_tunnel_xmit of net/ipv4/ip_tunnel.c). The rest of the outer header is
+ * the device's business, which takes the inner one's ECN into it, and drops the
+ * Ethernet header if it has none. Checksums of UDP are as podwire's routes have
+ * them: over IPv6 only, which demands them (RFC 8200, 8.1).
  */
 static __always_inline int through_tunnel(struct __sk_buff *skb, struct range *range)
 {

@@ -121,8 +121,8 @@ pub enum Via {
     /// On an Ethernet, a tunnel's included, the pods' addresses themselves are
     /// neighbours on.
     OnLink,
-    /// To the end of a tunnel, by a device in external mode without Ethernet
-    /// headers.
+    /// To the end of a tunnel, by a device without Ethernet headers that is told
+    /// it with each packet: one in external mode, or of ipip without a fixed end.
     Tunnel {
         /// Key of the tunnel (for VXLAN the network identifier).
         id: u32,

@@ -176,17 +176,23 @@ fn is_ethernet(underlay: &Underlay, interface: u32) -> bool {
 /// Where packets go on a back end's device, where the device needs to be told no
 /// more than that.
 fn through(device: Option<&Device>, next_hop: NextHop) -> Option<Via> {
-    let vxlan = match device?.kind {
-        DeviceKind::Vxlan(vxlan) => vxlan,
-        DeviceKind::Bridge if next_hop == NextHop::Direct => return Some(Via::OnLink),
-        DeviceKind::Wireguard if next_hop == NextHop::Direct => return Some(Via::Device),
-        _ => return None,
-    };
-    match next_hop {
-        NextHop::OnLink(gateway) if !vxlan.external => Some(Via::Neighbour(gateway)),
-        NextHop::Encapsulated { id, remote } if vxlan.external && vxlan.gpe => {
+    match (device?.kind, next_hop) {
+        (DeviceKind::Bridge, NextHop::Direct) => Some(Via::OnLink),
+        (DeviceKind::Wireguard, NextHop::Direct) => Some(Via::Device),
+        (DeviceKind::Vxlan(vxlan), NextHop::OnLink(gateway)) if !vxlan.external => {
+            Some(Via::Neighbour(gateway))
+        }
+        (DeviceKind::Vxlan(vxlan), NextHop::Encapsulated { id, remote })
+            if vxlan.external && vxlan.gpe =>
+        {
             Some(Via::Tunnel { id, remote })
         }
+        (DeviceKind::Ip6Tunnel, NextHop::Encapsulated { id, remote }) => {
+            Some(Via::Tunnel { id, remote })
+        }
+        // Without a fixed end it takes that of a packet where there is one, and the
+        // route's gateway where there is none (Linux: ip_tunnel_xmit).
+        (DeviceKind::Ipip(_), NextHop::OnLink(remote)) => Some(Via::Tunnel { id: 0, remote }),
         _ => None,
     }
 }
@@ -198,7 +204,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::model::{LAST_RESORT_METRIC, RouteKey, Vxlan};
+    use crate::model::{Ipip, LAST_RESORT_METRIC, RouteKey, Vxlan};
     use crate::underlay::Interface;
 
     fn net(text: &str) -> IpNet {
@@ -322,6 +328,13 @@ mod tests {
         })
     }
 
+    fn ipip() -> DeviceKind {
+        DeviceKind::Ipip(Ipip {
+            local: [192, 0, 2, 1].into(),
+            ttl: 64,
+        })
+    }
+
     #[rstest]
     // As the back ends make them: vxlan, vxlan-gpe, wireguard, ipip.
     #[case(
@@ -335,8 +348,24 @@ mod tests {
         Some(Via::Tunnel { id: 7, remote: address("2001:db8::2") })
     )]
     #[case(Some(DeviceKind::Wireguard), NextHop::Direct, Some(Via::Device))]
-    #[case(Some(DeviceKind::Ip6Tunnel), encapsulated(), None)]
+    #[case(
+        Some(DeviceKind::Ip6Tunnel),
+        encapsulated(),
+        Some(Via::Tunnel { id: 7, remote: address("2001:db8::2") })
+    )]
+    #[case(
+        Some(ipip()),
+        NextHop::OnLink(address("192.0.2.2")),
+        Some(Via::Tunnel { id: 0, remote: address("192.0.2.2") })
+    )]
     // None of them makes these.
+    #[case(Some(ipip()), encapsulated(), None)]
+    #[case(Some(ipip()), NextHop::Direct, None)]
+    #[case(
+        Some(DeviceKind::Ip6Tunnel),
+        NextHop::OnLink(address("2001:db8::2")),
+        None
+    )]
     #[case(Some(vxlan(true, false)), encapsulated(), None)]
     #[case(Some(vxlan(true, true)), NextHop::OnLink(address("10.1.1.0")), None)]
     #[case(Some(vxlan(false, false)), NextHop::Direct, None)]

@@ -189,7 +189,7 @@ pub(crate) fn udp_takes_the_fast_path_once_conntrack_has_seen_a_conversation() {
 }
 
 /// Conntrack takes UDP for a conversation when it has gone on for two seconds.
-fn udp_until_taken(nodes: &[Node; 2], v6: bool) {
+pub(crate) fn udp_until_taken(nodes: &[Node; 2], v6: bool) {
     let bind = |index: usize| {
         let at = pod_address(index as u8 + 1, v6);
         let socket = nodes[index]

@@ -7,10 +7,42 @@ use std::time::Instant;
 use podwire_linux::fast_path::{Direction, Outcome, Way};
 use rstest::rstest;
 
-use crate::nodes::{Attach, nodes, nodes_on, range};
+use crate::nodes::{Attach, Node, address, nodes, nodes_on, range};
 use crate::traffic::{DEADLINE, taken_connection, transfer};
 use crate::wire::Wire;
 use crate::witness::{ip, nft, seen};
+
+/// Counts what tells the node's pod that a packet was too long.
+fn count_answers(node: &Node) {
+    nft(
+        &node.pod,
+        "table inet witness {
+            counter long {}
+            chain input {
+                type filter hook input priority 0;
+                icmp code 4 icmp type destination-unreachable counter name long
+                icmpv6 type packet-too-big counter name long
+            }
+        }",
+    );
+}
+
+/// Of a tunnel whose packets must not be fragmented: the device knows the path to its end.
+pub(crate) fn what_the_path_does_not_take_is_answered_by_the_device(wire: Wire, v6: bool) {
+    let nodes = nodes_on(Attach::Routed, wire);
+    let mut pair = taken_connection(&nodes, v6);
+    let remote = address(2, v6);
+    ip(
+        &nodes[0].here,
+        &format!("route add {remote} dev eth0 mtu 1400"),
+    );
+    count_answers(&nodes[0]);
+    let taken = nodes[0].taken()[0];
+    assert_eq!(transfer(&mut pair, 1 << 20), 1 << 20);
+    assert!(seen(&nodes[0].pod, "inet", "long") > 0);
+    assert_eq!(nodes[0].count(Direction::Outbound, Outcome::Length), 0);
+    assert!(nodes[0].taken()[0] > taken + 10);
+}
 
 #[rstest]
 fn what_is_too_long_is_answered_by_the_stack(
@@ -33,17 +65,7 @@ fn what_is_too_long_is_answered_by_the_stack(
             _ => node.limit(1500),
         }
     }
-    nft(
-        &nodes[0].pod,
-        "table inet witness {
-            counter long {}
-            chain input {
-                type filter hook input priority 0;
-                icmp code 4 icmp type destination-unreachable counter name long
-                icmpv6 type packet-too-big counter name long
-            }
-        }",
-    );
+    count_answers(&nodes[0]);
     let mut pair = taken_connection(&nodes, v6);
     assert_eq!(transfer(&mut pair, 8 << 20), 8 << 20);
     assert!(nodes[0].count(Direction::Outbound, Outcome::Length) > 0);

@@ -1,5 +1,6 @@
 //! Two nodes with a pod each, a wire between them, and the fast path on both.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -211,11 +212,15 @@ impl Node {
         let pod = self.index("pwpod");
         let attached = self.here.run(|| {
             fast.follow_timeouts().unwrap();
-            let way = self.way(false);
-            [
-                fast.attach(way.place(), way.interface).unwrap(),
-                fast.attach(Place::Pod, pod).unwrap(),
-            ]
+            let mut places = BTreeSet::from([(Place::Pod, pod)]);
+            places.extend([false, true].map(|v6| {
+                let way = self.way(v6);
+                (way.place(), way.interface)
+            }));
+            let places = places.into_iter();
+            places
+                .map(|(place, interface)| fast.attach(place, interface).unwrap())
+                .collect()
         });
         for v6 in [false, true] {
             let mine = Pod {
@@ -227,7 +232,7 @@ impl Node {
             let range = range(self.other(), v6);
             fast.set_range(range, &self.way(v6)).unwrap();
         }
-        self.fast = Some((fast, attached.unwrap().into()));
+        self.fast = Some((fast, attached.unwrap()));
     }
 
     /// What the kernel does when an agent dies.

@@ -51,9 +51,8 @@ pub(crate) fn a_tunnel_that_is_made_anew_is_the_stacks_until_it_is_known(
 ) {
     let mut nodes = nodes_on(Attach::Routed, wire);
     let mut pairs = [false, true].map(|v6| taken_connection(&nodes, v6));
-    ip(&nodes[0].here, "link delete tunnel");
-    if wire == Wire::Multicast {
-        ip(&nodes[0].here, "link delete port");
+    for device in wire.devices() {
+        ip(&nodes[0].here, &format!("link delete {device}"));
     }
     nodes[0].connect();
     // The program still knows the device that is gone.
@@ -100,6 +99,11 @@ pub(crate) fn a_tunnels_header_is_as_the_stack_has_it(
                 counter name other
             }
             chain outer {
+                ip protocol 4 ip hdrlength 5 ip dscp cs0 ip ttl 64 ip frag-off & 0xffff == 0x4000 \
+                    ip saddr 192.0.2.1 ip daddr 192.0.2.2 goto known
+                # Its routes say nothing of a hop limit, which is then the inner one.
+                ip6 nexthdr 41 ip6 dscp cs0 ip6 hoplimit 63 ip6 saddr 2001:db8::1 \
+                    ip6 daddr 2001:db8::2 goto known
                 udp dport 51820 ip dscp cs0 ip ttl 64 ip frag-off & 0x4000 == 0 \
                     udp checksum != 0 @th,64,32 0x04000000 goto known
                 udp dport 51820 ip6 dscp cs0 ip6 hoplimit 64 ip6 flowlabel 0 \
@@ -115,6 +119,8 @@ pub(crate) fn a_tunnels_header_is_as_the_stack_has_it(
                 # What a device that is new tells its neighbours.
                 ip daddr 239.112.0.1 accept
                 udp dport { 8472, 4789, 4790, 51820 } goto outer
+                ip protocol 4 goto outer
+                ip6 nexthdr 41 goto outer
             }
         }",
     );
@@ -153,6 +159,8 @@ pub(crate) fn a_tunnels_header_is_as_the_stack_has_it(
                 type filter hook output priority 0;
                 udp dport { 8472, 4789, 4790, 51820 } ip ecn ect0 ip ecn set ce
                 udp dport { 8472, 4789, 4790, 51820 } ip6 ecn ect0 ip6 ecn set ce
+                ip protocol 4 ip ecn ect0 ip ecn set ce
+                ip6 nexthdr 41 ip6 ecn ect0 ip6 ecn set ce
             }
         }",
     );

@@ -23,6 +23,9 @@ pub(crate) enum Wire {
     Multicast,
     /// Encrypted by WireGuard, over IPv4 or IPv6.
     Wireguard { over_v6: bool },
+    /// In IP of the same family: IPv4 (RFC 2003) by routes with a gateway, IPv6 (RFC 2473)
+    /// by routes with a lightweight tunnel.
+    Ipip,
 }
 
 impl Wire {
@@ -36,16 +39,30 @@ impl Wire {
             Wire::Gpe { over_v6: true } => 1444,
             Wire::Wireguard { over_v6: false } => 1440,
             Wire::Wireguard { over_v6: true } => 1420,
+            Wire::Ipip => 1460,
         }
     }
 
-    /// The interface that leads to the other node.
-    pub(crate) fn interface(self) -> &'static str {
+    /// The interface that leads to the other node's pods of a family.
+    fn interface(self, v6: bool) -> &'static str {
         match self {
             Wire::Plain => "eth0",
-            Wire::Vxlan { .. } | Wire::Gpe { .. } | Wire::Multicast | Wire::Wireguard { .. } => {
-                "tunnel"
-            }
+            Wire::Ipip if v6 => "tunnel6",
+            Wire::Vxlan { .. }
+            | Wire::Gpe { .. }
+            | Wire::Multicast
+            | Wire::Wireguard { .. }
+            | Wire::Ipip => "tunnel",
+        }
+    }
+
+    /// All devices of a tunnel.
+    pub(crate) fn devices(self) -> &'static [&'static str] {
+        match self {
+            Wire::Plain => &[],
+            Wire::Vxlan { .. } | Wire::Gpe { .. } | Wire::Wireguard { .. } => &["tunnel"],
+            Wire::Multicast => &["tunnel", "port"],
+            Wire::Ipip => &["tunnel", "tunnel6"],
         }
     }
 }
@@ -67,6 +84,7 @@ impl Node {
             Wire::Gpe { over_v6 } => self.connect_gpe(over_v6),
             Wire::Multicast => self.connect_multicast(),
             Wire::Wireguard { over_v6 } => self.connect_wireguard(over_v6),
+            Wire::Ipip => self.connect_ipip(),
         }
     }
 
@@ -160,6 +178,27 @@ impl Node {
         }
     }
 
+    fn connect_ipip(&self) {
+        let [four, six] = self.ranges();
+        let [local, far, far6] = [
+            address(self.number, false),
+            address(self.other(), false),
+            address(self.other(), true),
+        ];
+        let mtu = self.wire.mtu();
+        ip(
+            &self.here,
+            &format!(
+                "link add tunnel mtu {mtu} type ipip local {local} ttl 64
+                link set tunnel up
+                route add {four} via {far} dev tunnel onlink
+                link add tunnel6 mtu {mtu} type ip6tnl external
+                link set tunnel6 up
+                route add {six} encap ip6 dst {far6} dev tunnel6"
+            ),
+        );
+    }
+
     fn connect_wireguard(&self, over_v6: bool) {
         ip(
             &self.here,
@@ -194,7 +233,7 @@ impl Node {
     /// How the other node's pods of a family are reached.
     pub(crate) fn way(&self, v6: bool) -> Way {
         Way {
-            interface: self.index(self.wire.interface()),
+            interface: self.index(self.wire.interface(v6)),
             mtu: None,
             via: match self.wire {
                 Wire::Plain => Via::Neighbour(address(self.other(), v6)),
@@ -205,6 +244,10 @@ impl Node {
                     remote: address(self.other(), over_v6),
                 },
                 Wire::Wireguard { .. } => Via::Device,
+                Wire::Ipip => Via::Tunnel {
+                    id: 0,
+                    remote: address(self.other(), v6),
+                },
             },
         }
     }

@@ -14,9 +14,12 @@ pub(crate) const BACKENDS: &str = "PODWIRE_BENCH_BACKENDS";
 pub(crate) const MARK: &str = "------ measured in the guest ------";
 /// Emulation is slow, and not what is measured here.
 const LIMIT: Duration = Duration::from_secs(600);
+/// Most rounds and peers that fit into that time.
+const ROUNDS: u16 = 9;
+const PEERS: u16 = 1000;
 
 /// What the guest prints.
-pub(crate) fn measure(backends: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn measure(backends: &[&str], rounds: u16, peers: u16) -> anyhow::Result<String> {
     let this = std::env::current_exe()?;
     let podwire = std::env::var(PODWIRE).context("which podwire is measured?")?;
     let plugin = Path::new(&podwire).with_file_name("podwire-cni");
@@ -34,8 +37,8 @@ pub(crate) fn measure(backends: &[&str]) -> anyhow::Result<String> {
         .program(&this)
         .environment(PODWIRE, &podwire)
         .environment(BACKENDS, &backends.join(","))
-        .environment("PODWIRE_BENCH_ROUNDS", "9")
-        .environment("PODWIRE_BENCH_PEERS", "1000")
+        .environment("PODWIRE_BENCH_ROUNDS", &rounds.min(ROUNDS).to_string())
+        .environment("PODWIRE_BENCH_PEERS", &peers.min(PEERS).to_string())
         // For the labs; and each WireGuard peer has queues of its own in the kernel,
         // and namespaces that were measured go in the background.
         .memory(2048)

@@ -6,8 +6,8 @@
 //! Run as root by `cargo xtask bench routing`, which builds the programs and
 //! names the binary in `PODWIRE_BIN`. Nodes are those of labs of its own, those
 //! set up by hand bare network namespaces. `PODWIRE_BENCH_ROUNDS` changes the
-//! rounds (30), `PODWIRE_BENCH_PEERS` the peers (5,000), `PODWIRE_BENCH_BACKENDS`
-//! the back ends (a list with commas; all).
+//! rounds (30; in the virtual machine 9 at most), `PODWIRE_BENCH_PEERS` the peers (5,000;
+//! there 1,000 at most), `PODWIRE_BENCH_BACKENDS` the back ends (a list with commas; all).
 
 mod by_hand;
 mod cold;
@@ -61,7 +61,7 @@ fn main() -> anyhow::Result<()> {
              software, so that only ratios within its tables say something:",
             lacking.join(" and ")
         );
-        println!("{}", machine::measure(&lacking)?);
+        println!("{}", machine::measure(&lacking, rounds, peers)?);
     }
     Ok(())
 }
