@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -45,8 +45,10 @@ pub(crate) enum Message {
     Rotate,
     /// Somebody asks for the forwarding tables.
     Forwarding(Question),
+    /// What the fast path's thread has done.
+    FastPath(fast_path::Done),
     /// Somebody asks what the fast path knows and has done.
-    FastPath(Question),
+    AskFastPath(Question),
 }
 
 /// Addresses of pods, by node.
@@ -92,20 +94,22 @@ pub(crate) struct Report {
     pub(crate) problems: Vec<String>,
 }
 
-/// Runs until nobody can send it anything any more.
+/// Runs until nobody can send it anything any more. `jobs` is for the thread of
+/// the fast path, if there is to be one.
 pub(crate) fn run(
     kernel: Kernel,
     way: Way,
+    jobs: Option<Sender<fast_path::Job>>,
     inbox: &Receiver<Message>,
     reports: &UnboundedSender<News>,
     snapshots: &Snapshots,
 ) {
-    let mut keeper = Keeper::new(kernel, way);
+    let mut keeper = Keeper::new(kernel, way, jobs);
     let mut retry = Retry::default();
     let mut problems = Problems::default();
     let mut last = Report::default();
     loop {
-        let fast = keeper.fast.as_ref().ok().and_then(fast_path::Keeper::due);
+        let fast = keeper.fast.keeper().and_then(|fast| fast.due());
         let next = [retry.due(), keeper.questions.due(), fast];
         let Some(messages) = gather_until(inbox, next.into_iter().flatten().min()) else {
             return;
@@ -145,6 +149,25 @@ pub(crate) fn run(
     }
 }
 
+/// The fast path.
+enum Fast {
+    /// There is none, with the reason.
+    None(String),
+    /// The thread that takes the jobs is about to say whether it can be had.
+    Starting(Sender<fast_path::Job>),
+    /// It is there.
+    Kept(Box<fast_path::Keeper>),
+}
+
+impl Fast {
+    fn keeper(&mut self) -> Option<&mut fast_path::Keeper> {
+        match self {
+            Fast::Kept(keeper) => Some(keeper),
+            Fast::None(_) | Fast::Starting(_) => None,
+        }
+    }
+}
+
 struct Keeper {
     kernel: Kernel,
     way: Way,
@@ -165,8 +188,7 @@ struct Keeper {
     restored: BTreeMap<String, u64>,
     /// Who removed routes.
     culprits: Culprits,
-    /// The fast path, or why there is none.
-    fast: Result<fast_path::Keeper, String>,
+    fast: Fast,
     /// What is not as it should be there.
     fast_problems: Vec<String>,
     /// Peers that are asked whether they are there.
@@ -176,13 +198,11 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(kernel: Kernel, way: Way) -> Keeper {
-        let fast = start_fast_path(way.fast_path);
-        let wanted = way.fast_path == FastPath::Ebpf;
-        let problem = fast.as_ref().err().filter(|_| wanted).cloned();
+    fn new(kernel: Kernel, way: Way, jobs: Option<Sender<fast_path::Job>>) -> Keeper {
+        let off = || Fast::None("it is switched off".to_owned());
         Keeper {
-            fast,
-            fast_problems: problem.into_iter().collect(),
+            fast: jobs.map_or_else(off, Fast::Starting),
+            fast_problems: Vec::new(),
             kernel,
             way,
             cluster: None,
@@ -202,7 +222,7 @@ impl Keeper {
 
     /// Makes the fast path know the pods there are.
     fn update_fast_path(&mut self) {
-        let Ok(fast) = &mut self.fast else {
+        let Some(fast) = self.fast.keeper() else {
             return;
         };
         let problems = match fast.apply(self.kernel.socket()) {
@@ -215,11 +235,37 @@ impl Keeper {
 
     fn fast_path_report(&self) -> Result<fast_path::Report, linux::fast_path::Error> {
         let mut report = match &self.fast {
-            Ok(fast) => fast.report()?,
-            Err(why) => fast_path::Report::without(why),
+            Fast::Kept(fast) => fast.report()?,
+            Fast::Starting(_) => fast_path::Report::starting(),
+            Fast::None(why) => fast_path::Report::without(why),
         };
         report.problems.clone_from(&self.fast_problems);
         Ok(report)
+    }
+
+    /// Takes notice of what the fast path's thread has done. Returns whether there is
+    /// something to do: one that has just started knows nothing.
+    fn take_fast_path(&mut self, done: fast_path::Done) -> bool {
+        match (done, &mut self.fast) {
+            (fast_path::Done::Started(Ok(fast)), Fast::Starting(jobs)) => {
+                let yields = self.way.fast_path == FastPath::Auto;
+                let keeper = fast_path::Keeper::new(fast, jobs.clone(), yields);
+                self.fast = Fast::Kept(Box::new(keeper));
+                return true;
+            }
+            (fast_path::Done::Started(Err(error)), _) => {
+                let why = format!("no fast path, packets of pods take the IP stack: {error}");
+                tracing::info!("{why}");
+                if self.way.fast_path == FastPath::Ebpf {
+                    self.fast_problems = vec![why.clone()];
+                    self.heard = true;
+                }
+                self.fast = Fast::None(why);
+            }
+            (done, Fast::Kept(fast)) => fast.done(done),
+            (_, Fast::None(_) | Fast::Starting(_)) => {}
+        }
+        false
     }
 
     /// Asks the peers it is time to ask. Returns whether what is to be reported
@@ -252,7 +298,7 @@ impl Keeper {
                 for event in &events {
                     self.blame(event);
                     self.heard |= self.questions.notice(event);
-                    if let Ok(fast) = &mut self.fast {
+                    if let Some(fast) = self.fast.keeper() {
                         fast.notice(event);
                     }
                 }
@@ -267,6 +313,7 @@ impl Keeper {
                 }
                 concerning > 0
             }
+            Message::FastPath(done) => self.take_fast_path(done),
             Message::Audit => {
                 self.audit = true;
                 self.questions.ask_anew(Instant::now());
@@ -280,7 +327,7 @@ impl Keeper {
                 }
                 false
             }
-            Message::FastPath(question) => {
+            Message::AskFastPath(question) => {
                 match self.fast_path_report() {
                     Ok(report) => question.answer(&report),
                     Err(error) => question.refuse(Refusal::Failed(error.to_string())),
@@ -452,19 +499,23 @@ impl Keeper {
             &primary,
             &underlay.subnets,
         ));
-        if let Ok(fast) = &mut self.fast {
-            fast.leave(&routing::ways::ways(&plan, &[], &underlay));
+        let mut ways = fast_path::Ways::new();
+        if let Some(fast) = self.fast.keeper() {
+            ways = routing::ways::ways(&plan, &[], &underlay);
+            fast.leave(&ways);
         }
         let outcome = self.carry_out(&plan.state)?;
         problems.extend(outcome.failures.iter().map(ToString::to_string));
         problems.extend(outcome.foreign.iter().map(ToString::to_string));
-        if let Ok(fast) = &mut self.fast {
-            let ways = || routing::ways::ways(&plan, &outcome.foreign, &underlay);
-            let settled = fast.settle().map(|()| ways());
-            fast.set_ways(settled.unwrap_or_else(|error| {
+        if let Some(fast) = self.fast.keeper() {
+            if !outcome.foreign.is_empty() {
+                ways = routing::ways::ways(&plan, &outcome.foreign, &underlay);
+            }
+            if let Err(error) = fast.settle() {
                 problems.push(format!("fast path: {error}"));
-                BTreeMap::new()
-            }));
+                ways.clear();
+            }
+            fast.set_ways(ways);
         }
         let refused = |range: &IpNet| {
             plan.refusals
@@ -545,18 +596,6 @@ impl Keeper {
         }
         Ok(outcome)
     }
-}
-
-/// Starts the fast path, if it is wanted and can be had; why not otherwise.
-fn start_fast_path(wish: FastPath) -> Result<fast_path::Keeper, String> {
-    if wish == FastPath::Off {
-        return Err("it is switched off".to_owned());
-    }
-    fast_path::Keeper::start(wish == FastPath::Auto).map_err(|error| {
-        let why = format!("no fast path, packets of pods take the IP stack: {error}");
-        tracing::info!("{why}");
-        why
-    })
 }
 
 fn text(data: &NodeData) -> String {

@@ -27,13 +27,14 @@ use crate::event_writer::{self, About, Recorder};
 use crate::healthcheck::{self, Wanted};
 use crate::inspection::Asked;
 use crate::metrics::Metrics;
-use crate::options::Options;
+use crate::options::{FastPath, Options};
 use crate::pods::Pods;
 use crate::publish::Publisher;
 use crate::snapshot::Snapshots;
 use crate::worker::Problems;
 use crate::{
-    feed, health, ipam_audit, kernel_events, policy_socket, privileges, proxy, routes, translate,
+    fast_path, feed, health, ipam_audit, kernel_events, policy_socket, privileges, proxy, routes,
+    translate,
 };
 
 /// What the loop is told.
@@ -159,8 +160,32 @@ async fn agent(
     }
     let snapshots = Snapshots::default();
     let (reports, snapshots_of_routes) = (core.clone(), snapshots.clone());
+    // The thread of routes ends when nobody can tell it anything any more, that of
+    // the fast path with the thread of routes.
+    let to_routes = Arc::new(routes.clone());
+    let mut jobs = None;
+    if options.fast_path != FastPath::Off {
+        let (sender, inbox) = mpsc::channel();
+        let done = Arc::downgrade(&to_routes);
+        threads.push(thread("fast-path", move || {
+            fast_path::run(&inbox, |news| {
+                if let Some(routes) = done.upgrade() {
+                    let _ = routes.send(routes::Message::FastPath(news));
+                }
+            });
+        })?);
+        jobs = Some(sender);
+    }
+    let fast_path = to_routes;
     threads.push(thread("routes", move || {
-        routes::run(kernel, way, &routes_inbox, &reports, &snapshots_of_routes);
+        routes::run(
+            kernel,
+            way,
+            jobs,
+            &routes_inbox,
+            &reports,
+            &snapshots_of_routes,
+        );
     })?);
     let status = health::Shared::default();
     let dns = dns::prepare(&options, &core);
@@ -210,7 +235,7 @@ async fn agent(
     });
     let to_routes = routes.clone();
     admin.add("/v1/fast-path", move |question| {
-        let _ = to_routes.send(routes::Message::FastPath(question));
+        let _ = to_routes.send(routes::Message::AskFastPath(question));
     });
     for (path, asked) in [
         ("/v1/services", Asked::Services),
@@ -268,6 +293,7 @@ async fn agent(
         status,
         _listening: listening,
         _auditing: auditing,
+        _fast_path: fast_path,
         written: None,
         conflist_problem: None,
         conflist_problems: Problems::default(),
@@ -329,6 +355,9 @@ struct Core {
     _listening: UnixStream,
     /// Closed with the loop, which ends the thread that audits addresses.
     _auditing: Sender<()>,
+    /// Gone with the loop, so that the thread of the fast path does not keep that of
+    /// routes, nor the other way round.
+    _fast_path: Arc<Sender<routes::Message>>,
     /// The CNI configuration in force.
     written: Option<ConfigList>,
     conflist_problem: Option<String>,

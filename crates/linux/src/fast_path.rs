@@ -71,11 +71,13 @@ pub enum Lacking {
     Namespace(#[from] namespace::Error),
 }
 
-/// Tries out, in a network namespace made for it, whether the kernel can do
-/// what the fast path needs.
-pub fn probe() -> Result<(), Lacking> {
-    /// The index of the loopback device of every namespace.
-    const LOOPBACK: u32 = 1;
+/// Loads the programs, once the kernel has shown, in a network namespace made for
+/// it, that it can do what they need. Nothing is attached: each time would have all
+/// who change links, in all namespaces, wait until the kernel is done with it.
+///
+/// # Errors
+/// What the kernel lacks.
+pub fn probe() -> Result<FastPath, Lacking> {
     NetworkNamespace::create()?.run(|| {
         // Asked anything about connections, a kernel loads the module that knows
         // them. What follows needs it and would not.
@@ -83,10 +85,10 @@ pub fn probe() -> Result<(), Lacking> {
         be_liberal()?;
         let fast = FastPath::load()?;
         fast.follow_timeouts()?;
-        for place in Place::ALL {
-            fast.attach(place, LOOPBACK)?;
+        for program in [&fast.outbound, &fast.inbound, &fast.inbound_ip] {
+            program.can_be_attached()?;
         }
-        Ok(())
+        Ok(fast)
     })?
 }
 
@@ -280,7 +282,10 @@ impl FastPath {
     }
 
     /// Has packets looked at that arrive at an interface of the calling thread's
-    /// network namespace.
+    /// network namespace. That takes as long as the kernel needs to be sure that
+    /// nobody handles a packet by what was before, some milliseconds (an RCU grace
+    /// period), and so does dropping what this returns. Whoever changes links
+    /// meanwhile waits.
     pub fn attach(&self, place: Place, interface: u32) -> Result<Attached, Error> {
         let program = match place {
             Place::Pod => &self.outbound,

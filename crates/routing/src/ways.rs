@@ -36,6 +36,22 @@ pub enum Leaving {
 }
 
 impl Way {
+    /// The tunnel's device, if it leads through one.
+    pub fn device(&self) -> Option<DeviceName> {
+        match self.interface {
+            Leaving::Tunnel(device) => Some(device),
+            Leaving::Underlay(_) => None,
+        }
+    }
+
+    /// The underlay's interface, if it leads through none.
+    pub fn underlay(&self) -> Option<u32> {
+        match self.interface {
+            Leaving::Underlay(interface) => Some(interface),
+            Leaving::Tunnel(_) => None,
+        }
+    }
+
     /// The way as the fast path has it. `index` gives the interface of a name, if
     /// there is one.
     ///

@@ -2,24 +2,34 @@
 //! of others ([`linux::fast_path`]): which pods and ranges it is to know, and
 //! keeping it so.
 
+mod links;
 mod others;
 mod pods;
+mod programs;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use linux::events::Event;
-use linux::fast_path::{self, Attached, FastPath, Place, Pod};
+use linux::fast_path::{self, FastPath, Place, Pod};
 use linux::netlink::{self, Socket};
 use routing::model::DeviceName;
 use routing::ways::{NoWay, Way};
 
+use links::Spot;
+pub(crate) use links::{Done, Job, run};
 use others::Others;
 use pods::{Excluded, LocalPods};
+use programs::Programs;
 pub use report::Report;
+
+/// The ways to peers' pods, as the routing plan has them.
+pub(crate) type Ways = BTreeMap<IpNet, Result<Way, NoWay>>;
 
 /// What the programs are to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,53 +38,20 @@ struct Wanted {
     ranges: BTreeMap<IpNet, fast_path::Way>,
 }
 
-impl Wanted {
-    /// Where programs are attached: at pods only while there is somewhere to send,
-    /// and where a program is needed for one way it is for the other.
-    fn places(&self) -> BTreeSet<(Place, u32)> {
-        if self.pods.is_empty() || self.ranges.is_empty() {
-            return BTreeSet::new();
-        }
-        let nodes = self.ranges.values();
-        let nodes = nodes.map(|way| (way.place(), way.interface));
-        let pods = self.pods.values().map(|pod| (Place::Pod, pod.interface));
-        nodes.chain(pods).collect()
-    }
+/// Where packets from ranges arrive.
+fn arrivals(ranges: &BTreeMap<IpNet, fast_path::Way>) -> BTreeSet<Spot> {
+    let ways = ranges.values();
+    ways.map(|way| (way.place(), way.interface)).collect()
 }
 
-/// What has to change between two states, in the order in which it is done:
-/// nothing is sent where an address was before.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Difference {
-    remove_ranges: Vec<IpNet>,
-    remove_pods: Vec<IpAddr>,
-    detach: Vec<(Place, u32)>,
-    attach: Vec<(Place, u32)>,
-    set_pods: Vec<(IpAddr, Pod)>,
-    set_ranges: Vec<(IpNet, fast_path::Way)>,
-}
-
-impl Difference {
-    fn len(&self) -> usize {
-        self.remove_ranges.len()
-            + self.remove_pods.len()
-            + self.detach.len()
-            + self.attach.len()
-            + self.set_pods.len()
-            + self.set_ranges.len()
+/// Where programs are attached: at pods only while there is somewhere to send,
+/// and where a program is needed for one way it is for the other.
+fn spots(pods: &BTreeMap<IpAddr, Pod>, arrivals: &BTreeSet<Spot>) -> BTreeSet<Spot> {
+    if pods.is_empty() || arrivals.is_empty() {
+        return BTreeSet::new();
     }
-}
-
-fn difference(from: &Wanted, to: &Wanted, attached: &BTreeSet<(Place, u32)>) -> Difference {
-    let places = to.places();
-    Difference {
-        remove_ranges: gone(&from.ranges, &to.ranges),
-        remove_pods: gone(&from.pods, &to.pods),
-        detach: attached.difference(&places).copied().collect(),
-        attach: places.difference(attached).copied().collect(),
-        set_pods: changed(&from.pods, &to.pods),
-        set_ranges: changed(&from.ranges, &to.ranges),
-    }
+    let pods = pods.values().map(|pod| (Place::Pod, pod.interface));
+    pods.chain(arrivals.iter().copied()).collect()
 }
 
 fn gone<K: Ord + Copy, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>) -> Vec<K> {
@@ -110,23 +87,31 @@ fn announce(before: &BTreeSet<String>, now: &BTreeSet<String>) {
 /// Keeps the programs' knowledge.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    fast: FastPath,
+    fast: Arc<FastPath>,
+    programs: Programs,
     local: LocalPods,
     others: Others,
     /// Whether it is for others' rules to decide that there is no fast path.
     yields: bool,
-    /// When to look at them.
+    /// When to look at them, and to try again what could not be done.
     look: Instant,
     /// What of others' is in the way.
     judges: BTreeSet<String>,
-    /// What is wanted, and what was applied.
+    /// What is wanted while nothing is in the way, and what was applied.
     wanted: Wanted,
     applied: Wanted,
+    /// Where packets from the wanted ranges arrive.
+    arrivals: BTreeSet<Spot>,
+    /// Whether ranges may be others than were applied.
+    stale: bool,
     /// How often something was applied.
     changes: u64,
-    attached: BTreeMap<(Place, u32), Attached>,
-    /// How peers' pods are reached, as the routing plan has it.
-    ways: BTreeMap<IpNet, Result<Way, NoWay>>,
+    /// How peers' pods are reached, the devices and interfaces among that, and what
+    /// there was to know of these.
+    ways: Ways,
+    devices: BTreeSet<DeviceName>,
+    interfaces: BTreeSet<u32>,
+    links: Links,
     /// Pods of this node that stay with the stack, and peers' ranges.
     excluded: BTreeMap<String, Excluded>,
     no_way: BTreeMap<IpNet, String>,
@@ -138,16 +123,21 @@ pub(crate) struct Keeper {
     undone: Vec<String>,
 }
 
+/// What of links decides which ranges are reached: the devices of tunnels, and
+/// interfaces somebody filters.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Links {
+    devices: BTreeMap<DeviceName, Option<u32>>,
+    filtered: BTreeSet<u32>,
+}
+
 impl Keeper {
-    /// Loads the programs, once the kernel has shown that it can do it. With
+    /// For loaded programs, which the thread that takes the jobs attaches. With
     /// `yields` there is no fast path while others have rules about packets.
-    ///
-    /// # Errors
-    /// What it cannot do.
-    pub(crate) fn start(yields: bool) -> Result<Self, fast_path::Lacking> {
-        fast_path::probe()?;
-        Ok(Self {
-            fast: FastPath::load()?,
+    pub(crate) fn new(fast: Arc<FastPath>, jobs: Sender<Job>, yields: bool) -> Self {
+        Self {
+            fast,
+            programs: Programs::new(jobs),
             local: LocalPods::default(),
             others: Others::new(),
             yields,
@@ -155,16 +145,20 @@ impl Keeper {
             judges: BTreeSet::new(),
             wanted: Wanted::default(),
             applied: Wanted::default(),
+            arrivals: BTreeSet::new(),
+            stale: false,
             changes: 0,
-            attached: BTreeMap::new(),
             ways: BTreeMap::new(),
+            devices: BTreeSet::new(),
+            interfaces: BTreeSet::new(),
+            links: Links::default(),
             excluded: BTreeMap::new(),
             no_way: BTreeMap::new(),
             changed: false,
             lost: true,
             blind: None,
             undone: Vec::new(),
-        })
+        }
     }
 
     /// Makes conntrack's settings as they have to be, and follows those that others
@@ -184,10 +178,21 @@ impl Keeper {
         self.others.notice(event);
     }
 
+    /// Takes notice of what the thread that attaches programs has done.
+    pub(crate) fn done(&mut self, done: Done) {
+        self.programs.done(done);
+    }
+
     /// Takes up how peers' pods are reached.
-    pub(crate) fn set_ways(&mut self, ways: BTreeMap<IpNet, Result<Way, NoWay>>) {
-        self.changed |= self.ways != ways;
+    pub(crate) fn set_ways(&mut self, ways: Ways) {
+        if self.ways == ways {
+            return;
+        }
+        let known = || ways.values().flatten();
+        self.devices = known().filter_map(Way::device).collect();
+        self.interfaces = known().filter_map(Way::underlay).collect();
         self.ways = ways;
+        (self.changed, self.stale) = (true, true);
     }
 
     /// Works out what is wanted.
@@ -195,63 +200,76 @@ impl Keeper {
         let found = self.local.found();
         self.wanted.pods = found.pods;
         self.excluded = found.excluded;
-        self.resolve();
-        let own: Vec<IpNet> = self.wanted.pods.keys().copied().map(IpNet::from).collect();
-        let peers: Vec<IpNet> = self.wanted.ranges.keys().copied().collect();
-        let judges = self.others.judges(&own, &peers);
+        let links = self.links();
+        if self.stale || links != self.links {
+            self.links = links;
+            self.resolve();
+        }
+        let own = self.wanted.pods.keys().copied().map(IpNet::from);
+        let peers = self.wanted.ranges.keys().copied();
+        let judges = self.others.judges(own.chain(peers));
         announce(&self.judges, &judges);
+        self.stale |= self.judges.is_empty() != judges.is_empty();
         self.judges = judges;
-        if !self.judges.is_empty() {
-            self.wanted.ranges.clear();
+    }
+
+    fn links(&self) -> Links {
+        let index = |device: &DeviceName| (*device, self.local.index_of(device.as_str()));
+        let devices: BTreeMap<_, _> = self.devices.iter().map(index).collect();
+        let tunnels = devices.values().flatten();
+        let filtered = tunnels
+            .chain(&self.interfaces)
+            .filter(|index| self.local.filtered().contains(index));
+        Links {
+            filtered: filtered.copied().collect(),
+            devices,
         }
     }
 
     /// Sorts out which ranges have a way.
     fn resolve(&mut self) {
+        self.stale = true;
         self.wanted.ranges.clear();
         self.no_way.clear();
-        for (range, way) in self.resolved(&self.ways) {
-            match way {
-                Ok(way) if self.local.filtered().contains(&way.interface) => {
+        for (range, way) in &self.ways {
+            match resolved(way, &self.links.devices) {
+                Ok(way) if self.links.filtered.contains(&way.interface) => {
                     let why = "somebody else's filters are at the interface it leaves by";
-                    self.no_way.insert(range, why.to_owned());
+                    self.no_way.insert(*range, why.to_owned());
                 }
-                Ok(way) => drop(self.wanted.ranges.insert(range, way)),
-                Err(why) => drop(self.no_way.insert(range, why.to_string())),
+                Ok(way) => drop(self.wanted.ranges.insert(*range, way)),
+                Err(why) => drop(self.no_way.insert(*range, why.to_string())),
             }
         }
-    }
-
-    /// Finds the devices of tunnels among the links there are.
-    fn resolved(
-        &self,
-        ways: &BTreeMap<IpNet, Result<Way, NoWay>>,
-    ) -> BTreeMap<IpNet, Result<fast_path::Way, NoWay>> {
-        let mut known: BTreeMap<DeviceName, Option<u32>> = BTreeMap::new();
-        let mut index = |device: DeviceName| {
-            let find = || self.local.index_of(device.as_str());
-            *known.entry(device).or_insert_with(find)
-        };
-        ways.iter()
-            .map(|(range, way)| (*range, (*way).and_then(|way| way.resolve(&mut index))))
-            .collect()
+        self.arrivals = arrivals(&self.wanted.ranges);
     }
 
     /// Leaves to the stack what is about to be reached in another way than the
     /// programs know: what belongs to the old way goes with it, the entries of a
     /// neighbour for one, and packets sent there would be lost.
-    pub(crate) fn leave(&mut self, ways: &BTreeMap<IpNet, Result<Way, NoWay>>) {
-        let next = self.resolved(ways);
-        let (stay, go): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.applied.ranges)
-            .into_iter()
-            .partition(|(range, way)| next.get(range) == Some(&Ok(*way)));
-        self.applied.ranges = stay;
-        for (range, way) in go {
-            self.changed = true;
+    pub(crate) fn leave(&mut self, ways: &Ways) {
+        if self.ways == *ways {
+            return;
+        }
+        let devices = ways.values().flatten().filter_map(Way::device);
+        let index = |device: DeviceName| (device, self.local.index_of(device.as_str()));
+        let devices = devices.collect::<BTreeSet<_>>().into_iter().map(index);
+        let devices: BTreeMap<_, _> = devices.collect();
+        let stays = |range: &IpNet, way: &fast_path::Way| {
+            let next = ways.get(range).map(|way| resolved(way, &devices));
+            next == Some(Ok(*way))
+        };
+        let known = self.applied.ranges.iter();
+        let go: Vec<IpNet> = known
+            .filter(|(range, way)| !stays(range, way))
+            .map(|(range, _)| *range)
+            .collect();
+        for range in go {
+            (self.changed, self.stale) = (true, true);
             self.changes += 1;
             // What cannot be forgotten is still known.
-            if self.fast.remove_range(range).is_err() {
-                self.applied.ranges.insert(range, way);
+            if self.fast.remove_range(range).is_ok() {
+                self.applied.ranges.remove(&range);
             }
         }
     }
@@ -259,7 +277,12 @@ impl Keeper {
     /// When to call [`Self::apply`] even if nothing was heard: of others' rules
     /// about packets nothing is heard.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.yields.then_some(self.look)
+        let look = (self.yields || self.has_failed()).then_some(self.look);
+        look.into_iter().chain(self.programs.due()).min()
+    }
+
+    fn has_failed(&self) -> bool {
+        !self.undone.is_empty() || self.programs.failures().next().is_some()
     }
 
     /// Makes the programs know what is wanted. Gives what could not be done;
@@ -274,20 +297,31 @@ impl Keeper {
         }
         if self.yields {
             self.changed |= self.others.read_rules(socket)?;
-            if self.look <= Instant::now() {
+        }
+        let now = Instant::now();
+        let mut again = self.programs.due().is_some_and(|due| due <= now);
+        if self.look <= now {
+            self.look = now + LOOK;
+            again |= self.has_failed();
+            self.programs.retry();
+            if self.yields {
                 let looked = self.others.look();
                 self.changed |= *looked.as_ref().unwrap_or(&false);
                 self.blind = looked.err().map(|error| format!("fast path: {error}"));
-                self.look = Instant::now() + LOOK;
             }
         }
         if std::mem::take(&mut self.changed) {
             self.decide();
-            self.undone = self.carry_out();
-        } else if !self.undone.is_empty() {
-            self.undone = self.carry_out();
+            self.programs.hold(now);
+            again = true;
         }
-        Ok(self.blind.iter().chain(&self.undone).cloned().collect())
+        if again {
+            self.carry_out(now);
+        }
+        let failures = self.programs.failures();
+        let failures = failures.map(|why| format!("fast path: {why}"));
+        let undone = self.blind.iter().chain(&self.undone).cloned();
+        Ok(undone.chain(failures).collect())
     }
 
     /// What the programs know and have done.
@@ -304,63 +338,79 @@ impl Keeper {
             other_pods: excluded
                 .map(|(name, why)| (name.clone(), why.to_string()))
                 .collect(),
-            changes: self.changes,
+            pending: self.programs.pending(),
+            changes: self.changes + self.programs.changes(),
             ..Report::default()
         };
         report.count(&self.fast)?;
         Ok(report)
     }
 
-    fn carry_out(&mut self) -> Vec<String> {
+    /// Does what differs, in an order in which nothing is sent where an address was
+    /// before.
+    fn carry_out(&mut self, now: Instant) {
+        static NONE: BTreeMap<IpNet, fast_path::Way> = BTreeMap::new();
+        let judged = !self.judges.is_empty();
         let mut failures = Vec::new();
-        let attached = self.attached.keys().copied().collect();
-        let difference = difference(&self.applied, &self.wanted, &attached);
-        self.changes += difference.len() as u64;
-        let mut done = |what: String, result: Result<(), fast_path::Error>| match result {
-            Ok(()) => true,
-            Err(error) => {
-                failures.push(format!("fast path: {what}: {error}"));
-                false
-            }
+        let mut changes = 0;
+        let mut done = |what: &dyn Fn() -> String, result: Result<(), fast_path::Error>| {
+            changes += 1;
+            let result = result.map_err(|error| format!("fast path: {}: {error}", what()));
+            result.map_err(|failure| failures.push(failure)).is_ok()
         };
-        for range in difference.remove_ranges {
-            if done(format!("forgetting {range}"), self.fast.remove_range(range)) {
-                self.applied.ranges.remove(&range);
-            }
-        }
-        for address in difference.remove_pods {
-            if done(
-                format!("forgetting pod {address}"),
-                self.fast.remove_pod(address),
-            ) {
-                self.applied.pods.remove(&address);
-            }
-        }
-        for place in difference.detach {
-            self.attached.remove(&place);
-        }
-        for place in difference.attach {
-            match self.fast.attach(place.0, place.1) {
-                Ok(attached) => drop(self.attached.insert(place, attached)),
-                // A notification of that is on its way.
-                Err(error) if error.is_gone() => {}
-                Err(error) => {
-                    done("attaching".to_owned(), Err(error));
+        let ranges = if judged { &NONE } else { &self.wanted.ranges };
+        let stale = std::mem::take(&mut self.stale);
+        let mut all = true;
+        if stale {
+            for range in gone(&self.applied.ranges, ranges) {
+                let removed = self.fast.remove_range(range);
+                if done(&|| format!("forgetting {range}"), removed) {
+                    self.applied.ranges.remove(&range);
+                } else {
+                    all = false;
                 }
             }
         }
-        for (address, pod) in difference.set_pods {
-            if done(format!("pod {address}"), self.fast.set_pod(address, &pod)) {
+        for address in gone(&self.applied.pods, &self.wanted.pods) {
+            let removed = self.fast.remove_pod(address);
+            if done(&|| format!("forgetting pod {address}"), removed) {
+                self.applied.pods.remove(&address);
+            }
+        }
+        for (address, pod) in changed(&self.applied.pods, &self.wanted.pods) {
+            let set = self.fast.set_pod(address, &pod);
+            if done(&|| format!("pod {address}"), set) {
                 self.applied.pods.insert(address, pod);
             }
         }
-        for (range, way) in difference.set_ranges {
-            if done(format!("range {range}"), self.fast.set_range(range, &way)) {
-                self.applied.ranges.insert(range, way);
+        if stale {
+            for (range, way) in changed(&self.applied.ranges, ranges) {
+                let set = self.fast.set_range(range, &way);
+                if done(&|| format!("range {range}"), set) {
+                    self.applied.ranges.insert(range, way);
+                } else {
+                    all = false;
+                }
             }
         }
-        failures
+        self.stale = !all;
+        self.undone = failures;
+        self.changes += changes;
+        let spots = if judged {
+            BTreeSet::new()
+        } else {
+            spots(&self.wanted.pods, &self.arrivals)
+        };
+        self.programs.want(&spots, now);
     }
+}
+
+/// A way with the device of its tunnel found among the links there are.
+fn resolved(
+    way: &Result<Way, NoWay>,
+    devices: &BTreeMap<DeviceName, Option<u32>>,
+) -> Result<fast_path::Way, NoWay> {
+    (*way)?.resolve(|device| devices.get(&device).copied().flatten())
 }
 
 #[cfg(test)]
@@ -371,87 +421,69 @@ mod tests {
 
     use super::*;
 
-    fn wanted(pods: &[(&str, u32)], ranges: &[(&str, &str, u32)]) -> Wanted {
+    fn pods(pods: &[(&str, u32)]) -> BTreeMap<IpAddr, Pod> {
         let pod = |interface| Pod {
             interface,
             mac: MacAddress([2, 0, 0, 0, 0, 1]),
             gateway: MacAddress([2, 0, 0, 0, 0, 2]),
         };
-        Wanted {
-            pods: pods
-                .iter()
-                .map(|(address, interface)| (address.parse().unwrap(), pod(*interface)))
-                .collect(),
-            ranges: ranges
-                .iter()
-                .map(|(range, address, interface)| {
-                    let address = address.parse().unwrap();
-                    let way = fast_path::Way {
-                        interface: *interface,
-                        mtu: None,
-                        via: Via::Neighbour(address),
-                    };
-                    (range.parse().unwrap(), way)
-                })
-                .collect(),
-        }
+        pods.iter()
+            .map(|(address, interface)| (address.parse().unwrap(), pod(*interface)))
+            .collect()
+    }
+
+    fn ranges(ranges: &[(&str, &str, u32)]) -> BTreeMap<IpNet, fast_path::Way> {
+        let way = |address: &str, interface| fast_path::Way {
+            interface,
+            mtu: None,
+            via: Via::Neighbour(address.parse().unwrap()),
+        };
+        ranges
+            .iter()
+            .map(|(range, address, interface)| (range.parse().unwrap(), way(address, *interface)))
+            .collect()
     }
 
     const OUT: Place = Place::Pod;
     const IN: Place = Place::Ethernet;
 
     #[rstest]
-    #[case(wanted(&[("10.0.0.2", 7)], &[]), &[])]
-    #[case(wanted(&[], &[("10.0.1.0/24", "192.0.2.2", 2)]), &[])]
+    #[case(&[("10.0.0.2", 7)], &[], &[])]
+    #[case(&[], &[("10.0.1.0/24", "192.0.2.2", 2)], &[])]
     #[case(
-        wanted(
-            &[("10.0.0.2", 7), ("fd00::2", 7), ("10.0.0.3", 8)],
-            &[("10.0.1.0/24", "192.0.2.2", 2), ("fd01::/64", "2001:db8::2", 3)]
-        ),
+        &[("10.0.0.2", 7), ("fd00::2", 7), ("10.0.0.3", 8)],
+        &[("10.0.1.0/24", "192.0.2.2", 2), ("fd01::/64", "2001:db8::2", 3)],
         &[(OUT, 7), (OUT, 8), (IN, 2), (IN, 3)]
     )]
     fn programs_are_where_pods_and_their_peers_are(
-        #[case] wanted: Wanted,
-        #[case] places: &[(Place, u32)],
+        #[case] known: &[(&str, u32)],
+        #[case] peers: &[(&str, &str, u32)],
+        #[case] places: &[Spot],
     ) {
-        assert_eq!(wanted.places(), places.iter().copied().collect());
+        let arrivals = arrivals(&ranges(peers));
+        assert_eq!(
+            spots(&pods(known), &arrivals),
+            places.iter().copied().collect()
+        );
     }
 
     #[test]
     fn only_what_differs_changes() {
-        let from = wanted(
-            &[("10.0.0.2", 7), ("10.0.0.3", 8)],
-            &[
-                ("10.0.1.0/24", "192.0.2.2", 2),
-                ("10.0.2.0/24", "192.0.2.3", 2),
-            ],
-        );
-        let to = wanted(
-            &[("10.0.0.2", 9), ("10.0.0.4", 10)],
-            &[
-                ("10.0.1.0/24", "192.0.2.2", 2),
-                ("10.0.3.0/24", "192.0.2.4", 3),
-            ],
-        );
-        let attached = from.places();
-        assert_eq!(difference(&from, &from, &attached), Difference::default());
-        let change = difference(&from, &to, &attached);
-        assert_eq!(change.remove_pods, ["10.0.0.3".parse::<IpAddr>().unwrap()]);
-        assert_eq!(
-            change.remove_ranges,
-            ["10.0.2.0/24".parse::<IpNet>().unwrap()]
-        );
-        let set: Vec<_> = change
-            .set_pods
-            .iter()
-            .map(|(a, pod)| (a.to_string(), pod.interface))
-            .collect();
-        assert_eq!(
-            set,
-            [("10.0.0.2".to_owned(), 9), ("10.0.0.4".to_owned(), 10)]
-        );
-        assert_eq!(change.set_ranges.len(), 1);
-        assert_eq!(change.detach, [(OUT, 7), (OUT, 8)]);
-        assert_eq!(change.attach, [(OUT, 9), (OUT, 10), (IN, 3)]);
+        let from = ranges(&[
+            ("10.0.1.0/24", "192.0.2.2", 2),
+            ("10.0.2.0/24", "192.0.2.3", 2),
+            ("10.0.3.0/24", "192.0.2.4", 2),
+        ]);
+        let to = ranges(&[
+            ("10.0.1.0/24", "192.0.2.2", 2),
+            ("10.0.3.0/24", "192.0.2.9", 2),
+            ("10.0.4.0/24", "192.0.2.5", 3),
+        ]);
+        assert!(gone(&from, &from).is_empty() && changed(&from, &from).is_empty());
+        assert_eq!(gone(&from, &to), ["10.0.2.0/24".parse::<IpNet>().unwrap()]);
+        let set = changed(&from, &to)
+            .into_iter()
+            .map(|(range, _)| range.to_string());
+        assert!(set.eq(["10.0.3.0/24", "10.0.4.0/24"]));
     }
 }

@@ -95,13 +95,9 @@ impl Others {
         Ok(changed)
     }
 
-    /// What judges packets between pods of this node and pods of these ranges.
-    pub(crate) fn judges(&self, own: &[IpNet], peers: &[IpNet]) -> BTreeSet<String> {
-        let concerns = |rule: &&Rule| {
-            own.iter()
-                .chain(peers)
-                .any(|range| overlap(range, &rule.from))
-        };
+    /// What judges packets between pods with these addresses and in these ranges.
+    pub(crate) fn judges(&self, pods: impl Iterator<Item = IpNet> + Clone) -> BTreeSet<String> {
+        let concerns = |rule: &&Rule| pods.clone().any(|range| overlap(&range, &rule.from));
         let rules = self.rules.iter().filter(concerns);
         rules
             .map(|rule| format!("policy rule {rule}"))
@@ -166,10 +162,9 @@ mod tests {
             rules: vec![rule(from, 3)],
             ..Others::default()
         };
-        let found = others.judges(
-            &[net("10.1.1.0/24"), net("fd00:1::/64")],
-            &[net("10.1.2.0/24"), net("fd00:2::/64")],
-        );
+        let own = ["10.1.1.0/24", "fd00:1::/64"].map(net);
+        let peers = ["10.1.2.0/24", "fd00:2::/64"].map(net);
+        let found = others.judges(own.into_iter().chain(peers));
         assert_eq!(!found.is_empty(), judges, "{found:?}");
     }
 

@@ -13,6 +13,9 @@ pub struct Report {
     /// Why there is none, if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub off: Option<String>,
+    /// Whether it is being started, while all packets take the stack.
+    #[serde(default)]
+    pub starting: bool,
     /// What others have that judges packets one by one. While there is any, all take
     /// the stack, unless the fast path is asked for by name.
     pub judges: BTreeSet<String>,
@@ -25,6 +28,9 @@ pub struct Report {
     /// Pods that stay with the stack, by the name of their interface's host side,
     /// with the reason.
     pub other_pods: BTreeMap<String, String>,
+    /// How many programs are about to be attached or taken away.
+    #[serde(default)]
+    pub pending: usize,
     /// How often the programs were attached or detached, or told something, since the
     /// agent started.
     pub changes: u64,
@@ -42,6 +48,22 @@ impl Report {
     pub(crate) fn without(why: &str) -> Report {
         Report {
             off: Some(why.to_owned()),
+            ..Report::default()
+        }
+    }
+
+    /// While it is being started.
+    pub(crate) fn starting() -> Report {
+        let nothing = || {
+            Outcome::ALL
+                .into_iter()
+                .map(|outcome| (outcome, 0))
+                .collect()
+        };
+        Report {
+            starting: true,
+            outbound: nothing(),
+            inbound: nothing(),
             ..Report::default()
         }
     }

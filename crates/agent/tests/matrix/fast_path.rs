@@ -1,9 +1,10 @@
 //! Agents that keep the fast path of established connections while pods come and
 //! go, back ends change and others interfere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use linux::fast_path::Outcome;
@@ -26,10 +27,11 @@ fn report(world: &World, node: usize) -> Report {
     attempt(|| ask().map_err(|error| error.to_string())).expect("it answers")
 }
 
+/// Waits until what is to be is, and programs are where it has them.
 fn wait_for(world: &World, node: usize, what: &str, is: impl Fn(&Report) -> bool) {
     wait(what, || {
         let found = report(world, node);
-        if is(&found) {
+        if is(&found) && found.pending == 0 {
             Ok(())
         } else {
             Err(format!("{found:?}"))
@@ -40,7 +42,8 @@ fn wait_for(world: &World, node: usize, what: &str, is: impl Fn(&Report) -> bool
 /// Packets that took the fast path of a node, from pods and to pods.
 fn taken(world: &World, node: usize) -> [u64; 2] {
     let found = report(world, node);
-    [&found.outbound, &found.inbound].map(|counts| counts[&Outcome::Taken])
+    let taken = |counts: &BTreeMap<Outcome, u64>| counts.get(&Outcome::Taken).copied();
+    [&found.outbound, &found.inbound].map(|counts| taken(counts).unwrap_or_default())
 }
 
 /// Packets a node's programs have seen arrive at the underlay.
@@ -153,6 +156,78 @@ fn pods_take_the_fast_path_while_they_are_there(
     for address in world.pods[third].addresses.clone() {
         Conversation::between(&world, first, third, address).ask_until_taken(&world);
     }
+}
+
+/// A directory in the place of that where the kernel describes itself: what is read
+/// there is what is written to a pipe.
+struct Description {
+    directory: tempfile::TempDir,
+}
+
+impl Description {
+    const PLACE: &str = "/sys/kernel/btf";
+    const NAME: &str = "vmlinux";
+
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let kind = rustix::fs::FileType::Fifo;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let pipe = directory.path().join(Self::NAME);
+        rustix::fs::mknodat(rustix::fs::CWD, pipe, kind, mode, 0).expect("a pipe");
+        Self { directory }
+    }
+
+    /// For the calling thread and those it starts.
+    fn show(directory: &Path) {
+        linux::process::unshare_mounts().expect("root unshares");
+        linux::mount::make_private(Path::new("/")).expect("root mounts");
+        linux::mount::bind(directory, Path::new(Self::PLACE)).expect("root mounts");
+    }
+
+    /// Lets whoever reads it have the text.
+    fn write(&self, text: &[u8]) {
+        std::fs::write(self.directory.path().join(Self::NAME), text).expect("somebody reads");
+    }
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        // Whoever still waits for the beginning finds the end.
+        let pipe = self.directory.path().join(Self::NAME);
+        let _ = std::fs::File::options().read(true).write(true).open(pipe);
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_fast_path_that_is_slow_to_start_or_cannot_be_had() {
+    let mut world = World::new();
+    let description = Description::new();
+    let directory = description.directory.path().to_owned();
+    let slow = || {
+        let directory = directory.clone();
+        move || Description::show(&directory)
+    };
+    world.start_after(0, slow(), |_| {});
+    world.start(1, |_| {});
+    (0..2).for_each(|node| world.wait_until_ready(node));
+    let [first, second] = [0, 1].map(|node| world.add_pod(node));
+    let mut pair = Conversation::between(&world, first, second, v4(&world, second));
+    pair.ask_often();
+    let found = report(&world, 0);
+    assert!(found.starting && found.off.is_none(), "{found:?}");
+    // It comes, and knows what has happened before.
+    let real = Path::new(Description::PLACE).join(Description::NAME);
+    description.write(&std::fs::read(real).expect("the kernel's own"));
+    pair.ask_until_taken(&world);
+    world.start_after(0, slow(), |options| options.fast_path = FastPath::Ebpf);
+    pair.ask_often();
+    description.write(b"nothing of the kind");
+    let why = "/sys/kernel/btf/vmlinux cannot be read";
+    wait_for(&world, 0, "its end", |found| {
+        let off = found.off.as_ref().is_some_and(|off| off.contains(why));
+        off && found.problems.iter().any(|problem| problem.contains(why))
+    });
+    pair.ask_by_stack(&world, 0);
 }
 
 #[test]

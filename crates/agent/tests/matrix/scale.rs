@@ -90,8 +90,11 @@ fn a_change_among_five_thousand_nodes_costs_what_changed() {
         podwire_agent::admin::get(&world.nodes[0].socket(), "/v1/fast-path", &[])
             .map_err(|error| error.to_string())
     };
+    wait("all ranges", || {
+        let known = fast()?.ranges.len();
+        (known == 2 * PEERS).then_some(()).ok_or(known.to_string())
+    });
     let before = fast().expect("it answers");
-    assert_eq!(before.ranges.len(), 2 * PEERS);
     let mut other = peer(7, PEERS + 7);
     other["spec"]["podCIDRs"] = json!(["10.99.0.0/24", "fd00:301::/64"]);
     world.api.put::<Node>(other);

@@ -187,6 +187,16 @@ impl World {
     /// Starts the agent of a node, with its options changed; one that runs is
     /// stopped first.
     pub(crate) fn start(&mut self, node: usize, change: impl FnOnce(&mut Options)) {
+        self.start_after(node, || {}, change);
+    }
+
+    /// The same, in a thread that does something before.
+    pub(crate) fn start_after(
+        &mut self,
+        node: usize,
+        before: impl FnOnce() + Send + 'static,
+        change: impl FnOnce(&mut Options),
+    ) {
         let host = &mut self.nodes[node];
         host.agent = None;
         let kubeconfig = host.files.path().join("kubeconfig");
@@ -208,6 +218,7 @@ impl World {
         let namespace = host.namespace.clone();
         let thread = std::thread::spawn(move || {
             namespace.enter().expect("root enters namespaces");
+            before();
             run_until(options, async {
                 let _ = stopped.await;
             })

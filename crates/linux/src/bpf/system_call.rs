@@ -395,6 +395,17 @@ impl Program {
         })
     }
 
+    /// Whether the kernel attaches such programs to interfaces: asked to do it at
+    /// none, it says that there is no such interface.
+    pub(crate) fn can_be_attached(&self) -> Result<(), Error> {
+        /// No interface has this index.
+        const NONE: u32 = 0;
+        match self.attach(NONE) {
+            Err(error) if error.is_gone() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     /// Attaches the program to what arrives at an interface of the calling
     /// thread's network namespace, behind programs that are there already.
     pub(crate) fn attach(&self, interface: u32) -> Result<Link, Error> {

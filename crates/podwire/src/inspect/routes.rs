@@ -55,6 +55,7 @@ fn fast_path_words(report: &FastPathReport) -> String {
     let problems = report.problems.iter().map(|line| format!("- {line}"));
     let lines: Vec<String> = match &report.off {
         Some(why) => vec![format!("fast path: none, {why}")],
+        None if report.starting => vec!["fast path: not yet, it is being started".to_owned()],
         None => {
             let taken = [("from", &report.outbound), ("to", &report.inbound)];
             let taken = taken.into_iter().map(|(way, counts)| {
@@ -68,6 +69,12 @@ fn fast_path_words(report: &FastPathReport) -> String {
                 .judges
                 .iter()
                 .map(|judge| format!("  all packets take the stack: {judge}, of somebody else"));
+            let pending = (report.pending > 0).then(|| {
+                format!(
+                    "  {} programs are about to be attached or taken away",
+                    report.pending
+                )
+            });
             let ranges = report.ranges.iter().map(|range| format!("  {range}"));
             let others = report.other_ranges.iter();
             let others = others.map(|(range, why)| format!("  not {range}: {why}"));
@@ -79,6 +86,7 @@ fn fast_path_words(report: &FastPathReport) -> String {
             );
             std::iter::once(first)
                 .chain(judges)
+                .chain(pending)
                 .chain(ranges)
                 .chain(others)
                 .chain(pods)
@@ -148,7 +156,7 @@ mod tests {
             "judges": ["chain forward of table inet filter"],
             "ranges": ["10.200.2.0/24"],
             "otherRanges": {"10.200.3.0/24": "through a tunnel"},
-            "pods": 4, "changes": 9,
+            "pods": 4, "pending": 3, "changes": 9,
             "otherPods": {"pw12345": "its bandwidth is limited"},
             "outbound": {"taken": 70, "connection": 5},
             "inbound": {"taken": 80, "hopLimit": 1},
@@ -158,6 +166,7 @@ mod tests {
         let text = fast_path_words(&report);
         for part in [
             "fast path of established connections: 4 addresses of pods with these ranges\n",
+            "  3 programs are about to be attached or taken away\n",
             "  all packets take the stack: chain forward of table inet filter, of somebody else\n",
             "  10.200.2.0/24\n",
             "  not 10.200.3.0/24: through a tunnel\n",
@@ -179,6 +188,14 @@ mod tests {
         assert_eq!(
             fast_path_words(&report),
             "fast path: none, it is switched off\n"
+        );
+        let report = FastPathReport {
+            starting: true,
+            ..FastPathReport::default()
+        };
+        assert_eq!(
+            fast_path_words(&report),
+            "fast path: not yet, it is being started\n"
         );
     }
 

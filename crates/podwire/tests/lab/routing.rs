@@ -112,7 +112,15 @@ fn a_tunnel_that_somebody_deletes_takes_the_fast_path_again() {
         ("vxlan-gpe", &["pw-gpe"]),
     ] {
         let lab = Lab::up(&["--nodes", "2", "--backend", backend], &pods());
-        let report = inspect(&lab, "node-1")["fastPath"].clone();
+        let report = eventually("its start", PATIENCE, || {
+            let report = inspect_output(&lab, "node-1")?["fastPath"].clone();
+            let starting = report["starting"] == true;
+            if starting {
+                Err(report.to_string())
+            } else {
+                Ok(report)
+            }
+        });
         if let Some(why) = report["off"].as_str() {
             println!("not tested: no fast path, {why}");
             return;

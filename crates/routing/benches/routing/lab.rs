@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use linux::namespace::{Identity, NetworkNamespace};
@@ -17,6 +18,9 @@ use serde_json::Value;
 pub(crate) const PODWIRE: &str = "PODWIRE_BIN";
 
 const NODES: [&str; 2] = ["node-1", "node-2"];
+/// How long the fast path may take to come, and how often it is asked for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A node or a pod.
 pub(crate) struct End {
@@ -82,7 +86,32 @@ impl Lab {
         });
         let summary = lab.command(&["lab"], &up, &pods.concat())?;
         let ends = lab.ends(&serde_json::from_slice(&summary.stdout)?)?;
+        lab.wait_for_programs()?;
         Ok((lab, ends))
+    }
+
+    /// Pods are ready before the programs of the fast path are where they are to be.
+    fn wait_for_programs(&self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        for node in NODES {
+            loop {
+                let report = self.report(node)?;
+                if report["starting"] != true && report["pending"] == 0 {
+                    break;
+                }
+                ensure!(start.elapsed() < PATIENCE, "no fast path yet: {report}");
+                std::thread::sleep(LOOK_AGAIN);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node says of its fast path.
+    fn report(&self, node: &str) -> anyhow::Result<Value> {
+        let place = ["routes", "--lab", &self.name, "--node", node, "-o", "json"];
+        let output = self.run(&["inspect"], &place, "")?;
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        Ok(report["fastPath"].clone())
     }
 
     /// Finds out what is where.
@@ -127,10 +156,7 @@ impl Lab {
     pub(crate) fn fast_path(&self) -> anyhow::Result<Result<[Packets; 2], String>> {
         let mut sums = [Packets::default(); 2];
         for node in NODES {
-            let place = ["routes", "--lab", &self.name, "--node", node, "-o", "json"];
-            let output = self.run(&["inspect"], &place, "")?;
-            let report: Value = serde_json::from_slice(&output.stdout)?;
-            let report = &report["fastPath"];
+            let report = self.report(node)?;
             if let Some(why) = report["off"].as_str() {
                 return Ok(Err(why.to_owned()));
             }
