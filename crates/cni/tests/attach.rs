@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::process::Command;
 
 use common::{NODE, Node, Pod, addresses, assert_pings, connect, eventually, ip, pings};
@@ -351,29 +352,229 @@ fn with_proxy_arp_routed_pods_ask_for_their_gateway_and_the_node_answers() {
 #[rstest]
 #[case::bridge("bridge")]
 #[case::routed("routed")]
-fn a_pod_has_ipv6_and_heeds_neither_router_advertisements_nor_redirects(#[case] mode: &str) {
+fn a_pod_has_ipv6_at_once_also_where_a_runtime_switched_it_off(#[case] mode: &str) {
     let node = Node::new();
-    let pod = Pod::new("one");
-    let inside = |work: &(dyn Fn() -> String + Sync)| pod.namespace.run(work).unwrap();
-    // As some runtimes leave new namespaces.
-    inside(&|| {
-        let file = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
-        std::fs::write(file, "1").unwrap();
-        String::new()
-    });
-    node.call("ADD", &node.configuration(mode), &pod).ok();
-    for setting in [
-        "ipv4/conf/all/accept_redirects",
-        "ipv4/conf/eth0/accept_redirects",
-        "ipv6/conf/eth0/accept_redirects",
-        "ipv6/conf/eth0/accept_ra",
-        "ipv6/conf/eth0/accept_dad",
-        "ipv6/conf/eth0/disable_ipv6",
-    ] {
-        let file = format!("/proc/sys/net/{setting}");
-        let value = inside(&|| std::fs::read_to_string(&file).unwrap());
-        assert_eq!(value, "0\n", "{setting}");
+    for off in ["0", "1"] {
+        let pod = Pod::new(&format!("off-{off}"));
+        let write = || std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", off);
+        pod.namespace.run(write).unwrap().unwrap();
+        let result = node.call("ADD", &node.configuration(mode), &pod).ok();
+        let shown = ip(&pod.namespace, "-6 address show dev eth0");
+        let all = shown[0]["addr_info"].as_array().unwrap();
+        let mut found: Vec<_> = all.iter().map(|a| a["local"].as_str().unwrap()).collect();
+        found.sort_unstable();
+        let mac = shown[0]["address"].as_str().unwrap();
+        let mac: linux::link::MacAddress = mac.parse().unwrap();
+        let link_local = mac.link_local().to_string();
+        let given = addresses(&result)[1].to_string();
+        assert_eq!(found, [given.as_str(), link_local.as_str()], "{shown}");
+        let nowhere = |a: &Value| a["tentative"].is_null() && a["dadfailed"].is_null();
+        assert!(all.iter().all(nowhere), "{shown}");
+        connect(&node.namespace, &pod.namespace, addresses(&result)[1]);
+        // Nothing is looked for in the background that this one would be beside.
+        let node_end = &result["interfaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .rev()
+            .nth(1)
+            .unwrap()["name"];
+        let shown = ip(
+            &node.namespace,
+            &format!("-6 address show dev {}", node_end.as_str().unwrap()),
+        );
+        assert!(!shown.to_string().contains("fe80"), "{shown}");
     }
+}
+
+/// What a namespace has received, by the kernel's own counters.
+fn received(pod: &Pod, file: &str, counter: &str) -> u64 {
+    let file = format!("/proc/thread-self/net/{file}");
+    let text = pod.namespace.run(|| std::fs::read_to_string(file).unwrap());
+    let text = text.unwrap();
+    // Either "name value", or a line of names above a line of values.
+    let lines: Vec<Vec<_>> = text
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    for (at, line) in lines.iter().enumerate() {
+        if let Some(place) = line.iter().position(|word| *word == counter) {
+            let value = match line.len() {
+                2 => line[1],
+                _ => lines[at + 1][place],
+            };
+            return value.parse().unwrap();
+        }
+    }
+    panic!("no {counter} in {text}")
+}
+
+#[rstest]
+#[case::of_ipv4_alone(&["10.200.1.0/24"])]
+#[case::of_both_families(&["10.200.1.0/24", "fd00:200:0:1::/64"])]
+fn a_pod_of_a_bridge_heeds_no_router_advertisement_of_another(#[case] subnets: &[&str]) {
+    let node = Node::new();
+    let mut configuration = node.configuration("bridge");
+    let ranges = subnets.iter().map(|subnet| json!([{"subnet": subnet}]));
+    configuration["ipam"]["ranges"] = ranges.collect();
+    configuration["multicast"] = json!(true);
+    let (victim, rogue) = (Pod::new("victim"), Pod::new("rogue"));
+    for pod in [&victim, &rogue] {
+        node.call("ADD", &configuration, pod).ok();
+    }
+    let before = ip(&victim.namespace, "-6 route show default");
+    ip(&rogue.namespace, "address add fe80::bad/64 dev eth0 nodad");
+    // RFC 4861, 4.2 and 4.6.2: a router for half an hour, and a prefix to take an
+    // address of.
+    let mut advertisement = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    advertisement.extend([3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0]);
+    advertisement.extend("2001:db8:bad::".parse::<Ipv6Addr>().unwrap().octets());
+    rogue
+        .namespace
+        .run(|| {
+            use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sockopt};
+            let socket =
+                rustix::net::socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6))
+                    .unwrap();
+            sockopt::set_ipv6_multicast_hops(&socket, 255).unwrap();
+            let all = "ff02::1".parse().unwrap();
+            let index =
+                linux::link::get(&mut linux::netlink::Socket::open_route().unwrap(), "eth0");
+            let to = SocketAddrV6::new(all, 0, 0, index.unwrap().unwrap().index);
+            // When the second has arrived, the first has been looked at.
+            for _ in 0..2 {
+                rustix::net::sendto(&socket, &advertisement, SendFlags::empty(), &to).unwrap();
+            }
+        })
+        .unwrap();
+    eventually("the advertisements arrive", || {
+        let seen = received(&victim, "snmp6", "Icmp6InRouterAdvertisements");
+        if seen >= 2 { Ok(()) } else { Err(seen) }
+    });
+    assert_eq!(ip(&victim.namespace, "-6 route show default"), before);
+    let shown = ip(&victim.namespace, "-6 address show dev eth0").to_string();
+    assert!(!shown.contains("2001:db8:bad"), "{shown}");
+}
+
+/// Sends a pod an ICMP redirect in the name of its gateway (RFC 792): to send what is
+/// for `destination` to `router`.
+fn redirect(
+    from: &linux::namespace::NetworkNamespace,
+    pod: &Pod,
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+    destination: Ipv4Addr,
+    router: Ipv4Addr,
+) {
+    let header = |from: Ipv4Addr, to: Ipv4Addr, length: u8| {
+        let mut bytes = vec![0x45, 0, 0, 20 + length, 0, 0, 0, 0, 64, 1, 0, 0];
+        bytes.extend(from.octets());
+        bytes.extend(to.octets());
+        let sum = checksum(&bytes).to_be_bytes();
+        bytes[10..12].copy_from_slice(&sum);
+        bytes
+    };
+    // About an echo reply, which the kernel sends by itself: no socket is asked.
+    let mut message = vec![5, 1, 0, 0];
+    message.extend(router.octets());
+    message.extend(header(address, destination, 8));
+    message.extend([0; 8]);
+    let sum = checksum(&message).to_be_bytes();
+    message[2..4].copy_from_slice(&sum);
+    let mut packet = header(gateway, address, u8::try_from(message.len()).unwrap());
+    packet.extend(message);
+    let before = received(pod, "snmp", "InRedirects");
+    from.run(|| {
+        use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
+        let socket =
+            rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
+        let to = SocketAddrV4::new(address, 0);
+        // When the second has arrived, the first has been looked at.
+        for _ in 0..2 {
+            rustix::net::sendto(&socket, &packet, SendFlags::empty(), &to).unwrap();
+        }
+    })
+    .unwrap();
+    eventually("the redirects arrive", || {
+        let seen = received(pod, "snmp", "InRedirects");
+        if seen >= before + 2 {
+            Ok(())
+        } else {
+            Err(seen)
+        }
+    });
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()
+}
+
+fn v4(address: &IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => *address,
+        IpAddr::V6(address) => panic!("{address} is none of IPv4"),
+    }
+}
+
+#[test]
+fn a_pod_of_a_bridge_heeds_no_redirect() {
+    let node = Node::new();
+    let configuration = node.configuration("bridge");
+    let (victim, rogue) = (Pod::new("victim"), Pod::new("rogue"));
+    let results = [&victim, &rogue].map(|pod| node.call("ADD", &configuration, pod).ok());
+    let [near, far] = results.each_ref().map(|result| addresses(result)[0]);
+    let mac = |pod: &Pod| ip(&pod.namespace, "link show eth0")[0]["address"].clone();
+    // Each has the other for a neighbour: the kernel heeds a redirect to none other.
+    for (pod, other, address) in [(&victim, &rogue, far), (&rogue, &victim, near)] {
+        let mac = mac(other);
+        let entry = format!(
+            "neighbour add {address} lladdr {} dev eth0",
+            mac.as_str().unwrap()
+        );
+        ip(&pod.namespace, &entry);
+    }
+    ip(&rogue.namespace, &format!("route add {near} dev eth0"));
+    let (gateway, destination) = ([10, 200, 1, 1].into(), [198, 51, 100, 7].into());
+    redirect(
+        &rogue.namespace,
+        &victim,
+        v4(&near),
+        gateway,
+        destination,
+        v4(&far),
+    );
+    let way = ip(&victim.namespace, &format!("route get {destination}"));
+    assert_eq!(way[0]["gateway"], "10.200.1.1", "{way}");
+}
+
+#[test]
+fn no_redirect_leads_a_routed_pod_away_from_its_node() {
+    let node = Node::new();
+    let configuration = node.configuration("routed");
+    let (victim, rogue) = (Pod::new("victim"), Pod::new("rogue"));
+    let results = [&victim, &rogue].map(|pod| node.call("ADD", &configuration, pod).ok());
+    let [near, far] = results.each_ref().map(|result| addresses(result)[0]);
+    let (gateway, destination) = ([169, 254, 1, 1].into(), NODE[0].parse().unwrap());
+    // As a forwarded one would come; the node itself sends none by that name. Neither
+    // another pod nobody answers for, nor the node by another of its addresses.
+    for router in [v4(&far), destination] {
+        redirect(
+            &node.namespace,
+            &victim,
+            v4(&near),
+            gateway,
+            destination,
+            router,
+        );
+        assert_pings(&victim.namespace, destination.into());
+    }
+    assert_pings(&victim.namespace, far);
 }
 
 #[rstest]

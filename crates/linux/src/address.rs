@@ -14,7 +14,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::events::{self, Group};
 use crate::netlink::{Error, Message, Request, Socket};
-use crate::route::{self, Filter};
+use crate::route;
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
@@ -133,24 +133,18 @@ pub fn wait_until_usable(
 
 /// Whether packets to `addresses` of the interface are delivered.
 pub fn are_usable(socket: &mut Socket, link: u32, addresses: &[IpAddr]) -> Result<bool, Error> {
-    if addresses.iter().all(IpAddr::is_ipv4) {
-        // Theirs are made with the address.
-        return Ok(true);
+    // Routes of IPv4 addresses are made with the address.
+    for address in addresses.iter().filter(|address| address.is_ipv6()) {
+        let route = route::to(socket, *address)?;
+        if !route.is_some_and(|route| {
+            route.kind == route::Kind::Local
+                && route.link == Some(link)
+                && route.destination == IpNet::from(*address)
+        }) {
+            return Ok(false);
+        }
     }
-    let filter = Filter {
-        table: Some(route::TABLE_LOCAL),
-        link: Some(link),
-        ..Filter::default()
-    };
-    let routes = route::list_family(socket, AddressFamily::Inet6, filter)?;
-    Ok(addresses
-        .iter()
-        .filter(|address| address.is_ipv6())
-        .all(|address| {
-            routes.iter().any(|route| {
-                route.kind == route::Kind::Local && route.destination == IpNet::from(*address)
-            })
-        }))
+    Ok(true)
 }
 
 /// Lists addresses of both families, of one interface or of all.

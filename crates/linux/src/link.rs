@@ -11,8 +11,8 @@ use std::time::Duration;
 use netlink_packet_core::{DecodeError, DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-    InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage, MacVlanMode,
+    InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -595,13 +595,24 @@ pub fn get_by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, Err
     find(socket, format!("look up link {index}"), message)
 }
 
-fn find(socket: &mut Socket, purpose: String, message: LinkMessage) -> Result<Option<Link>, Error> {
+fn find(
+    socket: &mut Socket,
+    purpose: String,
+    mut message: LinkMessage,
+) -> Result<Option<Link>, Error> {
+    message.attributes.push(without_counters());
     let request = Request::route(purpose, &RouteNetlinkMessage::GetLink(message), 0);
     match socket.query(&request, decode) {
         Ok(found) => Ok(found.into_iter().next()),
         Err(error) if error.not_found() => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Spares the kernel adding up a link's counters, which are kept for each CPU and which
+/// nobody here looks at.
+fn without_counters() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
 /// Waits until a link passes packets: `false` when it does not before the
@@ -636,7 +647,8 @@ pub fn list_ports(socket: &mut Socket, bridge: u32) -> Result<Vec<Link>, Error> 
     Ok(links)
 }
 
-fn dump(socket: &mut Socket, purpose: &str, message: LinkMessage) -> Result<Vec<Link>, Error> {
+fn dump(socket: &mut Socket, purpose: &str, mut message: LinkMessage) -> Result<Vec<Link>, Error> {
+    message.attributes.push(without_counters());
     let request = Request::route(purpose, &RouteNetlinkMessage::GetLink(message), 0);
     socket.dump(request, decode)
 }

@@ -1,6 +1,7 @@
 //! Ethernet addresses.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 /// A 48-bit Ethernet address.
@@ -18,6 +19,14 @@ impl MacAddress {
     /// that it can collide with no vendor's (IEEE 802: first octet `0a`).
     pub fn local(low: [u8; 5]) -> Self {
         Self([0x0a, low[0], low[1], low[2], low[3], low[4]])
+    }
+
+    /// The link-local IPv6 address that the kernel gives an interface with this
+    /// address: `fe80::/64` and the modified EUI-64 (RFC 4291, appendix A).
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        let identifier = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+        Ipv6Addr::from((0xfe80_u128 << 112) | u128::from(identifier))
     }
 
     /// Whether an interface may have the address: not multicast, not all zero.
@@ -67,6 +76,12 @@ mod tests {
         let address = MacAddress([0x0a, 0x58, 0x0a, 0xc8, 0x01, 0xff]);
         assert_eq!(address.to_string(), "0a:58:0a:c8:01:ff");
         assert_eq!("0A:58:0a:C8:01:ff".parse(), Ok(address));
+    }
+
+    #[test]
+    fn the_link_local_address_is_made_of_the_bytes_with_the_universal_bit_turned() {
+        let address = MacAddress([0x0a, 0x58, 0x0a, 0xc8, 0x01, 0xff]);
+        assert_eq!(address.link_local().to_string(), "fe80::858:aff:fec8:1ff");
     }
 
     #[test]

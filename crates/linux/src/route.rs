@@ -15,6 +15,7 @@ use netlink_packet_route::route::{
     RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::io::Errno;
 
 use crate::address::family;
 use crate::netlink::{Error, Message, Request, Socket};
@@ -438,8 +439,34 @@ pub fn list(socket: &mut Socket, filter: Filter) -> Result<Vec<Route>, Error> {
     Ok(found)
 }
 
+/// The route by which packets to an address leave or, of kind [`Kind::Local`], are
+/// delivered. None when there is none.
+pub fn to(socket: &mut Socket, address: IpAddr) -> Result<Option<Route>, Error> {
+    let destination = IpNet::from(address);
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(&address);
+    message.header.destination_prefix_length = destination.prefix_len();
+    // The route itself, not what a packet's way is made of it.
+    message.header.flags = RouteFlags::FibMatch;
+    message
+        .attributes
+        .push(RouteAttribute::Destination(RouteAddress::from(address)));
+    let request = Request::route(
+        format!("look up the route to {address}"),
+        &RouteNetlinkMessage::GetRoute(message),
+        0,
+    );
+    match socket.query(&request, decode) {
+        Ok(found) => Ok(found.into_iter().next()),
+        Err(error) if matches!(error.errno(), Some(Errno::NETUNREACH | Errno::HOSTUNREACH)) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Like [`list`], of one family.
-pub(crate) fn list_family(
+fn list_family(
     socket: &mut Socket,
     family: AddressFamily,
     filter: Filter,

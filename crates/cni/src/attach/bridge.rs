@@ -22,8 +22,11 @@ use linux::netlink::Socket;
 use linux::sysctl::{Family, Setting};
 use sha2::{Digest as _, Sha256};
 
-use super::pod::Leg;
-use super::{Order, inner_index, label, make_cable, node, pod, result, wait_for_carrier};
+use super::pod::{Leg, Wire};
+use super::{
+    Order, execute_without_link_local, inner_index, label, make_cable, node, pod, result,
+    wait_for_carrier,
+};
 use crate::configuration::Configuration;
 use crate::error::Error;
 use crate::result::{AddResult, Interface};
@@ -37,23 +40,20 @@ pub(super) fn attach(
     node::enable_forwarding(socket, order.addresses)?;
     let bridge = ensure_bridge(socket, order.configuration)?;
     let cable = make_cable(socket, order, Some(bridge.index))?;
-    let mut requests = vec![
-        link::set_port(
-            cable.index,
-            BridgePort {
-                multicast: order.configuration.multicast,
-                hairpin: true,
-                isolated: order.configuration.isolate_ports,
-            },
-        ),
-        link::set_no_link_local(cable.index),
-        link::set_up(cable.index),
-    ];
+    let mut requests = vec![link::set_port(
+        cable.index,
+        BridgePort {
+            multicast: order.configuration.multicast,
+            hairpin: true,
+            isolated: order.configuration.isolate_ports,
+        },
+    )];
     requests.extend(label(order, cable.index));
+    requests.push(link::set_up(cable.index));
     requests.extend(order.addresses.iter().map(|reserved| {
         neighbour::set_permanent(bridge.index, reserved.address.addr(), order.pod_mac())
     }));
-    socket.execute_all(&requests)?;
+    execute_without_link_local(socket, &cable, requests)?;
     let legs: Vec<_> = order
         .addresses
         .iter()
@@ -66,7 +66,7 @@ pub(super) fn attach(
         })
         .collect();
     let own = inner_index(inside, order, &cable)?;
-    pod::furnish(inside, order, own, &legs)?;
+    pod::furnish(inside, order, own, Wire::Shared, &legs)?;
     wait_for_carrier(socket, &[&cable, &bridge])?;
     pod::wait(inside, order, own, &legs)?;
     let interfaces = vec![

@@ -10,7 +10,7 @@ use linux::link::{self, VethEnd};
 use linux::netlink::Socket;
 use sha2::{Digest as _, Sha256};
 
-use super::pod::Leg;
+use super::pod::{Leg, Wire};
 use super::{Order, Remains, attempt, pod, result};
 use crate::error::Error;
 use crate::plugin::NOTE_PAIR;
@@ -90,7 +90,7 @@ pub(super) fn attach(
         })
         .collect();
     let own = pod::interface(inside, order)?;
-    pod::furnish(inside, order, own.index, &legs)?;
+    pod::furnish(inside, order, own.index, Wire::Shared, &legs)?;
     pod::wait(inside, order, own.index, &legs)?;
     Ok(result(order, Vec::new(), own.mtu, &legs))
 }

@@ -5,7 +5,7 @@
 use linux::link::{self, VethEnd};
 use linux::netlink::Socket;
 
-use super::pod::Leg;
+use super::pod::{Leg, Wire};
 use super::{Order, pod, result};
 use crate::error::Error;
 use crate::result::AddResult;
@@ -41,7 +41,7 @@ pub(super) fn attach(
         })
         .collect();
     let own = pod::interface(inside, order)?.index;
-    pod::furnish(inside, order, own, &legs)?;
+    pod::furnish(inside, order, own, Wire::Shared, &legs)?;
     pod::wait(inside, order, own, &legs)?;
     Ok(result(order, Vec::new(), mtu, &legs))
 }

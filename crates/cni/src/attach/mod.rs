@@ -401,6 +401,25 @@ fn make_cable(
     Ok(cable)
 }
 
+/// Carries out what the node's end of a cable needs, which has no use for a link-local
+/// IPv6 address: it comes with routes, which the kernel looks through, those of all
+/// cables, when the next one is set up.
+fn execute_without_link_local(
+    socket: &mut Socket,
+    cable: &link::Link,
+    requests: Vec<Request>,
+) -> Result<(), Error> {
+    let mut all = vec![link::set_no_link_local(cable.index)];
+    all.extend(requests);
+    let mut outcomes = socket.attempt_all(&all)?.into_iter();
+    match outcomes.next() {
+        // A kernel that was started without IPv6 gives none anyway.
+        Some(Err(error)) if !error.not_supported() => return Err(error.into()),
+        _ => {}
+    }
+    Ok(outcomes.collect::<Result<_, _>>()?)
+}
+
 /// Index of the pod's end of a cable.
 fn inner_index(inside: &mut Socket, order: &Order<'_>, cable: &link::Link) -> Result<u32, Error> {
     match cable.peer {

@@ -10,7 +10,7 @@ use linux::route::{self, Filter, Route, Scope};
 use linux::sysctl::{Family, InterfaceSettings, Setting};
 use linux::{namespace, neighbour};
 
-use super::{DEADLINE, Order, family};
+use super::{DEADLINE, Order};
 use crate::configuration::ConfiguredRoute;
 use crate::error::Error;
 use crate::result::{self, AddResult};
@@ -28,6 +28,15 @@ pub(super) struct Leg {
     pub(super) gateway_mac: Option<MacAddress>,
 }
 
+/// Whom a pod's interface can hear from, below IP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wire {
+    /// The node alone.
+    Node,
+    /// Others as well: pods, or what is on the network of the node's interface.
+    Shared,
+}
+
 /// Route protocol of the pod's own routes, which are nobody's to sync:
 /// `RTPROT_STATIC`.
 const STATIC: u8 = 4;
@@ -39,13 +48,34 @@ pub(super) fn furnish(
     inside: &mut Socket,
     order: &Order<'_>,
     index: u32,
+    wire: Wire,
     legs: &[Leg],
 ) -> Result<(), Error> {
-    order
-        .namespace
-        .visit_from(order.home, || settings(&order.attachment.interface, legs))??;
-    inside.execute_all(&requests(index, legs, &order.configuration.routes))?;
-    Ok(())
+    let interface = &order.attachment.interface;
+    if wire == Wire::Shared {
+        order
+            .namespace
+            .visit_from(order.home, || listen_to_nobody(interface, legs))??;
+    }
+    let requests = requests(order, index, wire, legs);
+    let outcomes = inside.attempt_all(&requests)?;
+    let refused: Vec<_> = requests
+        .into_iter()
+        .zip(outcomes)
+        .filter_map(|(request, outcome)| Some((request, outcome.err()?)))
+        .collect();
+    // Some runtimes switch IPv6 off in new namespaces.
+    if refused.iter().any(|(_, error)| error.switched_off()) {
+        order
+            .namespace
+            .visit_from(order.home, || switch_ipv6_on(interface))??;
+        let again: Vec<_> = refused.into_iter().map(|(request, _)| request).collect();
+        return Ok(inside.execute_all(&again)?);
+    }
+    match refused.into_iter().next() {
+        Some((_, error)) => Err(error.into()),
+        None => Ok(()),
+    }
 }
 
 /// The pod's interface, where the node has none that names it.
@@ -79,40 +109,43 @@ pub(super) fn wait(
     )))
 }
 
-/// No waiting for duplicate addresses, no addresses and routes from router
-/// advertisements or redirects: a pod has what it was given. What can be said by
-/// netlink is among the [`requests`].
-fn settings(interface: &str, legs: &[Leg]) -> Result<(), Error> {
-    for leg in legs {
-        match family(&leg.address.addr()) {
-            // On hosts the kernel accepts redirects if it or the interface says so.
-            Family::V4 => {
-                Setting::of_interface(Family::V4, "all", "accept_redirects").write_if_present(0)?;
-            }
-            Family::V6 => {
-                let Some(settings) = InterfaceSettings::open(Family::V6)? else {
-                    continue;
-                };
-                // Some runtimes switch IPv6 off in new namespaces.
-                for leaf in [
-                    "disable_ipv6",
-                    "accept_dad",
-                    "accept_ra",
-                    "accept_redirects",
-                ] {
-                    settings.write_if_present(interface, leaf, 0)?;
-                }
-            }
+/// Has the pod take nothing from who else is on the wire: no addresses and routes from
+/// router advertisements, also when it has no IPv6 address by which anybody would know
+/// that it understands them (CVE-2020-10749), and no redirects. None of it can be said
+/// by netlink but what is among the [`requests`].
+///
+/// Where the node is alone on the wire there is no need, and the walk to the settings,
+/// which takes the kernel longer with every namespace, is spared: advertisements and
+/// IPv6's redirects are never forwarded, so they could come from the node alone, and
+/// IPv4's lead to whoever answers on the wire, which is the node.
+fn listen_to_nobody(interface: &str, legs: &[Leg]) -> Result<(), Error> {
+    if legs.iter().any(|leg| leg.address.addr().is_ipv4()) {
+        // On hosts the kernel accepts redirects if it or the interface says so.
+        Setting::of_interface(Family::V4, "all", "accept_redirects").write_if_present(0)?;
+    }
+    if let Some(settings) = InterfaceSettings::open(Family::V6)? {
+        for leaf in ["accept_ra", "accept_redirects"] {
+            settings.write_if_present(interface, leaf, 0)?;
         }
     }
     Ok(())
 }
 
-fn requests(own: u32, legs: &[Leg], extra: &[ConfiguredRoute]) -> Vec<Request> {
+fn switch_ipv6_on(interface: &str) -> Result<(), Error> {
+    Ok(Setting::of_interface(Family::V6, interface, "disable_ipv6").write(0)?)
+}
+
+fn requests(order: &Order<'_>, own: u32, wire: Wire, legs: &[Leg]) -> Vec<Request> {
+    let ipv4 = legs.iter().any(|leg| leg.address.addr().is_ipv4());
+    let ipv6 = legs.iter().any(|leg| leg.address.addr().is_ipv6());
     // Loopback always has index 1, in every namespace (include/net/net_namespace.h).
     let mut requests = vec![link::set_up(LOOPBACK)];
-    if legs.iter().any(|leg| leg.address.addr().is_ipv4()) {
+    if ipv4 && wire == Wire::Shared {
         requests.push(link::set_no_redirects(own));
+    }
+    if ipv6 {
+        // The kernel would look for duplicates of it for a second.
+        requests.push(link::set_no_link_local(own));
     }
     requests.push(link::set_up(own));
     for leg in legs {
@@ -126,7 +159,12 @@ fn requests(own: u32, legs: &[Leg], extra: &[ConfiguredRoute]) -> Vec<Request> {
             requests.push(route::add(&route));
         }
     }
-    for configured in extra {
+    if ipv6 {
+        let address = IpNet::new(order.pod_mac().link_local().into(), LINK_LOCAL_PREFIX)
+            .expect("64 is a prefix length of IPv6");
+        requests.push(address::replace(&Address::new(own, address)));
+    }
+    for configured in &order.configuration.routes {
         if configured.is_plain_default() {
             continue;
         }
@@ -203,6 +241,8 @@ pub(super) fn note(routes: &mut Vec<result::Route>, configured: &ConfiguredRoute
 }
 
 const LOOPBACK: u32 = 1;
+/// Of link-local IPv6 addresses (RFC 4291, 2.5.6).
+const LINK_LOCAL_PREFIX: u8 = 64;
 
 /// The way to the gateway, and by it to everywhere else.
 fn routes(own: u32, leg: &Leg) -> Vec<Route> {

@@ -12,9 +12,10 @@ use linux::netlink::{Request, Socket};
 use linux::route::{self, Filter, Route};
 use linux::sysctl::{Family, Setting};
 
-use super::pod::Leg;
+use super::pod::{Leg, Wire};
 use super::{
-    Order, family, inner_index, label, mac_of, make_cable, node, pod, result, wait_for_carrier,
+    Order, execute_without_link_local, family, inner_index, label, mac_of, make_cable, node, pod,
+    result, wait_for_carrier,
 };
 use crate::error::Error;
 use crate::result::{AddResult, Interface};
@@ -49,9 +50,11 @@ pub(super) fn attach(
             gateway_mac: (!proxy_arp).then(|| mac_of(order.attachment, "node")),
         })
         .collect();
-    // The node's side first: the pod is reachable the moment it can speak.
-    let mut requests = vec![link::set_up(cable.index)];
-    requests.extend(label(order, cable.index));
+    // The node's side first: the pod is reachable the moment it can speak. The label
+    // before the link is up: a link that is up and waits for its peer has the kernel
+    // look through all IPv6 routes of the node at each change.
+    let mut requests = Vec::from_iter(label(order, cable.index));
+    requests.push(link::set_up(cable.index));
     for leg in &legs {
         requests.push(neighbour::set_permanent(
             cable.index,
@@ -62,10 +65,13 @@ pub(super) fn attach(
     }
     if proxy_arp {
         requests.extend(answer_for_gateways(&cable, &legs)?);
+        // It answers for the IPv6 gateway from its link-local address.
+        socket.execute_all(&requests)?;
+    } else {
+        execute_without_link_local(socket, &cable, requests)?;
     }
-    socket.execute_all(&requests)?;
     let own = inner_index(inside, order, &cable)?;
-    pod::furnish(inside, order, own, &legs)?;
+    pod::furnish(inside, order, own, Wire::Node, &legs)?;
     wait_for_carrier(socket, &[&cable])?;
     pod::wait(inside, order, own, &legs)?;
     let interfaces = vec![Interface::of_node(&cable.name, cable.mac, cable.mtu)];

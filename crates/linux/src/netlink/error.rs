@@ -124,6 +124,12 @@ impl Error {
         )
     }
 
+    /// Whether the kernel refused because IPv6 is switched off on the interface (its
+    /// setting `disable_ipv6`).
+    pub fn switched_off(&self) -> bool {
+        self.errno() == Some(Errno::ACCESS)
+    }
+
     /// Whether this kernel knows nothing of what was asked: it was built without, or
     /// the family is turned off.
     pub fn not_supported(&self) -> bool {
