@@ -5,16 +5,23 @@
 //!
 //! Run as root by `cargo xtask bench cni`. `PODWIRE_BENCH_ROUNDS` changes how
 //! many pods each figure is taken of (60), and `PODWIRE_BENCH_ROWS` takes only those
-//! rows whose names have one of its words, which are apart by commas.
+//! rows whose names have one of its words, which are apart by commas, and none of those
+//! that begin with `-`.
+//!
+//! Below the table stands how far podwire is from its goal: ADD within one and a half
+//! times the floor of its attach mode and one exec.
 
 mod floor;
 mod plugins;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use ipnet::IpNet;
+use linux::address::{self, Address};
 use linux::events::{self, Group};
 use linux::link::{self, VethEnd};
 use linux::namespace::NetworkNamespace;
@@ -23,10 +30,18 @@ use plugins::Installed;
 
 /// Pods that are attached at the same time in the parallel rows.
 const PARALLEL: usize = 8;
+/// The floors, and what is judged by them, in the same order.
+const FLOORS: [&str; 2] = [
+    "floor: netlink calls of one process, routed",
+    "floor: netlink calls of one process, bridge",
+];
+const JUDGED: [&str; 2] = ["podwire routed", "podwire bridge"];
 /// Parts that the serial rows are measured in.
 const PARTS: usize = 4;
 /// Pods a full node has.
 const FULL: usize = 250;
+/// The node's own addresses.
+const NODE: [&str; 2] = ["192.0.2.9/32", "2001:db8::9/128"];
 /// The kernel takes some 20 ms for a namespace.
 const GOING: Duration = Duration::from_secs(60);
 
@@ -87,21 +102,19 @@ fn main() -> anyhow::Result<()> {
             times.1.extend(delete);
         }
     }
+    let exec = Times::of(exec);
     row(
         &mut table,
         "one exec of podwire-cni (VERSION)",
         "1",
-        &Times::of(exec),
+        &exec,
         None,
     );
+    let mut empty = HashMap::new();
     for ((name, _), (add, delete)) in subjects().into_iter().zip(serial) {
-        row(
-            &mut table,
-            name,
-            "1",
-            &Times::of(add),
-            Some(&Times::of(delete)),
-        );
+        let (add, delete) = (Times::of(add), Times::of(delete));
+        row(&mut table, name, "1", &add, Some(&delete));
+        empty.insert(name, add.median());
     }
     for (name, make) in subjects() {
         // One before many at once: the first of the reference's portmap makes
@@ -116,45 +129,81 @@ fn main() -> anyhow::Result<()> {
             Some(&Times::of(delete)),
         );
     }
+    let mut full = HashMap::new();
     for (name, make) in subjects()
         .into_iter()
         .filter(|(name, _)| !name.starts_with("reference"))
     {
         let (add, delete) = measure(make, &installed, rounds, 1, FULL - rounds.min(FULL))
             .with_context(|| format!("{name}, full node"))?;
-        let name = format!("{name}, the last of {FULL} pods");
-        row(
-            &mut table,
-            &name,
-            "1",
-            &Times::of(add),
-            Some(&Times::of(delete)),
-        );
+        let (add, delete) = (Times::of(add), Times::of(delete));
+        let label = format!("{name}, the last of {FULL} pods");
+        row(&mut table, &label, "1", &add, Some(&delete));
+        full.insert(name, add.median());
     }
     println!("{table}");
     println!("milliseconds; {rounds} pods a row, namespaces given");
+    judge("empty node", &exec, &empty);
+    judge(&format!("the last of {FULL} pods"), &exec, &full);
+    for name in JUDGED {
+        if let (Some(empty), Some(full)) = (empty.get(name), full.get(name)) {
+            let ratio = full.as_secs_f64() / empty.as_secs_f64();
+            println!("{name}: ADD of the last of {FULL} pods takes {ratio:.2} times the first's");
+        }
+    }
     Ok(())
+}
+
+/// Says how far podwire is from its goal, by medians of the same kind of node.
+fn judge(node: &str, exec: &Times, medians: &HashMap<&str, Duration>) {
+    for (floor, name) in FLOORS.into_iter().zip(JUDGED) {
+        let (Some(floor), Some(add)) = (medians.get(floor), medians.get(name)) else {
+            continue;
+        };
+        let goal = 1.5 * floor.as_secs_f64() + exec.median().as_secs_f64();
+        let ratio = add.as_secs_f64() / goal;
+        println!(
+            "{name}, {node}: ADD {ratio:.2} of the goal of {:.2} (1.5 × {:.2} + {:.2})",
+            goal * 1e3,
+            floor.as_secs_f64() * 1e3,
+            exec.median().as_secs_f64() * 1e3,
+        );
+    }
 }
 
 type Make = fn(&Installed) -> anyhow::Result<Box<dyn Subject>>;
 
 fn subjects() -> Vec<(&'static str, Make)> {
     let words = std::env::var("PODWIRE_BENCH_ROWS").unwrap_or_default();
+    let without: Vec<_> = words
+        .split(',')
+        .filter_map(|w| w.strip_prefix('-'))
+        .collect();
+    let with: Vec<_> = words.split(',').filter(|w| !w.starts_with('-')).collect();
     let mut all = all_subjects();
-    all.retain(|(name, _)| words.split(',').any(|word| name.contains(word)));
+    all.retain(|(name, _)| {
+        let wanted = with.is_empty() || with.iter().any(|word| name.contains(word));
+        wanted && !without.iter().any(|word| name.contains(word))
+    });
     all
 }
 
 fn all_subjects() -> Vec<(&'static str, Make)> {
     vec![
-        ("floor: netlink calls of one process, routed", |_| {
-            Ok(Box::new(floor::Routed(link::add_veth)))
+        (FLOORS[0], |_| {
+            Ok(Box::new(floor::Routed(floor::Cable::Plain)))
         }),
-        ("floor, one queue a link", |_| {
-            Ok(Box::new(floor::Routed(link::add_cable)))
+        (FLOORS[1], |_| {
+            Ok(Box::new(floor::Bridged(floor::Cable::Plain)))
         }),
-        ("podwire routed", |p| plugins::podwire(p, "routed", false)),
-        ("podwire bridge", |p| plugins::podwire(p, "bridge", false)),
+        ("lean floor, routed", |_| {
+            Ok(Box::new(floor::Routed(floor::Cable::Lean)))
+        }),
+        ("lean floor, bridge", |_| {
+            Ok(Box::new(floor::Bridged(floor::Cable::Lean)))
+        }),
+        (JUDGED[0], |p| plugins::podwire(p, "routed", false)),
+        (JUDGED[1], |p| plugins::podwire(p, "bridge", false)),
         ("podwire routed + portMappings + bandwidth", |p| {
             plugins::podwire(p, "routed", true)
         }),
@@ -186,7 +235,14 @@ fn measure(
         .map(|_| NetworkNamespace::create())
         .collect::<Result<Vec<_>, _>>()?;
     node.run(|| {
-        Socket::open_route()?.execute(&link::set_up(1))?;
+        // Every node has an address. On one without, the kernel looks for one on all
+        // interfaces with each route that is made.
+        let mut socket = Socket::open_route()?;
+        socket.execute(&link::set_up(1))?;
+        for address in NODE {
+            let address: IpNet = address.parse()?;
+            socket.execute(&address::add(&Address::new(1, address)))?;
+        }
         for (number, pod) in pods[..before].iter().enumerate() {
             subject.add(number, pod)?;
         }
