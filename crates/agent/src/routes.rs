@@ -35,7 +35,7 @@ pub(crate) enum Message {
     Cluster(Arc<Cluster>),
     /// Where Services are changed.
     ServiceRanges(Vec<IpNet>),
-    /// The pods of other nodes changed; only the back end `static` asks for them.
+    /// The pods of the cluster changed; only some back ends ask for them.
     Pods(Arc<PodAddresses>),
     /// The kernel changed.
     Kernel(Vec<Event>),
@@ -53,6 +53,9 @@ pub(crate) enum Message {
 
 /// Addresses of pods, by node.
 pub(crate) type PodAddresses = BTreeMap<Box<str>, Vec<IpAddr>>;
+
+/// Back ends that have to know the cluster's pods.
+const NEED_PODS: [&str; 2] = ["static", "vxlan-multicast"];
 
 /// How packets are to be carried.
 #[derive(Clone, Debug)]
@@ -172,7 +175,8 @@ struct Keeper {
     kernel: Kernel,
     way: Way,
     cluster: Option<Arc<Cluster>>,
-    pods: Arc<PodAddresses>,
+    /// Absent until they are known.
+    pods: Option<Arc<PodAddresses>>,
     service_ranges: Option<Vec<IpNet>>,
     /// As read; absent when it has to be read.
     underlay: Option<Underlay>,
@@ -206,7 +210,7 @@ impl Keeper {
             kernel,
             way,
             cluster: None,
-            pods: Arc::default(),
+            pods: None,
             service_ranges: None,
             underlay: None,
             ways: Vec::new(),
@@ -290,8 +294,8 @@ impl Keeper {
                 before != self.service_ranges
             }
             Message::Pods(pods) => {
-                let changed = self.pods != pods;
-                self.pods = pods;
+                let changed = self.pods.as_ref() != Some(&pods);
+                self.pods = Some(pods);
                 changed
             }
             Message::Kernel(events) => {
@@ -379,14 +383,12 @@ impl Keeper {
     /// left out, and the reason is among `problems`.
     fn backends(
         &mut self,
-        cluster: &Cluster,
+        ways: &[Box<str>],
         own: &routing::Node,
         problems: &mut Vec<String>,
     ) -> Result<Vec<Box<dyn Backend>>, String> {
-        let told = cluster.peers.values().filter_map(|peer| peer.data.as_ref());
-        let ways = choose::ways(&self.way.configured, told);
         let mut backends = Vec::new();
-        for name in &ways {
+        for name in ways {
             match self.backend(name, own) {
                 Ok(backend) => backends.extend(backend),
                 Err(why) if self.way.configured.contains(&&**name) => return Err(why),
@@ -403,6 +405,30 @@ impl Keeper {
         Ok(backends)
     }
 
+    /// Back ends that are no longer this node's, by which peers may still send to it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn leaving(
+        &mut self,
+        ways: &[Box<str>],
+        own: &routing::Node,
+        peers: &[routing::Node],
+        underlay: &Underlay,
+    ) -> Result<Vec<Box<dyn Backend>>, routing::apply::Error> {
+        let told = peers.iter().filter_map(|peer| peer.data.as_ref());
+        let named: BTreeSet<&str> = told.flat_map(|data| &data.ways).map(|way| &**way).collect();
+        let others = named
+            .into_iter()
+            .filter(|name| !ways.iter().any(|way| &**way == *name));
+        // One that cannot be had here has nothing here either.
+        let others: Vec<_> = others
+            .filter_map(|name| self.make(name).ok().flatten())
+            .collect();
+        let held = self.kernel.held()?;
+        Ok(routing::leaving(others, own, peers, underlay, held))
+    }
+
     /// The back end of a name, once this kernel has shown that it can do it;
     /// none when it is of another version of podwire.
     fn backend(
@@ -410,6 +436,20 @@ impl Keeper {
         name: &str,
         own: &routing::Node,
     ) -> Result<Option<Box<dyn Backend>>, String> {
+        let Some(backend) = self.make(name)? else {
+            return Ok(None);
+        };
+        let known = backend.name();
+        if self.able.contains(known) {
+            return Ok(Some(backend));
+        }
+        routing::probe::probe(backend, Families::of(own)).map_err(|error| error.to_string())?;
+        self.able.insert(known);
+        self.make(name)
+    }
+
+    /// The back end of a name with this node's settings.
+    fn make(&mut self, name: &str) -> Result<Option<Box<dyn Backend>>, String> {
         if name == "wireguard" && self.way.settings.wireguard.is_none() {
             let key = routing::keys::load_or_make(&self.way.wireguard_key);
             let key = key.map_err(|error| error.to_string())?;
@@ -420,16 +460,7 @@ impl Keeper {
                 port: self.way.wireguard_port,
             });
         }
-        let make = || routing::backend::by_name(name, &self.way.settings);
-        let Some(backend) = make() else {
-            return Ok(None);
-        };
-        let known = backend.name();
-        if !self.able.contains(known) {
-            routing::probe::probe(backend, Families::of(own)).map_err(|error| error.to_string())?;
-            self.able.insert(known);
-        }
-        Ok(make())
+        Ok(routing::backend::by_name(name, &self.way.settings))
     }
 
     fn apply(
@@ -442,10 +473,29 @@ impl Keeper {
             None => Underlay::read(self.kernel.socket())?,
         };
         let mut problems = crate::settings::apply(&underlay, self.way.attach, self.way.timeouts);
-        let own_pods = self.pods.get(&cluster.own_name);
+        let told = cluster.peers.values().filter_map(|peer| peer.data.as_ref());
+        let mut ways = choose::ways(&self.way.configured, told);
+        let needs_pods = ways.iter().any(|way| NEED_PODS.contains(&&**way));
+        if needs_pods && self.pods.is_none() {
+            // What is there goes on meanwhile. Without routes to the pods there are,
+            // or an answer to where this node's are, packets would be lost.
+            let configured = &self.way.configured;
+            if self.applied.is_none() || configured.iter().any(|way| NEED_PODS.contains(way)) {
+                problems.push("waiting to be told of the cluster's pods".to_owned());
+                self.underlay = Some(underlay);
+                return Ok(Report {
+                    needs_pods,
+                    problems,
+                    ..Report::default()
+                });
+            }
+            ways.retain(|way| !NEED_PODS.contains(&&**way));
+        }
+        let pods = self.pods.clone().unwrap_or_default();
+        let own_pods = pods.get(&cluster.own_name);
         let own_pods = own_pods.map_or(&[][..], Vec::as_slice);
         let own = cluster.own.to_routing(&cluster.own_name, own_pods);
-        let backends = match self.backends(cluster, &own, &mut problems) {
+        let backends = match self.backends(&ways, &own, &mut problems) {
             Ok(backends) => backends,
             Err(problem) => {
                 problems.push(problem);
@@ -457,14 +507,11 @@ impl Keeper {
             }
         };
         problems.extend(cluster.own.problems.iter().cloned());
-        let needs_pods = backends
-            .iter()
-            .any(|backend| ["static", "vxlan-multicast"].contains(&backend.name()));
         let peers: Vec<routing::Node> = cluster
             .peers
             .iter()
             .map(|(name, peer)| {
-                let pods = self.pods.get(name).map_or(&[][..], Vec::as_slice);
+                let pods = pods.get(name).map_or(&[][..], Vec::as_slice);
                 peer.to_routing(name, pods)
             })
             .collect();
@@ -474,7 +521,8 @@ impl Keeper {
                 .values()
                 .flat_map(|peer| peer.problems.iter().cloned()),
         );
-        let mut plan = routing::plan(&backends, &own, &peers, &underlay);
+        let leaving = self.leaving(&ways, &own, &peers, &underlay)?;
+        let mut plan = routing::plan_leaving(&backends, &leaving, &own, &peers, &underlay);
         problems.extend(plan.refusals.iter().map(|refusal| {
             if refusal.node == own.name {
                 format!("this node's own range cannot be used: {refusal}")

@@ -33,5 +33,5 @@ pub use backend::{Backend, HostGateway, Settings};
 pub use data::NodeData;
 pub use difference::{Difference, Foreign, difference};
 pub use model::{Family, Node, PerFamily, Route, RouteKey, RouteTarget, State};
-pub use plan::{Plan, Reason, Refusal, plan};
+pub use plan::{Plan, Reason, Refusal, leaving, plan, plan_leaving};
 pub use underlay::{Interface, Subnet, Underlay};

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use api::Node;
@@ -67,58 +65,6 @@ pub(crate) fn wait_for_backends(world: &World, node: usize, expected: &[&str]) {
             Err(format!("{names:?}"))
         }
     });
-}
-
-#[test]
-fn nodes_change_their_back_end_one_by_one_and_lose_no_request() {
-    let mut world = two("vxlan");
-    let stop = Arc::new(AtomicBool::new(false));
-    let asking = {
-        let (stop, pod) = (Arc::clone(&stop), world.pods[0].namespace.clone());
-        let targets = world.pods[1].addresses.clone();
-        std::thread::spawn(move || {
-            let (mut count, mut lost) = (0, Vec::new());
-            while !stop.load(Ordering::Relaxed) {
-                for target in &targets {
-                    count += 1;
-                    lost.extend(traffic::get(&pod, *target, 10).err());
-                }
-            }
-            (count, lost)
-        })
-    };
-    world.start(0, |options| options.backend = "host-gw".into());
-    wait_for_backends(&world, 0, &["host-gw", "vxlan"]);
-    wait_for_backends(&world, 1, &["vxlan", "host-gw"]);
-    talk(&world);
-    world.start(1, |options| options.backend = "host-gw".into());
-    for node in 0..2 {
-        wait_for_backends(&world, node, &["host-gw"]);
-    }
-    talk(&world);
-    stop.store(true, Ordering::Relaxed);
-    let (count, lost) = asking.join().expect("no panic");
-    assert!(
-        lost.is_empty(),
-        "{} of {count} were lost: {lost:?}",
-        lost.len()
-    );
-    for node in 0..2 {
-        wait("old devices to be gone", || {
-            let mut socket = world.nodes[node].namespace.route_socket().expect("netlink");
-            let links = link::list(&mut socket).expect("readable");
-            let left: Vec<_> = links
-                .iter()
-                .filter(|link| link.name.starts_with("pw-"))
-                .map(|link| &link.name)
-                .collect();
-            if left.is_empty() {
-                Ok(())
-            } else {
-                Err(format!("{left:?}"))
-            }
-        });
-    }
 }
 
 #[test]

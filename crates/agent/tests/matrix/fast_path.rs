@@ -40,7 +40,7 @@ fn wait_for(world: &World, node: usize, what: &str, is: impl Fn(&Report) -> bool
 }
 
 /// Packets that took the fast path of a node, from pods and to pods.
-fn taken(world: &World, node: usize) -> [u64; 2] {
+pub(crate) fn taken(world: &World, node: usize) -> [u64; 2] {
     let found = report(world, node);
     let taken = |counts: &BTreeMap<Outcome, u64>| counts.get(&Outcome::Taken).copied();
     [&found.outbound, &found.inbound].map(|counts| taken(counts).unwrap_or_default())

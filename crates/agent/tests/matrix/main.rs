@@ -6,6 +6,7 @@
 
 mod capture;
 mod changes;
+mod datagrams;
 mod fast_path;
 mod packet;
 mod scale;

@@ -1,6 +1,7 @@
 //! The state wanted, and why some of it is not to be had.
 
 mod claims;
+mod leaving;
 mod refusal;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+pub use leaving::leaving;
 pub use refusal::{Reason, Refusal};
 
 use crate::backend::{Backend, Here, Peer};
@@ -55,6 +57,18 @@ pub fn plan<'a>(
     peers: impl IntoIterator<Item = &'a Node>,
     underlay: &Underlay,
 ) -> Plan {
+    plan_leaving(backends, &[], own, peers, underlay)
+}
+
+/// The same, of a node that still takes packets by back ends it is leaving
+/// ([`leaving`]): nothing is sent by them.
+pub fn plan_leaving<'a>(
+    backends: &[Box<dyn Backend>],
+    leaving: &[Box<dyn Backend>],
+    own: &Node,
+    peers: impl IntoIterator<Item = &'a Node>,
+    underlay: &Underlay,
+) -> Plan {
     let mut plan = Plan::default();
     let here = Here { own, underlay };
     let subnets = &underlay.subnets;
@@ -80,6 +94,12 @@ pub fn plan<'a>(
         match backend.node(&here, &mut state) {
             Ok(()) => plan.state.extend(state),
             Err(reason) => plan.unusable.push((backend.name(), reason)),
+        }
+    }
+    for backend in leaving {
+        let mut state = State::default();
+        if backend.node(&here, &mut state).is_ok() {
+            plan.state.extend(leaving::receiving(state));
         }
     }
     for family in Family::BOTH {
@@ -116,11 +136,13 @@ pub fn plan<'a>(
         // What the peer's own processes send comes from its addresses.
         let mut sources = ranges.clone();
         sources.extend(addresses.iter().copied().map(IpNet::from));
-        for backend in &common {
+        let leaving = leaving.iter().map(Box::as_ref);
+        let leaving = leaving.filter(|backend| leaving::sends_by(peer.node, backend.name()));
+        for backend in common.iter().copied().chain(leaving) {
             let mut state = State::default();
             // Whether a peer can send this way is its own plan's question.
             if backend.accept(&peer, &sources, &mut state).is_ok() {
-                plan.state.extend(state);
+                plan.state.extend(leaving::receiving(state));
             }
         }
         let mut by_family = PerFamily { v4: None, v6: None };
@@ -258,6 +280,7 @@ mod tests {
 
     use super::*;
     use crate::backend::{Settings, by_name};
+    use crate::difference::{Held, HeldDevice};
     use crate::model::Route;
     use crate::model::overlap;
     use crate::underlay::Interface;
@@ -654,6 +677,50 @@ mod tests {
             data: Some(data),
             ..peer
         }
+    }
+
+    #[rstest]
+    #[case::the_peer_names_it(&["host-gw", "vxlan"], true, true)]
+    #[case::the_peer_has_left_it(&["host-gw"], true, false)]
+    #[case::it_was_never_here(&["host-gw", "vxlan"], false, false)]
+    fn what_a_peer_may_still_send_by_is_received_and_nothing_sent_by_it(
+        #[case] theirs: &[&str],
+        #[case] is_there: bool,
+        #[case] stays: bool,
+    ) {
+        let peer = node("p", &["192.168.64.12"], &["10.200.2.0/24"]);
+        let peer = told(peer, theirs, &underlay());
+        let before = plan(&made(&["vxlan"]), &own(), [&peer], &underlay()).state;
+        let mut held = Held::default();
+        for name in before.devices.into_keys().filter(|_| is_there) {
+            let device = HeldDevice {
+                index: 9,
+                kind: None,
+                mtu: 1450,
+                mac: None,
+                up: true,
+                addresses: BTreeSet::new(),
+                bridge: None,
+                checksum_offload: true,
+                wireguard: None,
+            };
+            held.devices.insert(name, device);
+        }
+        let (underlay, backends) = (underlay(), made(&["host-gw"]));
+        let old = leaving(
+            made(&["vxlan", "static"]),
+            &own(),
+            [&peer],
+            &underlay,
+            &held,
+        );
+        let names: Vec<_> = old.iter().map(|backend| backend.name()).collect();
+        assert_eq!(names, if stays { &["vxlan"][..] } else { &[] });
+        let with = plan_leaving(&backends, &old, &own(), [&peer], &underlay);
+        let mut without = plan(&backends, &own(), [&peer], &underlay);
+        assert_eq!(with.state.devices.is_empty(), !stays);
+        without.state.devices.clone_from(&with.state.devices);
+        assert_eq!(with, without);
     }
 
     #[rstest]
