@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 
 use linux::events::{Event, EventSocket, Group};
+use linux::ipsec;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -23,25 +24,35 @@ const GROUPS: [Group; 9] = [
     Group::Rules6,
 ];
 
+/// What notifications come by.
+pub(crate) struct Sockets {
+    events: EventSocket,
+    /// Absent where the kernel has no IPsec.
+    policies: Option<ipsec::Changes>,
+}
+
 /// Subscribes to changes of links, addresses, routes, policy rules, neighbours,
-/// forwarding entries and queueing disciplines.
+/// forwarding entries, queueing disciplines and IPsec policies.
 ///
 /// # Errors
 /// When the kernel does not let us.
-pub(crate) fn subscribe() -> Result<EventSocket, linux::netlink::Error> {
-    EventSocket::open(&GROUPS)
+pub(crate) fn subscribe() -> Result<Sockets, linux::netlink::Error> {
+    Ok(Sockets {
+        events: EventSocket::open(&GROUPS)?,
+        policies: ipsec::Changes::open()?,
+    })
 }
 
 /// Tells the routes thread of changes, and the services thread of those of
 /// addresses, until the other end of `stop` is closed or nobody listens.
 pub(crate) fn run(
-    mut socket: EventSocket,
+    mut sockets: Sockets,
     stop: &UnixStream,
     routes: &Sender<Message>,
     services: &Sender<proxy::Message>,
 ) {
     loop {
-        match forward(&mut socket, stop, routes, services) {
+        match forward(&mut sockets, stop, routes, services) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
@@ -56,26 +67,36 @@ pub(crate) fn run(
 }
 
 fn forward(
-    socket: &mut EventSocket,
+    sockets: &mut Sockets,
     stop: &UnixStream,
     routes: &Sender<Message>,
     services: &Sender<proxy::Message>,
 ) -> io::Result<bool> {
     {
-        let mut waiting = [
-            PollFd::new(&*socket, PollFlags::IN),
+        let mut waiting = vec![
             PollFd::new(stop, PollFlags::IN),
+            PollFd::new(&sockets.events, PollFlags::IN),
         ];
+        let policies = sockets.policies.iter();
+        waiting.extend(policies.map(|policies| PollFd::new(policies, PollFlags::IN)));
         match poll(&mut waiting, None) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(true),
             Err(errno) => return Err(errno.into()),
         }
-        if !waiting[1].revents().is_empty() {
+        if !waiting[0].revents().is_empty() {
             return Ok(false);
         }
     }
-    while let Some(events) = socket.receive()? {
+    if let Some(policies) = &mut sockets.policies
+        && policies.any()?
+        && routes
+            .send(Message::Kernel(vec![Event::IpsecPolicies]))
+            .is_err()
+    {
+        return Ok(false);
+    }
+    while let Some(events) = sockets.events.receive()? {
         let addresses = events.iter().any(|event| {
             matches!(
                 event,

@@ -75,6 +75,6 @@ pub use forwarding::{
     Entry as ForwardingEntry, Origin as ForwardingOrigin, Table as ForwardingTable,
 };
 pub use health::Snapshot as Status;
-pub use options::{Attach, FastPath, Options, Period};
+pub use options::{Attach, FastPath, Options, Period, Proxy};
 pub use run::{run, run_until};
 pub use snapshot::{Entry as RoutingEntry, Snapshot as RoutingSnapshot};

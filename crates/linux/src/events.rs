@@ -76,6 +76,8 @@ pub enum Event {
     Qdisc(Qdisc),
     /// A queueing discipline went.
     QdiscGone(Qdisc),
+    /// IPsec policies came, changed or went ([`crate::ipsec::Changes`]).
+    IpsecPolicies,
     /// Notifications were lost because they came faster than they were read:
     /// list the tables again.
     Lost,

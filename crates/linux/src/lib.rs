@@ -14,6 +14,7 @@ pub mod events;
 pub mod fast_path;
 pub mod fdb;
 mod generic;
+pub mod ipsec;
 pub mod ipvs;
 pub mod link;
 mod mac;

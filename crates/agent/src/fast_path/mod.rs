@@ -297,6 +297,7 @@ impl Keeper {
         }
         if self.yields {
             self.changed |= self.others.read_rules(socket)?;
+            self.changed |= self.others.read_policies()?;
         }
         let now = Instant::now();
         let mut again = self.programs.due().is_some_and(|due| due <= now);

@@ -1,12 +1,13 @@
 //! What others have in the stack's way that judges packets one by one, which what
-//! takes the fast path would go around: nftables and iptables rules, and policy
-//! rules. Translation is no judge: it is decided with the first packet, which takes
+//! takes the fast path would go around: nftables and iptables rules, policy rules, and
+//! policies of IPsec. Translation is no judge: it is decided with the first packet, which takes
 //! the stack.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use linux::events::Event;
+use linux::ipsec::{self, Policy};
 use linux::netlink::{self, Socket};
 use linux::nftables::{self, Checkpoint, Nftables};
 use linux::rule::{self, Rule};
@@ -30,6 +31,9 @@ pub(crate) struct Others {
     rules: Vec<Rule>,
     /// Whether policy rules have changed.
     stale: bool,
+    policies: Vec<Policy>,
+    /// Whether IPsec policies have changed.
+    policies_stale: bool,
 }
 
 impl Others {
@@ -37,6 +41,7 @@ impl Others {
     pub(crate) fn new() -> Self {
         Self {
             stale: true,
+            policies_stale: true,
             ..Self::default()
         }
     }
@@ -48,6 +53,7 @@ impl Others {
             Event::Lost => true,
             _ => false,
         };
+        self.policies_stale |= matches!(event, Event::IpsecPolicies);
     }
 
     /// Reads the policy rules if they have changed; returns whether they had.
@@ -62,6 +68,25 @@ impl Others {
         self.rules.retain(is_foreign);
         self.stale = false;
         Ok(true)
+    }
+
+    /// Reads the IPsec policies if they have changed; returns whether others' are
+    /// different ones.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub(crate) fn read_policies(&mut self) -> Result<bool, netlink::Error> {
+        if !self.policies_stale {
+            return Ok(false);
+        }
+        let policies = match ipsec::open()? {
+            Some(mut socket) => ipsec::list(&mut socket)?,
+            None => Vec::new(),
+        };
+        self.policies_stale = false;
+        let changed = self.policies != policies;
+        self.policies = policies;
+        Ok(changed)
     }
 
     /// Looks whether the rules of nftables and iptables are still those that were
@@ -97,10 +122,13 @@ impl Others {
 
     /// What judges packets between pods with these addresses and in these ranges.
     pub(crate) fn judges(&self, pods: impl Iterator<Item = IpNet> + Clone) -> BTreeSet<String> {
-        let concerns = |rule: &&Rule| pods.clone().any(|range| overlap(&range, &rule.from));
-        let rules = self.rules.iter().filter(concerns);
+        let of_pods = |range: &IpNet| pods.clone().any(|pods| overlap(&pods, range));
+        let rules = self.rules.iter().filter(|rule| of_pods(&rule.from));
+        let policies = self.policies.iter();
+        let policies = policies.filter(|policy| of_pods(&policy.from) && of_pods(&policy.to));
         rules
             .map(|rule| format!("policy rule {rule}"))
+            .chain(policies.map(ToString::to_string))
             .chain(self.chains.iter().map(ToString::to_string))
             .chain(self.tables.iter().cloned())
             .collect()
@@ -165,6 +193,31 @@ mod tests {
         let own = ["10.1.1.0/24", "fd00:1::/64"].map(net);
         let peers = ["10.1.2.0/24", "fd00:2::/64"].map(net);
         let found = others.judges(own.into_iter().chain(peers));
+        assert_eq!(!found.is_empty(), judges, "{found:?}");
+    }
+
+    #[rstest]
+    #[case::of_nodes("192.0.2.1/32", "192.0.2.2/32", false)]
+    #[case::of_pods("10.1.1.7/32", "10.1.2.0/24", true)]
+    #[case::of_peers_pods("10.1.2.0/24", "10.1.0.0/16", true)]
+    #[case::of_pods_to_elsewhere("10.1.1.0/24", "198.51.100.0/24", false)]
+    #[case::of_all("::/0", "::/0", true)]
+    fn ipsec_policies_judge_what_goes_from_pods_to_pods(
+        #[case] from: &str,
+        #[case] to: &str,
+        #[case] judges: bool,
+    ) {
+        let policy = Policy {
+            direction: ipsec::Direction::Out,
+            from: net(from),
+            to: net(to),
+        };
+        let others = Others {
+            policies: vec![policy],
+            ..Others::default()
+        };
+        let pods = ["10.1.1.0/24", "fd00:1::/64", "10.1.2.0/24", "fd00:2::/64"];
+        let found = others.judges(pods.map(net).into_iter());
         assert_eq!(!found.is_empty(), judges, "{found:?}");
     }
 

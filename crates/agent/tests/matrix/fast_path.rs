@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use linux::fast_path::Outcome;
 use linux::link;
 use linux::namespace::NetworkNamespace;
-use podwire_agent::{Attach, FastPath, FastPathReport as Report};
+use podwire_agent::{Attach, FastPath, FastPathReport as Report, Proxy};
 use rstest::rstest;
 use serde_json::json;
 
@@ -391,6 +391,15 @@ fn forged_sources_take_the_stack() {
     assert_eq!(taken(&world, 0), before.1);
 }
 
+/// Sends a byte that does not arrive.
+fn refused(pair: &mut Conversation) {
+    pair.0.write_all(&[1]).expect("a buffer");
+    let short = Some(Duration::from_millis(500));
+    pair.1.set_read_timeout(short).expect("a time");
+    pair.1.read_exact(&mut [0]).expect_err("it is dropped");
+    pair.1.set_read_timeout(Some(DEADLINE)).expect("a time");
+}
+
 #[test]
 fn while_others_judge_packets_all_take_the_stack() {
     let world = two("host-gw");
@@ -414,12 +423,7 @@ fn while_others_judge_packets_all_take_the_stack() {
         ),
     );
     judged("chain guard of table inet others");
-    pair.0.write_all(&[1]).expect("a buffer");
-    pair.1
-        .set_read_timeout(Some(Duration::from_millis(500)))
-        .expect("a time");
-    pair.1.read_exact(&mut [0]).expect_err("it is dropped");
-    pair.1.set_read_timeout(Some(DEADLINE)).expect("a time");
+    refused(&mut pair);
     nft(node, "delete table inet others");
     free();
     pair.1.read_exact(&mut [0]).expect("sent again");
@@ -429,6 +433,17 @@ fn while_others_judge_packets_all_take_the_stack() {
     pair.ask_by_stack(&world, 1);
     command(node, "ip rule del pref 100");
     free();
+    pair.ask_until_taken(&world);
+    // Policies of IPsec: packets that have to come transformed are refused as they are.
+    let own = v4(&world, 1);
+    let policy = format!("src {peer} dst {own} dir fwd");
+    let template = "tmpl src 192.168.64.11 dst 192.168.64.12 proto esp mode tunnel";
+    command(node, &format!("ip xfrm policy add {policy} {template}"));
+    judged(&format!("IPsec policy fwd from {peer}/32 to {own}/32"));
+    refused(&mut pair);
+    command(node, &format!("ip xfrm policy delete {policy}"));
+    free();
+    pair.1.read_exact(&mut [0]).expect("sent again");
     pair.ask_until_taken(&world);
     // Rules that are about others' packets, or let established connections be.
     command(node, "ip rule add pref 100 from 192.168.64.12 lookup 100");
@@ -445,6 +460,22 @@ fn while_others_judge_packets_all_take_the_stack() {
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(report(&world, 1).changes, before);
     pair.ask_until_taken(&world);
+}
+
+#[test]
+fn an_iptables_proxy_of_the_old_kind_leaves_all_packets_to_the_stack() {
+    let mut world = two("host-gw");
+    let mut pair = Conversation::between(&world, 0, 1, v4(&world, 1));
+    pair.ask_until_taken(&world);
+    // Whose rules there are decides by which program the agent writes its own. Those
+    // of translation alone are in nobody's way.
+    let trace = "iptables-legacy -t nat -A OUTPUT -j RETURN";
+    command(&world.nodes[1].namespace, trace);
+    world.start(1, |options| options.proxy = Proxy::Iptables);
+    wait_for(&world, 1, "podwire's own rules", |found| {
+        found.judges.contains("table filter of iptables-legacy") && found.ranges.is_empty()
+    });
+    pair.ask_by_stack(&world, 1);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub enum Protocol {
     Netfilter,
     /// Generic netlink (`NETLINK_GENERIC`).
     Generic,
+    /// IPsec (`NETLINK_XFRM`).
+    Ipsec,
 }
 
 impl Protocol {
@@ -42,6 +44,7 @@ impl Protocol {
             Self::Route => protocols::NETLINK_ROUTE,
             Self::Netfilter => protocols::NETLINK_NETFILTER,
             Self::Generic => protocols::NETLINK_GENERIC,
+            Self::Ipsec => protocols::NETLINK_XFRM,
         }
     }
 
@@ -50,6 +53,7 @@ impl Protocol {
             Self::Route => "route",
             Self::Netfilter => "netfilter",
             Self::Generic => "generic",
+            Self::Ipsec => "IPsec",
         }
     }
 }

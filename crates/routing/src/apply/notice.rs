@@ -52,7 +52,7 @@ impl Kernel {
             Event::NeighbourGone(neighbour) => self.is_neighbour_news(neighbour, false),
             Event::Forwarding(entry) => self.is_forwarding_news(entry, true),
             Event::ForwardingGone(entry) => self.is_forwarding_news(entry, false),
-            Event::Qdisc(_) | Event::QdiscGone(_) => false,
+            Event::Qdisc(_) | Event::QdiscGone(_) | Event::IpsecPolicies => false,
             Event::Lost => true,
         };
         if concerns {
