@@ -14,6 +14,7 @@ use podwire_agent::{Attach, FastPath, FastPathReport as Report, Proxy};
 use rstest::rstest;
 use serde_json::json;
 
+use crate::capture::Capture;
 use crate::changes::{command, nft, two, wait_for_backends};
 use crate::world::{World, attempt, wait};
 
@@ -228,6 +229,26 @@ fn nobody_waits_for_a_fast_path_that_is_slow_to_start_or_cannot_be_had() {
         off && found.problems.iter().any(|problem| problem.contains(why))
     });
     pair.ask_by_stack(&world, 0);
+}
+
+#[test]
+fn a_capture_in_a_pod_sees_what_takes_the_fast_path() {
+    let world = two("host-gw");
+    let mut pair = Conversation::between(&world, 0, 1, v4(&world, 1));
+    pair.ask_until_taken(&world);
+    let before = [0, 1].map(|node| taken(&world, node));
+    let captures = [0, 1].map(|pod| {
+        let pod = &world.pods[pod];
+        Capture::start(&pod.namespace, pod.addresses.clone())
+    });
+    pair.ask_often();
+    // Each of them in both directions.
+    let taken = [0, 1].map(|node| taken(&world, node));
+    for (node, seen) in captures.map(Capture::stop).into_iter().enumerate() {
+        let [out, into] = [0, 1].map(|way| taken[node][way] - before[node][way]);
+        assert!(out >= 20 && into >= 20, "{taken:?} {before:?}");
+        assert!(seen.of_pods as u64 >= out + into, "{seen:?} {taken:?}");
+    }
 }
 
 #[test]

@@ -178,8 +178,12 @@ pub(crate) fn conntrack_keeps_a_connection_as_if_the_stack_saw_its_packets(
 }
 
 #[test]
-pub(crate) fn udp_takes_the_fast_path_once_conntrack_has_seen_a_conversation() {
-    let nodes = nodes(Attach::Routed);
+fn udp_takes_the_fast_path_once_conntrack_has_seen_a_conversation() {
+    udp_takes_it_over(Wire::Plain);
+}
+
+pub(crate) fn udp_takes_it_over(wire: Wire) {
+    let nodes = nodes_on(Attach::Routed, wire);
     std::thread::scope(|scope| {
         for v6 in [false, true] {
             let nodes = &nodes;

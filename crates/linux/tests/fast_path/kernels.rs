@@ -39,7 +39,7 @@ mod guest {
     #[test]
     #[ignore = "run by a_kernel_whose_conntrack_is_a_module"]
     fn udp_takes_it() {
-        connections::udp_takes_the_fast_path_once_conntrack_has_seen_a_conversation();
+        connections::udp_takes_it_over(Wire::Plain);
     }
 
     #[test]

@@ -72,6 +72,23 @@ fn what_is_too_long_is_answered_by_the_stack(
     assert!(seen(&nodes[0].pod, "inet", "long") > 0);
 }
 
+/// The path's longest packet is not the interface's: only the last hop knows.
+#[rstest]
+fn what_is_too_long_for_the_other_pod_is_answered_by_the_other_nodes_stack(
+    #[values(false, true)] v6: bool,
+) {
+    let nodes = nodes(Attach::Routed);
+    let mut pair = taken_connection(&nodes, v6);
+    nodes[1].limit(1300);
+    count_answers(&nodes[0]);
+    assert_eq!(transfer(&mut pair, 8 << 20), 8 << 20);
+    assert!(seen(&nodes[0].pod, "inet", "long") > 0);
+    // What is sent since takes the fast path there, too.
+    let [taken, length] = [Outcome::Taken, Outcome::Length]
+        .map(|outcome| nodes[1].count(Direction::Inbound, outcome));
+    assert!(length > 0 && taken > length, "{}", nodes[1].counters());
+}
+
 #[rstest]
 fn what_has_no_hop_left_is_answered_by_the_stack(#[values(false, true)] v6: bool) {
     let nodes = nodes(Attach::Routed);
