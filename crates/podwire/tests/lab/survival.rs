@@ -111,12 +111,29 @@ fn a_killed_agent_is_replaced_and_adopts_what_it_finds() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("podwire was built by cargo for this test");
+    // One connection, past all Services: it takes the fast path where there is one.
+    let [shop, ..] = &lab.pod_addresses("shop-1")[..] else {
+        panic!("it has an address");
+    };
+    let urls = url(shop, 8080, "/hostname?[1-60]");
+    let long = Command::new(PODWIRE)
+        .args(["lab", "exec", "--name", &lab.name, "client", "--"])
+        .args(["curl", "-sS", "-o", "/dev/null", "--rate", "20/s"])
+        .args(["-w", "%{num_connects}", &urls])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("podwire was built by cargo for this test");
     for node in ["node-1", "node-2"] {
         let before = kill_on_node(&lab, node, "agent");
         runs_again(&lab, node, "agent", &before);
     }
-    let steady = steady.wait_with_output().expect("the traffic ends");
+    let [steady, long] =
+        [steady, long].map(|traffic| traffic.wait_with_output().expect("the traffic ends"));
     assert_eq!(success("traffic while agents die", &steady).trim(), "50");
+    let connects = success("a connection while agents die", &long);
+    assert_eq!(connects, format!("1{}", "0".repeat(59)));
 
     // The new agents do their work.
     lab.apply(&service("late", "10.96.0.21").replace("app: late", "app: shop"));
