@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::image::{Image, OWN, SEARCH_PATH};
 use crate::kernel::{Kernel, Module};
+use crate::machine::Clock;
 use crate::report::{Place, Report};
 use crate::{Error, Feature, machine};
 
@@ -96,6 +97,7 @@ pub struct Guest {
     files: Vec<PathBuf>,
     environment: Vec<(String, String)>,
     memory: u64,
+    clock: Clock,
     limit: Duration,
 }
 
@@ -116,6 +118,7 @@ impl Guest {
             files: Vec::new(),
             environment: Vec::new(),
             memory: MEMORY,
+            clock: Clock::Time,
             limit: LIMIT,
         }
     }
@@ -169,6 +172,15 @@ impl Guest {
     #[must_use]
     pub fn memory(mut self, mib: u64) -> Self {
         self.memory = mib;
+        self
+    }
+
+    /// Has the guest's clock count instructions (125 million are a second), so that
+    /// times measured there compare numbers of instructions, whatever else the
+    /// machine does meanwhile.
+    #[must_use]
+    pub fn counts_instructions(mut self) -> Self {
+        self.clock = Clock::Instructions;
         self
     }
 
@@ -273,7 +285,13 @@ impl Guest {
         // The archive and what is unpacked of it are there at the same time.
         let mebibytes = u64::try_from(bytes.len() >> 20).unwrap_or(u64::MAX);
         let memory = self.memory + 2 * mebibytes;
-        machine::run(&kernel.vmlinux()?, file.path(), memory, self.limit)
+        machine::run(
+            &kernel.vmlinux()?,
+            file.path(),
+            memory,
+            self.clock,
+            self.limit,
+        )
     }
 
     fn load_order(&self, kernel: &Kernel) -> Result<Vec<Module>, Error> {

@@ -15,21 +15,38 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=rel
 /// What the guest's init prints before the exit code of its work.
 pub(crate) const RESULT: &str = "GUEST-RC ";
 
+/// What tells the guest's time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Clock {
+    /// The machine's.
+    Time,
+    /// 125 million instructions are a second, about what is emulated in one; while
+    /// the guest waits, its time passes at once.
+    Instructions,
+}
+
 /// Boots `kernel` with `image` and waits until its work is done: gives the exit
 /// code and what was written to the console.
 pub(crate) fn run(
     kernel: &Path,
     image: &Path,
     memory: u64,
+    clock: Clock,
     limit: Duration,
 ) -> Result<(i32, String), Error> {
     let until = Instant::now() + limit;
+    let clock: &[&str] = match clock {
+        Clock::Time => &[],
+        // An instruction takes 2^3 ns.
+        Clock::Instructions => &["-icount", "shift=3,sleep=off"],
+    };
     // setpriv: the emulator must not outlive a test that is killed.
     let child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         // Without cmpxchg16b: with it, guests crashed now and then.
         .args(["-M", "q35", "-accel", "tcg", "-cpu", "qemu64,-cx16"])
         .args(["-m", &memory.to_string()])
+        .args(clock)
         .args(["-nographic", "-no-reboot", "-nodefaults", "-net", "none"])
         .args(["-serial", "stdio", "-append", COMMAND_LINE])
         .arg("-kernel")

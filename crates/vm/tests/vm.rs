@@ -12,6 +12,7 @@ fn the_outcome_of_every_case_comes_out_of_the_guest_with_what_a_failed_one_said(
         .needs(Feature::Dummy)
         .without_module("nft_limit")
         .environment("TOLD", "it's 5 o'clock")
+        .counts_instructions()
         .run_cases_in_machine("guest::")
         .unwrap_err();
     let Error::Failed {
@@ -23,7 +24,7 @@ fn the_outcome_of_every_case_comes_out_of_the_guest_with_what_a_failed_one_said(
         panic!("not told that a case failed: {error}");
     };
     assert_eq!(
-        failed, "1 of 4 failed: guest::a_case_that_fails",
+        failed, "1 of 5 failed: guest::a_case_that_fails",
         "{output}"
     );
     assert_eq!(code, 101, "the code of libtest");
@@ -52,7 +53,9 @@ fn a_program_that_is_not_installed_is_named() {
 
 /// Run in the guest by the first test above.
 mod guest {
+    use std::hint::black_box;
     use std::process::Command;
+    use std::time::Instant;
 
     fn ip(arguments: &str) -> bool {
         Command::new("ip")
@@ -93,6 +96,23 @@ mod guest {
         assert_eq!(std::env::var("TOLD").unwrap(), "it's 5 o'clock");
         let nested = podwire_vm::Guest::new().run_script("true").unwrap_err();
         assert!(matches!(nested, podwire_vm::Error::Nested(_)), "{nested}");
+    }
+
+    #[test]
+    #[ignore = "for the guest"]
+    fn where_the_clock_counts_instructions_the_same_work_takes_the_same_time() {
+        let work = || {
+            let start = Instant::now();
+            let sum = (0..1_000_000_u64).fold(0, |sum, number| black_box(sum ^ number));
+            assert_eq!(black_box(sum), 0);
+            start.elapsed().as_secs_f64()
+        };
+        // The first translates what the others only run.
+        work();
+        let times: Vec<f64> = (0..5).map(|_| work()).collect();
+        for time in &times {
+            assert!((time / times[0] - 1.0).abs() < 0.05, "{times:?}");
+        }
     }
 
     #[test]

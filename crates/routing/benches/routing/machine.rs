@@ -42,6 +42,7 @@ pub(crate) fn measure(backends: &[&str], rounds: u16, peers: u16) -> anyhow::Res
         // For the labs; and each WireGuard peer has queues of its own in the kernel,
         // and namespaces that were measured go in the background.
         .memory(2048)
+        .counts_instructions()
         .limit(LIMIT);
     let (code, output) = guest.run_script(&format!("ip link set lo up\n{}", this.display()))?;
     ensure!(code == 0, "the guest ended with {code}:\n{output}");

@@ -58,7 +58,8 @@ fn main() -> anyhow::Result<()> {
     if !lacking.is_empty() {
         println!(
             "This kernel lacks what {} need. In a virtual machine, whose processor is emulated by \
-             software, so that only ratios within its tables say something:",
+             software and whose clock counts instructions, so that only ratios within its tables \
+             say something:",
             lacking.join(" and ")
         );
         println!("{}", machine::measure(&lacking, rounds, peers)?);
