@@ -12,7 +12,8 @@ use linux::events::Event;
 use routing::backend::{Families, Wireguard};
 use routing::model::{RouteTable, default_metric};
 use routing::{
-    Backend, Family, Kernel, NodeData, RouteKey, Settings, State, Underlay, choose, service_range,
+    Backend, Family, Kernel, NodeData, Plan, RouteKey, Settings, State, Underlay, choose,
+    service_range,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -24,7 +25,7 @@ use crate::options::{Attach, FastPath};
 use crate::publish::{self, Told};
 use crate::run::News;
 use crate::silence::{self, Questions};
-use crate::snapshot::{Snapshot, Snapshots};
+use crate::snapshot::{Applied, Snapshots};
 use crate::worker::{Problems, Retry, gather_until};
 use crate::{flannel, forwarding};
 
@@ -185,7 +186,7 @@ struct Keeper {
     /// Names of those this kernel is known to be able to do.
     able: BTreeSet<&'static str>,
     /// What is to be in force, as far as it was applied.
-    applied: Option<State>,
+    applied: Option<Arc<Plan>>,
     /// The next application looks at the kernel first.
     audit: bool,
     /// What was found changed and restored, and how often.
@@ -362,7 +363,7 @@ impl Keeper {
         };
         let wanted = self.applied.as_ref().is_some_and(|applied| {
             let metric = route.metric;
-            applied.routes.contains_key(&RouteKey {
+            applied.state.routes.contains_key(&RouteKey {
                 table,
                 destination: route.destination,
                 metric: metric.unwrap_or_else(|| default_metric(&route.destination)),
@@ -599,16 +600,16 @@ impl Keeper {
             &silence::addresses(&plan, &peers),
             Instant::now(),
         );
-        let snapshot = Snapshot::new(
-            &self.ways,
-            &plan,
-            report.mtu,
-            self.kernel.requests_sent(),
-            &self.restored,
-            self.culprits.found(),
-        );
-        snapshots.set(snapshot);
-        self.applied = Some(plan.state);
+        let plan = Arc::new(plan);
+        snapshots.set(Applied {
+            backends: self.ways.clone(),
+            plan: plan.clone(),
+            mtu: report.mtu,
+            requests: self.kernel.requests_sent(),
+            restored: self.restored.clone(),
+            culprits: self.culprits.found().clone(),
+        });
+        self.applied = Some(plan);
         self.underlay = Some(underlay);
         Ok(report)
     }
@@ -623,7 +624,7 @@ impl Keeper {
             && let Some(applied) = &self.applied
         {
             self.kernel.invalidate();
-            for line in self.kernel.difference(applied)?.lines() {
+            for line in self.kernel.difference(&applied.state)?.lines() {
                 let times = self.restored.entry(line.clone()).or_default();
                 *times += 1;
                 // Somebody who does it again and again is named once.

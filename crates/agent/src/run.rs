@@ -226,7 +226,7 @@ async fn agent(
         question.answer(&told.lock().snapshot(Instant::now()));
     });
     admin.add("/v1/routes", move |question| {
-        question.answer(&*snapshots.get());
+        question.answer(&snapshots.get());
     });
     let to_routes = routes.clone();
     admin.add("/v1/fdb", move |question| {

@@ -9,21 +9,37 @@ use routing::model::{Counts, DeviceName, MacAddress, Route};
 use routing::{Plan, plan};
 use serde::{Deserialize, Serialize};
 
-/// The last snapshot, as it is shared between the thread that makes it and who
-/// asks.
+/// What the last snapshot is made of, as it is shared between the thread that applies
+/// plans and who asks.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Snapshots(Arc<Mutex<Arc<Snapshot>>>);
+pub(crate) struct Snapshots(Arc<Mutex<Arc<Applied>>>);
 
 impl Snapshots {
-    /// The last one.
-    pub(crate) fn get(&self) -> Arc<Snapshot> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&held)
+    /// Makes the snapshot: of thousands of peers it is long, and seldom asked for.
+    pub(crate) fn get(&self) -> Snapshot {
+        let applied = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        Snapshot::new(&applied)
     }
 
-    pub(crate) fn set(&self, snapshot: Snapshot) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    pub(crate) fn set(&self, applied: Applied) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(applied);
     }
+}
+
+/// A plan that was applied, and what is known besides.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// Names of the back ends, the preferred one first.
+    pub(crate) backends: Vec<Box<str>>,
+    pub(crate) plan: Arc<Plan>,
+    /// The largest packet of new pods, bytes.
+    pub(crate) mtu: Option<u32>,
+    /// Requests sent to the kernel so far.
+    pub(crate) requests: u64,
+    /// What somebody else changed and was restored, and how often.
+    pub(crate) restored: BTreeMap<String, u64>,
+    /// Who removed routes that were restored, and how many times.
+    pub(crate) culprits: BTreeMap<String, u64>,
 }
 
 /// What routing has in the kernel.
@@ -66,23 +82,17 @@ pub struct Entry {
 }
 
 impl Snapshot {
-    pub(crate) fn new(
-        backends: &[Box<str>],
-        plan: &Plan,
-        mtu: Option<u32>,
-        requests: u64,
-        restored: &BTreeMap<String, u64>,
-        culprits: &BTreeMap<String, u64>,
-    ) -> Snapshot {
+    pub(crate) fn new(applied: &Applied) -> Snapshot {
+        let plan = &*applied.plan;
         Snapshot {
-            backends: backends.into(),
-            mtu,
+            backends: applied.backends.clone(),
+            mtu: applied.mtu,
             counts: plan.state.counts(),
             entries: entries(plan),
-            requests,
+            requests: applied.requests,
             refused: plan.refusals.iter().map(ToString::to_string).collect(),
-            restored: restored.clone(),
-            culprits: culprits.clone(),
+            restored: applied.restored.clone(),
+            culprits: applied.culprits.clone(),
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::{attach, bandwidth};
 use linux::events::Event;
@@ -135,24 +135,29 @@ impl LocalPods {
 
     /// The pods there are.
     pub(crate) fn found(&self) -> Found {
-        let mut addresses: BTreeMap<(u32, MacAddress), Vec<IpAddr>> = BTreeMap::new();
-        for ((link, address), mac) in &self.neighbours {
-            addresses.entry((*link, *mac)).or_default().push(*address);
-        }
         let limiters: Vec<&str> = self
             .links
             .values()
             .filter(|link| link.kind.as_deref() == Some("ifb"))
             .map(|link| &*link.name)
             .collect();
-        let mut found = Found::default();
-        for cable in self.links.values() {
-            let is_pod = cable.kind.as_deref() == Some("veth")
+        let is_pod = |cable: &&Link| {
+            cable.kind.as_deref() == Some("veth")
                 && attach::is_host_interface(&cable.name)
-                && cable.group != cni::reaper::GROUP;
-            if !is_pod {
-                continue;
-            }
+                && cable.group != cni::reaper::GROUP
+        };
+        let cables: Vec<&Link> = self.links.values().filter(is_pod).collect();
+        // Tunnels have far more neighbours, none of which is a pod of this node.
+        let sides = cables
+            .iter()
+            .flat_map(|cable| [Some(cable.index), cable.master]);
+        let sides: BTreeSet<u32> = sides.flatten().collect();
+        let mut addresses: BTreeMap<(u32, MacAddress), Vec<IpAddr>> = BTreeMap::new();
+        for ((link, address), mac) in sides.into_iter().flat_map(|link| self.behind(link)) {
+            addresses.entry((*link, *mac)).or_default().push(*address);
+        }
+        let mut found = Found::default();
+        for cable in cables {
             match self.pod(cable, &addresses, &limiters) {
                 Ok((pod, addresses)) => found.pods.extend(addresses.iter().map(|a| (*a, pod))),
                 Err(why) => {
@@ -161,6 +166,13 @@ impl LocalPods {
             }
         }
         found
+    }
+
+    /// The neighbours on a link.
+    fn behind(&self, link: u32) -> impl Iterator<Item = (&(u32, IpAddr), &MacAddress)> {
+        let first = (link, Ipv4Addr::UNSPECIFIED.into());
+        let last = (link, Ipv6Addr::from_bits(u128::MAX).into());
+        self.neighbours.range(first..=last)
     }
 
     fn pod<'a>(
