@@ -118,6 +118,12 @@ mod wireguard {
         connections::tcp_takes_the_fast_path_from_handshake_to_close(attach, wire, v6);
     }
 
+    #[test]
+    #[ignore = "run by a_kernel_with_wireguard"]
+    fn udp_takes_it() {
+        connections::udp_takes_it_over(OVER_V4);
+    }
+
     #[rstest]
     #[case(OVER_V4, true)]
     #[case(OVER_V6, false)]
