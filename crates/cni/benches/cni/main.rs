@@ -36,7 +36,7 @@ const FLOORS: [&str; 2] = [
     "floor: netlink calls of one process, bridge",
 ];
 const JUDGED: [&str; 2] = ["podwire routed", "podwire bridge"];
-/// Parts that the serial rows are measured in.
+/// Parts that the rows of one pod after the other are measured in.
 const PARTS: usize = 4;
 /// Pods a full node has.
 const FULL: usize = 250;
@@ -88,18 +88,23 @@ fn main() -> anyhow::Result<()> {
     let installed = Installed::new()?;
     // Each a part at a time, in turn: the machine's speed changes from minute to minute.
     let mut exec = Vec::new();
-    let mut serial: Vec<_> = subjects()
-        .iter()
-        .map(|_| (Vec::new(), Vec::new()))
-        .collect();
+    let mut serial = collected();
+    let mut on_full = collected();
     for part in 0..PARTS {
         let rounds = rounds * (part + 1) / PARTS - rounds * part / PARTS;
         exec.extend(plugins::exec(&installed, rounds)?);
-        for ((name, make), times) in subjects().into_iter().zip(&mut serial) {
+        for (index, (name, make)) in subjects().into_iter().enumerate() {
             let (add, delete) =
                 measure(make, &installed, rounds, 1, 0).with_context(|| name.to_owned())?;
-            times.0.extend(add);
-            times.1.extend(delete);
+            serial[index].0.extend(add);
+            serial[index].1.extend(delete);
+            if name.starts_with("reference") {
+                continue;
+            }
+            let (add, delete) = measure(make, &installed, rounds, 1, FULL.saturating_sub(rounds))
+                .with_context(|| format!("{name}, full node"))?;
+            on_full[index].0.extend(add);
+            on_full[index].1.extend(delete);
         }
     }
     let exec = Times::of(exec);
@@ -130,12 +135,10 @@ fn main() -> anyhow::Result<()> {
         );
     }
     let mut full = HashMap::new();
-    for (name, make) in subjects()
-        .into_iter()
-        .filter(|(name, _)| !name.starts_with("reference"))
-    {
-        let (add, delete) = measure(make, &installed, rounds, 1, FULL - rounds.min(FULL))
-            .with_context(|| format!("{name}, full node"))?;
+    for ((name, _), (add, delete)) in subjects().into_iter().zip(on_full) {
+        if add.is_empty() {
+            continue;
+        }
         let (add, delete) = (Times::of(add), Times::of(delete));
         let label = format!("{name}, the last of {FULL} pods");
         row(&mut table, &label, "1", &add, Some(&delete));
@@ -169,6 +172,14 @@ fn judge(node: &str, exec: &Times, medians: &HashMap<&str, Duration>) {
             exec.median().as_secs_f64() * 1e3,
         );
     }
+}
+
+/// For each subject the times of its ADDs and of its DELs.
+fn collected() -> Vec<(Vec<Duration>, Vec<Duration>)> {
+    subjects()
+        .iter()
+        .map(|_| (Vec::new(), Vec::new()))
+        .collect()
 }
 
 type Make = fn(&Installed) -> anyhow::Result<Box<dyn Subject>>;
