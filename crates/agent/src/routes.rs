@@ -469,6 +469,7 @@ impl Keeper {
         cluster: &Cluster,
         snapshots: &Snapshots,
     ) -> Result<Report, routing::apply::Error> {
+        let reads = self.underlay.is_none() || self.audit || !self.kernel.is_known();
         let underlay = match self.underlay.take() {
             Some(underlay) => underlay,
             None => Underlay::read(self.kernel.socket())?,
@@ -554,6 +555,11 @@ impl Keeper {
             fast.leave(&ways);
         }
         let outcome = self.carry_out(&plan.state)?;
+        // The underlay is read before the rest: of what came in between, the rest knows
+        // already when its notification comes, and it would be no news.
+        if reads && Underlay::read(self.kernel.socket())? != underlay {
+            return self.apply(cluster, snapshots);
+        }
         problems.extend(outcome.failures.iter().map(ToString::to_string));
         problems.extend(outcome.foreign.iter().map(ToString::to_string));
         if let Some(fast) = self.fast.keeper() {

@@ -109,6 +109,11 @@ impl Kernel {
         self.socket.requests_sent()
     }
 
+    /// Whether the next use does without reading the kernel.
+    pub fn is_known(&self) -> bool {
+        self.shadow.is_some()
+    }
+
     /// Forgets what is known: the next use reads the kernel.
     pub fn invalidate(&mut self) {
         self.shadow = None;
