@@ -156,6 +156,15 @@ pub enum Change {
         /// The ranges routed to it and accepted from it.
         ranges: Ranges,
     },
+    /// Keys are agreed upon with the peer at once if there are none in force, though
+    /// nothing is sent to it; nothing else of it changes. A no-op for a peer that is
+    /// not there and on a device that is down.
+    ///
+    /// What asks for it is a keep-alive interval that was none: `set_peer` sends the
+    /// first packet then. It is set back in the same message, which the kernel carries
+    /// out as a whole whatever becomes of the process. A peer whose last initiation
+    /// was less than `REKEY_TIMEOUT`, 5 seconds, ago gets no other.
+    Handshake(PublicKey),
     /// The peer and its ranges are gone. It need not have been there.
     Remove(PublicKey),
 }
@@ -280,27 +289,38 @@ fn requests(family: Family, name: &str, changes: &[Change]) -> Vec<Request> {
         }
     };
     let mut length = 0;
-    for peer in changes.iter().flat_map(encode) {
-        let more = peer.buffer_len();
+    for together in changes.iter().flat_map(encode) {
+        let more: usize = together.iter().map(Emitable::buffer_len).sum();
         if length + more > MESSAGE {
             send(&mut peers);
             length = 0;
         }
         length += more;
-        peers.push(peer);
+        peers.extend(together);
     }
     send(&mut peers);
     requests
 }
 
-/// One change as one or, for many ranges, several attributes.
-fn encode(change: &Change) -> Vec<WireguardPeer> {
+/// One change as one or, for many ranges, several groups of attributes. What is in a
+/// group belongs into one message.
+fn encode(change: &Change) -> Vec<Vec<WireguardPeer>> {
     let (key, endpoint, keepalive, ranges) = match change {
         Change::Remove(key) => {
-            return vec![WireguardPeer(vec![
+            return vec![vec![WireguardPeer(vec![
                 WireguardPeerAttribute::PublicKey(key.0),
                 WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe),
-            ])];
+            ])]];
+        }
+        Change::Handshake(key) => {
+            let keepalive = |seconds| {
+                WireguardPeer(vec![
+                    WireguardPeerAttribute::PublicKey(key.0),
+                    WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly),
+                    WireguardPeerAttribute::PersistentKeepalive(seconds),
+                ])
+            };
+            return vec![vec![keepalive(u16::MAX), keepalive(0)]];
         }
         Change::Set {
             key,
@@ -328,10 +348,13 @@ fn encode(change: &Change) -> Vec<WireguardPeer> {
         ));
         // What follows adds to the peer that is there then.
         let rest = vec![WireguardPeerAttribute::PublicKey(key.0)];
-        peers.push(WireguardPeer(std::mem::replace(&mut attributes, rest)));
+        peers.push(vec![WireguardPeer(std::mem::replace(
+            &mut attributes,
+            rest,
+        ))]);
     }
     if peers.is_empty() {
-        peers.push(WireguardPeer(attributes));
+        peers.push(vec![WireguardPeer(attributes)]);
     }
     peers
 }
@@ -546,6 +569,39 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_is_asked_for_and_the_interval_set_back_in_one_message_however_many_there_are() {
+        let changes: Vec<Change> = (0..5000).map(key).map(Change::Handshake).collect();
+        let requests = requests(Family::numbered(30), "pwwg0", &changes);
+        assert!(requests.len() > 1);
+        let mut asked = Vec::new();
+        for request in requests {
+            let bytes = request.encoded();
+            let attributes = attributes_of(Messages::new(&bytes).next().unwrap());
+            let mut peers = Vec::new();
+            for attribute in NlasIterator::new(attributes) {
+                if let WireguardAttribute::Peers(more) =
+                    WireguardAttribute::parse(&attribute.unwrap()).unwrap()
+                {
+                    peers.extend(more.into_iter().map(|peer| decode_peer(peer).unwrap()));
+                }
+            }
+            for pair in peers.chunks(2) {
+                let [on, off] = pair else {
+                    panic!("cut in two: {pair:?}")
+                };
+                assert_eq!((on.key, off.keepalive), (off.key, 0));
+                assert!(on.keepalive > 0 && on.ranges.is_empty() && on.endpoint.is_none());
+                asked.push(on.key);
+            }
+        }
+        assert_eq!(asked, (0..5000).map(key).collect::<Vec<_>>());
+        // WGPEER_F_UPDATE_ONLY: one that is gone does not come back by it.
+        let only = WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly);
+        let parts = encode(&changes[0]);
+        assert!(parts[0].iter().all(|peer| peer.0.contains(&only)));
+    }
+
+    #[test]
     fn thousands_of_ranges_of_one_peer_are_split_and_replace_only_what_was_there_before() {
         let ranges: Vec<IpNet> = (0..5000u32)
             .map(|number| IpNet::new(Ipv4Addr::from(0x0a00_0000 + number).into(), 32).unwrap())
@@ -558,7 +614,7 @@ mod tests {
         };
         let parts = encode(&change);
         for (at, part) in parts.iter().enumerate() {
-            let replaces = part
+            let replaces = part[0]
                 .iter()
                 .any(|a| matches!(a, WireguardPeerAttribute::Flags(_)));
             assert_eq!(replaces, at == 0, "part {at}");
