@@ -93,6 +93,8 @@ pub struct Difference {
     pub proxies: Vec<(DeviceName, IpAddr)>,
     /// Peers of WireGuard devices to be made or changed.
     pub tunnel_peers: Vec<((DeviceName, PublicKey), TunnelPeer)>,
+    /// Those of them this node begins a handshake with. They add nothing to the state.
+    pub handshakes: Vec<(DeviceName, PublicKey)>,
     /// Routes that are not there yet.
     pub add: Vec<Route>,
     /// Routes that are there, ours, but lead elsewhere.
@@ -313,12 +315,57 @@ pub fn difference(wanted: &State, held: &Held) -> Difference {
     difference
         .remove_tunnel_peers
         .extend(peers.filter(|key| stays(&key.0) && !wanted.tunnel_peers.contains_key(key)));
+    difference.handshakes = handshakes(wanted, held, &difference.tunnel_peers, stays);
     routes(wanted, held, &fresh, &mut difference);
     let missing = wanted.rules.difference(&held.rules);
     difference.rules.extend(missing);
     let unwanted = held.rules.difference(&wanted.rules);
     difference.remove_rules.extend(unwanted);
     difference
+}
+
+/// With which of the peers that are to be made or changed a handshake is begun: nodes
+/// whose key is new here and whose packets were taken until now by another key or way.
+///
+/// Such a node may have sent before this one knew its key. What it began was dropped
+/// then and comes again after `REKEY_TIMEOUT`, 5 seconds; its pods' packets wait for as
+/// long, and most are lost. Each of two nodes begins when it learns the other's key, so
+/// the one that learns it last is heard.
+///
+/// A node that comes to a cluster, or finds one at its own start, has sent nothing to
+/// this one yet. Were those met so as well, all nodes would begin with one that comes
+/// at the same moment, and that one with all. Nor is anybody who does not know this
+/// node's key yet: not on a device that is just made.
+fn handshakes(
+    wanted: &State,
+    held: &Held,
+    peers: &[((DeviceName, PublicKey), TunnelPeer)],
+    stays: impl Fn(&DeviceName) -> bool,
+) -> Vec<(DeviceName, PublicKey)> {
+    let is_new =
+        |key: &(DeviceName, PublicKey)| stays(&key.0) && !held.tunnel_peers.contains_key(key);
+    let mut new = peers.iter().filter(|(key, _)| is_new(key)).peekable();
+    if new.peek().is_none() {
+        return Vec::new();
+    }
+    let mut by_key = BTreeSet::new();
+    for ((device, _), peer) in &held.tunnel_peers {
+        by_key.extend(peer.ranges.iter().map(|range| (*device, *range)));
+    }
+    let over = |device: &DeviceName, target: &RouteTarget| match target {
+        RouteTarget::Device { device: on, .. } => on == device,
+        _ => false,
+    };
+    let was_reached = |device: &DeviceName, range: &IpNet| {
+        let route = RouteKey::of_peer(*range);
+        let goes_over = wanted.routes.get(&route).is_some_and(|to| over(device, to));
+        let other_way = |held: &Option<RouteTarget>| held.is_none_or(|to| !over(device, &to));
+        by_key.contains(&(*device, *range))
+            || goes_over && held.routes.get(&route).is_some_and(other_way)
+    };
+    new.filter(|((device, _), peer)| peer.ranges.iter().any(|range| was_reached(device, range)))
+        .map(|(key, _)| *key)
+        .collect()
 }
 
 fn devices(wanted: &State, held: &Held, difference: &mut Difference) {
@@ -700,6 +747,66 @@ mod tests {
         assert_eq!(difference.remove_devices, [DEVICE]);
         assert_eq!(difference.table, Some(false));
         assert_eq!(difference.len(), 4);
+    }
+
+    const WIREGUARD: DeviceName = DeviceName::new("pw-wg");
+    const RANGE: &str = "10.200.2.0/24";
+
+    /// Node 2 with a key, and whether packets to it are sent to WireGuard's device.
+    fn encrypted(key: u8, sent: bool) -> State {
+        let mut state = State::default();
+        let device = Device::new(DeviceKind::Wireguard, 1420);
+        state.devices.insert(WIREGUARD, device);
+        let peer = TunnelPeer {
+            endpoint: "192.168.64.2:51820".parse().unwrap(),
+            ranges: [RANGE.parse().unwrap()].into(),
+            keepalive: 0,
+        };
+        let key = (WIREGUARD, PublicKey([key; 32]));
+        state.tunnel_peers.insert(key, peer);
+        let over = RouteTarget::Device {
+            device: WIREGUARD,
+            next_hop: NextHop::Direct,
+            source: None,
+            mtu: None,
+        };
+        let target = if sent { over } else { via("192.168.64.2") };
+        let route = RouteKey::of_peer(RANGE.parse().unwrap());
+        state.routes.insert(route, target);
+        state
+    }
+
+    #[rstest]
+    #[case::goes_over(encrypted(2, true), |held: &mut Held| { held.tunnel_peers.clear();
+        held.routes.extend(encrypted(2, false).routes.into_iter().map(|(k, to)| (k, Some(to)))) }, true)]
+    #[case::has_another_key(encrypted(3, true), |_: &mut Held| {}, true)]
+    #[case::goes_on_another_way(encrypted(2, false), |held: &mut Held| { held.tunnel_peers.clear();
+        held.routes.extend(encrypted(2, false).routes.into_iter().map(|(k, to)| (k, Some(to)))) }, false)]
+    #[case::comes_to_the_cluster(encrypted(2, true), |held: &mut Held| {
+        held.tunnel_peers.clear(); held.routes.clear(); }, false)]
+    #[case::was_there_before_this_node(encrypted(2, true), |held: &mut Held| *held = Held::default(), false)]
+    #[case::is_adopted(encrypted(2, true), |_: &mut Held| {}, false)]
+    #[case::has_moved(encrypted(2, true), |held: &mut Held| for peer in held.tunnel_peers.values_mut() {
+        peer.endpoint = "192.168.64.9:51820".parse().unwrap() }, false)]
+    #[case::knows_no_key_of_a_new_device(encrypted(3, true), |held: &mut Held| held.devices.clear(), false)]
+    fn handshakes_are_begun_with_a_node_that_was_reached_before_by_another_key_or_way_only(
+        #[case] wanted: State,
+        #[case] change: impl FnOnce(&mut Held),
+        #[case] begun: bool,
+    ) {
+        let before = encrypted(2, true);
+        let mut held = carried_out(&before);
+        held.tunnel_peers = before.tunnel_peers;
+        change(&mut held);
+        let found = difference(&wanted, &held);
+        let keys: Vec<_> = wanted.tunnel_peers.keys().copied().collect();
+        assert_eq!(found.handshakes, if begun { keys } else { vec![] });
+        // They are no change by themselves.
+        let others = Difference {
+            handshakes: vec![],
+            ..found.clone()
+        };
+        assert_eq!((found.len(), found.lines()), (others.len(), others.lines()));
     }
 
     fn any_state() -> impl Strategy<Value = State> {

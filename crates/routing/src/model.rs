@@ -442,6 +442,9 @@ pub struct TunnelPeer {
     pub endpoint: SocketAddr,
     /// What is sent to it and accepted from it (its allowed IPs).
     pub ranges: BTreeSet<IpNet>,
+    /// Seconds between packets that keep translators in between from forgetting the
+    /// way; 0 for none.
+    pub keepalive: u16,
 }
 
 impl Device {

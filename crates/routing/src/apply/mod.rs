@@ -20,7 +20,7 @@ use linux::wireguard::{self, Change, Ranges, WireGuard};
 pub use removal::{remove_all, remove_table};
 
 use crate::difference::{Difference, Foreign, Held, HeldDevice, difference};
-use crate::model::{Device, DeviceName, PublicKey, RouteTable, RouteTarget, State, TunnelPeer};
+use crate::model::{Device, DeviceName, PublicKey, RouteTable, RouteTarget, State};
 use crate::table;
 use read::Links;
 use requests::{Orders, make};
@@ -241,7 +241,7 @@ impl Kernel {
                 .map(|(device, waits)| Error::NoDevice { device, waits }),
         );
         // Peers before the routes to them.
-        self.tunnel_peers(&difference.tunnel_peers, &held, outcome)?;
+        self.tunnel_peers(difference, &held, outcome)?;
         for result in self.socket.attempt_all(&requests)? {
             match result {
                 Ok(()) => outcome.changed += 1,
@@ -267,19 +267,19 @@ impl Kernel {
 
     fn tunnel_peers(
         &mut self,
-        peers: &[((DeviceName, PublicKey), TunnelPeer)],
+        difference: &Difference,
         held: &Held,
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
         let mut changes: BTreeMap<DeviceName, Vec<Change>> = BTreeMap::new();
-        for ((device, key), peer) in peers {
+        for ((device, key), peer) in &difference.tunnel_peers {
             let before = held.tunnel_peers.get(&(*device, *key));
             let ranges = peer.ranges.iter().copied();
             let only_more = before.is_none_or(|before| before.ranges.is_subset(&peer.ranges));
             let change = Change::Set {
                 key: *key,
                 endpoint: Some(peer.endpoint),
-                keepalive: None,
+                keepalive: Some(peer.keepalive),
                 ranges: if only_more {
                     Ranges::Add(ranges.collect())
                 } else {
@@ -287,6 +287,10 @@ impl Kernel {
                 },
             };
             changes.entry(*device).or_default().push(change);
+        }
+        for (device, key) in &difference.handshakes {
+            let handshake = Change::Handshake(*key);
+            changes.entry(*device).or_default().push(handshake);
         }
         self.change_peers(changes, outcome)
     }

@@ -139,8 +139,11 @@ impl Kernel {
             let Some(endpoint) = peer.endpoint else {
                 continue;
             };
-            let ranges = peer.ranges.into_iter().collect();
-            let known = TunnelPeer { endpoint, ranges };
+            let known = TunnelPeer {
+                endpoint,
+                ranges: peer.ranges.into_iter().collect(),
+                keepalive: peer.keepalive,
+            };
             held.tunnel_peers.insert((on, peer.key), known);
         }
         let port = device.port;

@@ -76,6 +76,7 @@ impl Backend for Wireguard {
         let tunnel_peer = TunnelPeer {
             endpoint: SocketAddr::new(remote, data.port),
             ranges: sources.iter().copied().collect(),
+            keepalive: 0,
         };
         let key = (TUNNEL.device, data.public_key);
         state.tunnel_peers.insert(key, tunnel_peer);

@@ -369,19 +369,20 @@ pub(crate) fn sender(
     sender.ip()
 }
 
-/// What is on a node's link to the underlay of TCP and ICMP outside of tunnels.
-struct Capture {
+/// What is on a node's link to the underlay: TCP and ICMP outside of tunnels, and
+/// WireGuard's first message of a handshake.
+pub(crate) struct Capture {
     tcpdump: std::process::Child,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Capture {
-    fn start(namespace: &NetworkNamespace) -> Capture {
+    pub(crate) fn start(namespace: &NetworkNamespace) -> Capture {
         let spawn = || {
             Command::new("tcpdump")
                 // A machine need not have the user it would change to.
                 .args("-Z root -n -i eth0 -l --immediate-mode".split(' '))
-                .arg("tcp or icmp")
+                .arg("tcp or icmp or (udp port 51820 and (ip[2:2] = 176 or ip6[4:2] = 156))")
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
@@ -401,20 +402,29 @@ impl Capture {
 
     /// The TCP packets before the first that shows `mark`.
     fn until(mut self, mark: &str) -> Vec<String> {
+        let mut seen = self.lines_until(mark);
+        seen.retain(|line| line.contains("Flags"));
+        seen
+    }
+
+    /// All up to the first that shows `mark`.
+    pub(crate) fn lines_until(&mut self, mark: &str) -> Vec<String> {
         let mut seen = Vec::new();
-        loop {
+        while !seen.last().is_some_and(|line: &String| line.contains(mark)) {
             let mut line = String::new();
             let length = self.lines.read_line(&mut line).expect("readable");
             assert!(length > 0, "tcpdump ended");
-            if line.contains(mark) {
-                self.tcpdump.kill().expect("it runs");
-                self.tcpdump.wait().expect("it was started");
-                return seen;
-            }
-            if line.contains("Flags") {
-                seen.push(line);
-            }
+            seen.push(line);
         }
+        seen
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // One that has ended already is no matter.
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
     }
 }
 
