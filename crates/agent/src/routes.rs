@@ -524,7 +524,8 @@ impl Keeper {
                 .flat_map(|peer| peer.problems.iter().cloned()),
         );
         let leaving = self.leaving(&ways, &own, &peers, &underlay)?;
-        let mut plan = routing::plan_leaving(&backends, &leaving, &own, &peers, &underlay);
+        let held = self.kernel.held()?;
+        let mut plan = routing::plan_leaving(&backends, &leaving, &own, &peers, &underlay, held);
         problems.extend(plan.refusals.iter().map(|refusal| {
             if refusal.node == own.name {
                 format!("this node's own range cannot be used: {refusal}")

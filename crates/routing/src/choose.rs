@@ -8,25 +8,37 @@ use crate::data::NodeData;
 /// The back ends of this node (`own`, the preferred one first) a peer has too,
 /// the best first.
 ///
-/// Both ends come to the same order: the place in one node's list and the place
-/// in the other's are added up, the least sum is best, and a tie goes to the
-/// name that comes first in [`NAMES`]. A peer that has told nothing yet is taken
-/// to have what this node has.
-pub fn common<'a>(own: &'a [Box<dyn Backend>], theirs: Option<&NodeData>) -> Vec<&'a dyn Backend> {
+/// The place in one node's list and the place in the other's are added up, and the
+/// least sum is best. A tie goes to the one this node sends to the peer by already
+/// (`in_use`): while a cluster changes from one to another, two nodes take the new one
+/// when both prefer it. By then each has long been told what it takes to accept the
+/// other's packets, such as its key. Else it goes to the name that comes first in
+/// [`NAMES`]. A peer that has told nothing yet is taken to have what this node has.
+pub fn common<'a>(
+    own: &'a [Box<dyn Backend>],
+    theirs: Option<&NodeData>,
+    in_use: impl Fn(&dyn Backend) -> bool,
+) -> Vec<&'a dyn Backend> {
     let Some(theirs) = theirs else {
         return own.iter().map(Box::as_ref).collect();
     };
-    let mut found: Vec<(usize, usize, &dyn Backend)> = own
+    let mut found: Vec<(usize, bool, usize, &dyn Backend)> = own
         .iter()
         .enumerate()
         .filter_map(|(mine, backend)| {
             let name = backend.name();
             let place = theirs.ways.iter().position(|way| &**way == name)?;
-            Some((mine + place, rank(name), backend.as_ref()))
+            Some((mine + place, false, rank(name), backend.as_ref()))
         })
         .collect();
-    found.sort_by_key(|(sum, rank, backend)| (*sum, *rank, backend.name()));
-    found.into_iter().map(|(_, _, backend)| backend).collect()
+    let sums: Vec<usize> = found.iter().map(|(sum, ..)| *sum).collect();
+    for (sum, is_other, _, backend) in &mut found {
+        // Only then the question is worth its while.
+        let is_tie = sums.iter().filter(|other| *other == sum).count() > 1;
+        *is_other = is_tie && !in_use(*backend);
+    }
+    found.sort_by_key(|(sum, is_other, rank, backend)| (*sum, *is_other, *rank, backend.name()));
+    found.into_iter().map(|(.., backend)| backend).collect()
 }
 
 fn rank(name: &str) -> usize {
@@ -78,9 +90,19 @@ mod tests {
     }
 
     fn order(own: &[&str], theirs: Option<&[&str]>) -> Vec<&'static str> {
+        order_using(own, theirs, None)
+    }
+
+    fn order_using(
+        own: &[&str],
+        theirs: Option<&[&str]>,
+        in_use: Option<&str>,
+    ) -> Vec<&'static str> {
         let own = backends(own);
         let theirs = theirs.map(data);
-        let found = common(&own, theirs.as_ref());
+        let found = common(&own, theirs.as_ref(), |backend| {
+            Some(backend.name()) == in_use
+        });
         found.iter().map(|backend| backend.name()).collect()
     }
 
@@ -103,6 +125,22 @@ mod tests {
             .filter(|name| NAMES.contains(name))
             .collect();
         assert_eq!(order(&known, Some(own)), expected);
+    }
+
+    #[rstest]
+    #[case::stays(&["ipip", "host-gw"], &["host-gw", "ipip"], "ipip", &["ipip", "host-gw"])]
+    #[case::stays_back(&["ipip", "host-gw"], &["host-gw", "ipip"], "host-gw", &["host-gw", "ipip"])]
+    #[case::both_prefer_the_other(&["host-gw", "ipip"], &["host-gw", "ipip"], "ipip", &["host-gw", "ipip"])]
+    #[case::not_common(&["ipip", "host-gw"], &["host-gw", "ipip"], "vxlan", &["host-gw", "ipip"])]
+    fn a_tie_leaves_what_is_in_use(
+        #[case] own: &[&str],
+        #[case] theirs: &[&str],
+        #[case] in_use: &str,
+        #[case] expected: &[&str],
+    ) {
+        for [own, theirs] in [[own, theirs], [theirs, own]] {
+            assert_eq!(order_using(own, Some(theirs), Some(in_use)), expected);
+        }
     }
 
     #[test]

@@ -338,8 +338,8 @@ pub fn publish(backends: &[Box<dyn Backend>], own: &Node, underlay: &Underlay) -
     data
 }
 
-/// Names of all back ends, in the order a tie between them is decided: what
-/// encrypts before what does not, what adds less before what adds more, what is
+/// Names of all back ends, in the order a tie between them is decided where none of
+/// them is in use: what encrypts before what does not, what adds less before what adds more, what is
 /// programmed before what floods.
 pub const NAMES: [&str; 7] = [
     "wireguard",

@@ -14,6 +14,7 @@ pub use refusal::{Reason, Refusal};
 
 use crate::backend::{Backend, Here, Peer};
 use crate::choose;
+use crate::difference::Held;
 use crate::model::{
     self, Family, LAST_RESORT_METRIC, Node, PerFamily, RouteKey, RouteTable, RouteTarget, State,
 };
@@ -57,17 +58,19 @@ pub fn plan<'a>(
     peers: impl IntoIterator<Item = &'a Node>,
     underlay: &Underlay,
 ) -> Plan {
-    plan_leaving(backends, &[], own, peers, underlay)
+    plan_leaving(backends, &[], own, peers, underlay, &Held::default())
 }
 
-/// The same, of a node that still takes packets by back ends it is leaving
-/// ([`leaving`]): nothing is sent by them.
+/// The same, of a node in the middle of a change of back ends: it still takes packets
+/// by those it is leaving ([`leaving`]), though nothing is sent by them, and where two
+/// are as good as each other it goes on by the one its kernel sends by (`held`).
 pub fn plan_leaving<'a>(
     backends: &[Box<dyn Backend>],
     leaving: &[Box<dyn Backend>],
     own: &Node,
     peers: impl IntoIterator<Item = &'a Node>,
     underlay: &Underlay,
+    held: &Held,
 ) -> Plan {
     let mut plan = Plan::default();
     let here = Here { own, underlay };
@@ -123,8 +126,11 @@ pub fn plan_leaving<'a>(
                 Err(reason) => plan.refuse(peer, range, reason),
             }
         }
-        let common = choose::common(backends, peer.data.as_ref());
         let peer = Peer { here, node: peer };
+        let common = choose::common(backends, peer.node.data.as_ref(), |backend| {
+            let mut ranges = ranges.iter();
+            ranges.any(|range| sends_by(backend, &peer, *range, held))
+        });
         let addresses = peer.node.addresses.iter().copied();
         let addresses: Vec<IpAddr> = addresses
             .filter(|address| nodes.holder(*address) == Some(&*peer.node.name))
@@ -235,6 +241,13 @@ impl Plan {
     }
 }
 
+/// Whether the kernel already sends packets for a range of a peer by a back end.
+fn sends_by(backend: &dyn Backend, peer: &Peer<'_>, range: IpNet, held: &Held) -> bool {
+    let mut state = State::default();
+    let is_there = |(key, to): (&RouteKey, &RouteTarget)| held.routes.get(key) == Some(&Some(*to));
+    backend.send(peer, range, &mut state).is_ok() && state.routes.iter().any(is_there)
+}
+
 /// Which node has a hardware address on a device.
 type Macs<'a> = BTreeMap<(crate::model::DeviceName, crate::model::MacAddress), &'a str>;
 
@@ -280,7 +293,7 @@ mod tests {
 
     use super::*;
     use crate::backend::{Settings, by_name};
-    use crate::difference::{Held, HeldDevice};
+    use crate::difference::HeldDevice;
     use crate::model::Route;
     use crate::model::overlap;
     use crate::underlay::Interface;
@@ -716,11 +729,35 @@ mod tests {
         );
         let names: Vec<_> = old.iter().map(|backend| backend.name()).collect();
         assert_eq!(names, if stays { &["vxlan"][..] } else { &[] });
-        let with = plan_leaving(&backends, &old, &own(), [&peer], &underlay);
+        let with = plan_leaving(&backends, &old, &own(), [&peer], &underlay, &held);
         let mut without = plan(&backends, &own(), [&peer], &underlay);
         assert_eq!(with.state.devices.is_empty(), !stays);
         without.state.devices.clone_from(&with.state.devices);
         assert_eq!(with, without);
+    }
+
+    #[test]
+    fn where_two_back_ends_are_as_good_the_one_the_kernel_sends_by_stays() {
+        let addresses = ["fd00:64::12", "192.168.64.12"];
+        let peer = node("p", &addresses, &["10.200.2.0/24", "fd00:200:0:2::/64"]);
+        let peer = told(peer, &["host-gw", "vxlan"], &underlay());
+        let mine = ["vxlan", "host-gw"];
+        for (in_use, expected) in [
+            (&mine[..1], "vxlan"),
+            (&mine[1..], "host-gw"),
+            (&[], "host-gw"),
+        ] {
+            let before = planned(in_use, &own(), [&peer], &underlay());
+            let routes = before.state.routes.into_iter();
+            let held = Held {
+                routes: routes.map(|(key, target)| (key, Some(target))).collect(),
+                ..Held::default()
+            };
+            let plan = plan_leaving(&made(&mine), &[], &own(), [&peer], &underlay(), &held);
+            let ways = plan.ways.iter();
+            let mut of_pods = ways.filter(|(range, _)| peer.ranges.contains(range));
+            assert!(of_pods.all(|(_, way)| way.backend == expected), "{plan:?}");
+        }
     }
 
     #[rstest]
