@@ -148,10 +148,16 @@ fn main() -> anyhow::Result<()> {
     println!("milliseconds; {rounds} pods a row, namespaces given");
     judge("empty node", &exec, &empty);
     judge(&format!("the last of {FULL} pods"), &exec, &full);
-    for name in JUDGED {
-        if let (Some(empty), Some(full)) = (empty.get(name), full.get(name)) {
-            let ratio = full.as_secs_f64() / empty.as_secs_f64();
-            println!("{name}: ADD of the last of {FULL} pods takes {ratio:.2} times the first's");
+    let growth = |name| {
+        let (empty, full) = (empty.get(name)?, full.get(name)?);
+        Some(full.as_secs_f64() / empty.as_secs_f64())
+    };
+    for (floor, name) in FLOORS.into_iter().zip(JUDGED) {
+        if let (Some(bare), Some(own)) = (growth(floor), growth(name)) {
+            println!(
+                "{name}: ADD of the last of {FULL} pods takes {own:.2} times the first's, the \
+                 floor's {bare:.2}"
+            );
         }
     }
     Ok(())
