@@ -4,7 +4,7 @@
 //! tunnel's, past the node's IP stack. What they take and what they leave to the
 //! stack is told in `bpf/fast_path.c`.
 //!
-//! Nothing is pinned. When the process ends, its programs are gone, and all
+//! When the process ends, its programs go, at once or a little later, and all
 //! packets take the stack, which knows their connections.
 //!
 //! The stack sees only the beginning and the end of such a connection, so it must
@@ -12,12 +12,13 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use rustix::time::{ClockId, clock_getres};
 
 pub use crate::bpf::Error;
-use crate::bpf::{self, Link, Map, Needs, Object, PerCpu, Program};
+use crate::bpf::{self, Link, Links, Map, Needs, Object, PerCpu, Program};
 use crate::conntrack::Conntrack;
 use crate::link::MacAddress;
 use crate::namespace::{self, NetworkNamespace};
@@ -229,7 +230,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A program at an interface. It is taken away when this is dropped.
+/// A program at an interface. It is taken away when this is dropped, and soon after
+/// the process has ended, which does not wait for it.
 #[derive(Debug)]
 pub struct Attached {
     _link: Link,
@@ -245,6 +247,7 @@ pub struct FastPath {
     outbound: Program,
     inbound: Program,
     inbound_ip: Program,
+    links: Arc<Links>,
 }
 
 impl FastPath {
@@ -278,6 +281,7 @@ impl FastPath {
             outbound: program("tcx/outbound")?,
             inbound: program("tcx/inbound")?,
             inbound_ip: program("tcx/inbound_ip")?,
+            links: Links::new()?,
         })
     }
 
@@ -292,9 +296,8 @@ impl FastPath {
             Place::Ethernet => &self.inbound,
             Place::Ip => &self.inbound_ip,
         };
-        program
-            .attach(interface)
-            .map(|link| Attached { _link: link })
+        let link = self.links.attach(program, interface)?;
+        Ok(Attached { _link: link })
     }
 
     /// Has conntrack keep the connections whose packets take the fast path as the

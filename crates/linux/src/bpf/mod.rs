@@ -4,14 +4,16 @@
 //! Sources: bpf(2); `include/uapi/linux/bpf.h`; `Documentation/bpf/`.
 
 mod btf;
+mod links;
 mod object;
 mod system_call;
 
 use std::collections::HashMap;
 use std::io;
 
+pub(crate) use links::{Link, Links};
 pub(crate) use object::Object;
-pub(crate) use system_call::{Link, Map, PerCpu, Program};
+pub(crate) use system_call::{Map, PerCpu, Program};
 
 /// A failure to load a program, to change a map or to attach a program.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// There is no file system to keep attachments in.
+    #[error(
+        "keeping attached BPF programs in a BPF file system: {0}; it needs CAP_SYS_ADMIN, \
+         and fsopen(2) and fsmount(2) allowed"
+    )]
+    FileSystem(io::Error),
     /// A map could not be changed or read.
     #[error("accessing a BPF map: {0}")]
     Access(io::Error),

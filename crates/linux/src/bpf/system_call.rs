@@ -1,6 +1,7 @@
 //! bpf(2): one function for each command, on descriptors that are closed when
 //! they are dropped.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
@@ -13,10 +14,13 @@ const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
+const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BTF_GET_FD_BY_ID: libc::c_long = 19;
 const BTF_GET_NEXT_ID: libc::c_long = 23;
 const LINK_CREATE: libc::c_long = 28;
+const LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_PROG_TYPE_SCHED_CLS`: a program that sees packets at an interface.
 const CLASSIFIER: u32 = 3;
@@ -24,6 +28,8 @@ const CLASSIFIER: u32 = 3;
 const PER_CPU_ARRAY: u32 = 6;
 /// `BPF_TCX_INGRESS` of `enum bpf_attach_type`.
 const TCX_INGRESS: u32 = 46;
+/// `BPF_F_PATH_FD`: a path is from a directory that is given with it.
+const PATH_FROM_DIRECTORY: u32 = 1 << 14;
 /// Room for names of programs, maps and modules (`BPF_OBJ_NAME_LEN`).
 const NAME: usize = 16;
 /// Room for what the verifier says, of which the kernel keeps the end.
@@ -119,6 +125,23 @@ struct CreateLink {
     relative: u32,
     padding: u32,
     revision: u64,
+}
+
+/// `OBJ_PIN`, `OBJ_GET`.
+#[repr(C)]
+#[derive(Default)]
+struct Object {
+    path: u64,
+    descriptor: u32,
+    flags: u32,
+    directory: i32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct DetachLink {
+    link: u32,
 }
 
 /// `BTF_GET_NEXT_ID`, `BTF_GET_FD_BY_ID`: the first number goes in, the second
@@ -407,8 +430,9 @@ impl Program {
     }
 
     /// Attaches the program to what arrives at an interface of the calling
-    /// thread's network namespace, behind programs that are there already.
-    pub(crate) fn attach(&self, interface: u32) -> Result<Link, Error> {
+    /// thread's network namespace, behind programs that are there already, for as
+    /// long as the descriptor lives and the interface does.
+    pub(super) fn attach(&self, interface: u32) -> Result<OwnedFd, Error> {
         let mut attribute = CreateLink {
             program: number_of(&self.0),
             interface,
@@ -419,14 +443,46 @@ impl Program {
         #[allow(unsafe_code)]
         let made = unsafe { bpf(LINK_CREATE, &mut attribute) };
         let fd = made.map_err(|source| Error::Attach { interface, source })?;
-        Ok(Link { _fd: owned(fd) })
+        Ok(owned(fd))
     }
 }
 
-/// A program at an interface, for as long as this lives and the interface does.
-#[derive(Debug)]
-pub(crate) struct Link {
-    _fd: OwnedFd,
+/// Gives an attachment a name in a directory of a BPF file system: it lives on
+/// without its descriptor.
+pub(super) fn pin(link: &OwnedFd, directory: &OwnedFd, name: &CStr) -> io::Result<()> {
+    let mut attribute = Object {
+        path: address(name.to_bytes_with_nul()),
+        descriptor: number_of(link),
+        flags: PATH_FROM_DIRECTORY,
+        directory: directory.as_raw_fd(),
+        ..Object::default()
+    };
+    // SAFETY: the path is only read, and ends with a 0.
+    #[allow(unsafe_code)]
+    unsafe { bpf(OBJ_PIN, &mut attribute) }.map(drop)
+}
+
+/// What has a name in a directory of a BPF file system.
+pub(super) fn pinned(directory: &OwnedFd, name: &CStr) -> io::Result<OwnedFd> {
+    let mut attribute = Object {
+        path: address(name.to_bytes_with_nul()),
+        flags: PATH_FROM_DIRECTORY,
+        directory: directory.as_raw_fd(),
+        ..Object::default()
+    };
+    // SAFETY: the path is only read, and ends with a 0.
+    #[allow(unsafe_code)]
+    unsafe { bpf(OBJ_GET, &mut attribute) }.map(owned)
+}
+
+/// Takes a program away from its interface, whoever still knows the attachment.
+pub(super) fn detach(link: &OwnedFd) -> io::Result<()> {
+    let mut attribute = DetachLink {
+        link: number_of(link),
+    };
+    // SAFETY: no address is in it.
+    #[allow(unsafe_code)]
+    unsafe { bpf(LINK_DETACH, &mut attribute) }.map(drop)
 }
 
 /// The description of a loaded module's types, which programs that call its

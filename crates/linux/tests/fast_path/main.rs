@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests say what they expect with unwrap")]
 
 mod connections;
+mod end;
 mod ipip;
 mod kernels;
 mod limits;

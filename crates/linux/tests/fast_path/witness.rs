@@ -46,3 +46,22 @@ pub(crate) fn seen(namespace: &NetworkNamespace, family: &str, counter: &str) ->
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     json["nftables"][1]["counter"]["packets"].as_u64().unwrap()
 }
+
+/// How many programs the kernel has at TCX ingress of an interface.
+///
+/// Source: `BPF_PROG_QUERY` of `include/uapi/linux/bpf.h`.
+pub(crate) fn programs_at(namespace: &NetworkNamespace, interface: u32) -> u32 {
+    const PROG_QUERY: libc::c_long = 16;
+    const TCX_INGRESS: u32 = 46;
+    /// Place of the number of programs.
+    const COUNT: usize = 6;
+    let mut attribute = [0u32; 16];
+    attribute[..2].copy_from_slice(&[interface, TCX_INGRESS]);
+    let length = size_of_val(&attribute);
+    // SAFETY: the attribute is as long as told, and has no address in it.
+    #[allow(unsafe_code)]
+    let ask = || unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut attribute, length) };
+    let result = namespace.run(ask).unwrap();
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    attribute[COUNT]
+}
