@@ -375,12 +375,32 @@ fn forged_sources_take_the_stack() {
     let other = world.add_pod(0);
     wait_for(&world, 0, "both pods", |found| found.pods == 4);
     let (own, victim, target) = (v4(&world, 0), v4(&world, other), v4(&world, 1));
-    Conversation::between(&world, other, 1, target).ask_until_taken(&world);
+    let bind = |from: &NetworkNamespace, source: IpAddr| {
+        let socket = from.run(|| UdpSocket::bind((source, PORT)));
+        let socket = socket.expect("entered").expect("a free port");
+        socket.set_read_timeout(Some(DEADLINE)).expect("a time");
+        socket
+    };
+    // What is forged is of a conversation that takes the fast path.
+    let [client, server] = [(other, victim), (1, target)]
+        .map(|(pod, address)| bind(&world.pods[pod].namespace, address));
+    let before = taken(&world, 0);
+    wait("fast path", || {
+        client.send_to(&[1], (target, PORT)).expect("sent");
+        let (_, from) = server.recv_from(&mut [0]).expect("it arrives");
+        server.send_to(&[2], from).expect("sent");
+        client.recv(&mut [0]).expect("an answer");
+        let now = taken(&world, 0);
+        if now[0] > before[0] && now[1] > before[1] {
+            return Ok(());
+        }
+        Err(format!("{:?}", report(&world, 0)))
+    });
     let source = |node: usize| report(&world, node).outbound[&Outcome::Source];
     let arrived = |node: usize| report(&world, node).inbound[&Outcome::Source];
     let send = |from: &NetworkNamespace, source: IpAddr, to: IpAddr| {
-        let sent = from.run(|| UdpSocket::bind((source, PORT))?.send_to(&[0; 100], (to, PORT)));
-        sent.expect("entered").expect("sent");
+        let sent = bind(from, source).send_to(&[0; 100], (to, PORT));
+        sent.expect("sent");
     };
     // A pod with its neighbour's address.
     let pod = &world.pods[0].namespace;

@@ -5,6 +5,7 @@
 
 mod connections;
 mod end;
+mod forged;
 mod ipip;
 mod kernels;
 mod limits;

@@ -65,3 +65,16 @@ pub(crate) fn programs_at(namespace: &NetworkNamespace, interface: u32) -> u32 {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     attribute[COUNT]
 }
+
+/// How many packets the stack has dropped for the source they had (`rp_filter`).
+pub(crate) fn rejected_sources(namespace: &NetworkNamespace) -> u64 {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let text = namespace.run(read).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let [names, values] = [lines.next(), lines.next()].map(|line| line.unwrap().split(' '));
+    let mut both = names.zip(values);
+    let (_, value) = both
+        .find(|(name, _)| *name == "IPReversePathFilter")
+        .unwrap();
+    value.parse().unwrap()
+}
