@@ -43,7 +43,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     ))?;
     println!("\nThrough the API, with the ordinary kubectl:");
     let kubeconfig = format!("--kubeconfig=/run/podwire/lab/{LAB}/kubeconfig");
-    shell::run(shell::root_command(
+    shell::run(shell::command(
         "kubectl",
         &[&kubeconfig, "get", "nodes,pods,services", "-o", "wide"],
     ))?;
@@ -51,10 +51,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     println!(
         "
 Look around:
-  export KUBECONFIG=$(sudo {podwire} lab kubeconfig --name {LAB})
+  export KUBECONFIG=$({podwire} lab kubeconfig --name {LAB})
+  kubectl get pods -A -o wide
+  kubectl scale deployment/catalog --replicas=5
   sudo {podwire} lab status --name {LAB}
-  sudo --preserve-env=KUBECONFIG kubectl get pods -A -o wide
-  sudo --preserve-env=KUBECONFIG kubectl scale deployment/catalog --replicas=5
   sudo {podwire} lab exec --name {LAB} web-0 -- curl -s http://web:8080
   sudo {podwire} lab node add --name {LAB}
 Take it down:

@@ -332,12 +332,10 @@ async fn bring_up(name: &str, options: &up::Options, output: Output) -> Result<u
         Output::Text => {
             print(&outcome.summary.tables())?;
             if ready {
-                let option = match name {
-                    "default" => String::new(),
-                    name => format!(" --name {name}"),
-                };
+                let path = Paths::of(name).kubeconfig();
                 print(&format!(
-                    "\nexport KUBECONFIG=$(podwire lab kubeconfig{option})\n"
+                    "\nFor kubectl\n export KUBECONFIG={}\n",
+                    path.display()
                 ))?;
             }
         }

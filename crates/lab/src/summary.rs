@@ -54,6 +54,9 @@ struct Service {
     addresses: Vec<String>,
     ports: Vec<String>,
     endpoints: Vec<String>,
+    /// Each node answers itself, and needs no endpoints for it.
+    #[serde(skip)]
+    on_nodes: bool,
 }
 
 impl Summary {
@@ -87,6 +90,7 @@ impl Summary {
                 addresses: owned(texts(service, "/spec/clusterIPs").collect()),
                 ports: elements(service, "/spec/ports").map(port).collect(),
                 endpoints: endpoints(service, cluster),
+                on_nodes: is_cluster_dns(service),
             })
             .collect();
         Self {
@@ -175,7 +179,11 @@ impl Summary {
                         service.kind.clone(),
                         service.addresses.join(" "),
                         service.ports.join(" "),
-                        shortened(&service.endpoints),
+                        if service.on_nodes && service.endpoints.is_empty() {
+                            "each node itself".into()
+                        } else {
+                            shortened(&service.endpoints)
+                        },
                     ]
                 })
                 .collect(),
@@ -230,6 +238,13 @@ fn port(port: &Value) -> String {
     }
 }
 
+/// Whether it is the Service of the DNS that the agents are.
+fn is_cluster_dns(service: &Value) -> bool {
+    text(service, "/metadata/namespace") == "kube-system"
+        && text(service, "/metadata/name") == "kube-dns"
+        && service.pointer("/spec/selector").is_none()
+}
+
 fn endpoints(service: &Value, cluster: &Cluster) -> Vec<String> {
     let (namespace, name) = (
         text(service, "/metadata/namespace"),
@@ -276,6 +291,12 @@ mod tests {
                 "labels": {"kubernetes.io/service-name": "web"}},
                 "ports": [{"port": 8080}],
                 "endpoints": [{"addresses": ["10.200.0.2"]}, {"addresses": ["fd00:200::2"]}]}),
+            json!({"kind": "Service", "metadata": {"name": "kube-dns", "namespace": "kube-system"},
+                "spec": {"type": "ClusterIP", "clusterIPs": ["10.96.0.10"],
+                    "ports": [{"port": 53, "protocol": "UDP"}]}}),
+            json!({"kind": "Service", "metadata": {"name": "idle", "namespace": "shop"},
+                "spec": {"type": "ClusterIP", "clusterIPs": ["10.96.0.21"],
+                    "ports": [{"port": 80, "protocol": "TCP"}]}}),
         ]);
         let summary = Summary::new("lab", "/k".into(), &cluster, Vec::new());
         assert_eq!(
@@ -290,8 +311,10 @@ Pods
  shop/web-0  yes    Running  3         10.200.0.2  node-1
 
 Services
- NAME      TYPE      ADDRESSES   PORTS         ENDPOINTS
- shop/web  NodePort  10.96.0.20  80:30080/TCP  10.200.0.2:8080 [fd00:200::2]:8080
+ NAME                  TYPE       ADDRESSES   PORTS         ENDPOINTS
+ kube-system/kube-dns  ClusterIP  10.96.0.10  53/UDP        each node itself
+ shop/idle             ClusterIP  10.96.0.21  80/TCP        none
+ shop/web              NodePort   10.96.0.20  80:30080/TCP  10.200.0.2:8080 [fd00:200::2]:8080
 "
         );
         let json = serde_json::to_value(&summary).unwrap();
