@@ -371,9 +371,19 @@ fn mapped_ports_take_the_stack_of_the_node_that_maps_them() {
 
 #[test]
 fn forged_sources_take_the_stack() {
-    let mut world = two("host-gw");
+    let mut world = World::new();
+    // All pods of a bridge send to one hardware address, which tells nothing of them.
+    for node in 0..2 {
+        world.start(node, |options| options.attach = Attach::Bridge);
+    }
+    (0..2).for_each(|node| world.wait_until_ready(node));
+    for node in 0..2 {
+        world.add_pod(node);
+    }
     let other = world.add_pod(0);
-    wait_for(&world, 0, "both pods", |found| found.pods == 4);
+    for (node, addresses) in [(0, 4), (1, 2)] {
+        wait_for(&world, node, "pods", |found| found.pods == addresses);
+    }
     let (own, victim, target) = (v4(&world, 0), v4(&world, other), v4(&world, 1));
     let bind = |from: &NetworkNamespace, source: IpAddr| {
         let socket = from.run(|| UdpSocket::bind((source, PORT)));
