@@ -1,24 +1,24 @@
 //! This node and its peers, from Node objects. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use api::Event;
 use ipnet::IpNet;
 use routing::NodeData;
+use routing::model::Name;
 
 use crate::flannel;
 use crate::publish::{self, Present};
 
-/// What routing and Services need of the cluster's nodes.
+/// What has changed of the cluster's nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Cluster {
-    /// This node's name.
-    pub(crate) own_name: Box<str>,
-    /// This node.
-    pub(crate) own: Member,
-    /// The others, by name.
-    pub(crate) peers: BTreeMap<Box<str>, Member>,
+pub(crate) struct Change {
+    /// This node, if it has.
+    pub(crate) own: Option<Arc<Member>>,
+    /// Peers, by name; `None` for those that are gone.
+    pub(crate) peers: BTreeMap<Name, Option<Arc<Member>>>,
 }
 
 /// A node.
@@ -94,9 +94,9 @@ impl Member {
     }
 
     /// In the words of the routing crate.
-    pub(crate) fn to_routing(&self, name: &str, pods: &[IpAddr]) -> routing::Node {
+    pub(crate) fn to_routing(&self, name: &Name, pods: &[IpAddr]) -> routing::Node {
         routing::Node {
-            name: name.into(),
+            name: name.clone(),
             addresses: self.addresses.clone(),
             ranges: self.ranges.clone(),
             data: self.data.clone(),
@@ -135,18 +135,21 @@ fn is_v4(range: &IpNet) -> bool {
 /// The nodes as they become known.
 #[derive(Debug)]
 pub(crate) struct Nodes {
-    own_name: Box<str>,
+    own_name: Name,
     /// The last state of this node that had ranges: it stays in force while
     /// the Node object is away or being set up again.
-    own: Option<Member>,
+    own: Option<Arc<Member>>,
     /// Whether the Node object is there, and whether it has ranges.
     own_state: OwnState,
     /// What the Node object says of how this node is reached; none while it is away.
     present: Option<Present>,
     /// Why load balancers are to send nothing more here, if so.
     leaving: Option<&'static str>,
-    peers: BTreeMap<Box<str>, Member>,
+    peers: BTreeMap<Name, Arc<Member>>,
     synced: bool,
+    /// What has changed since it was asked for.
+    own_changed: bool,
+    changed: BTreeSet<Name>,
 }
 
 /// What is known of this node's own Node object.
@@ -170,6 +173,8 @@ impl Nodes {
             leaving: None,
             peers: BTreeMap::new(),
             synced: false,
+            own_changed: false,
+            changed: BTreeSet::new(),
         }
     }
 
@@ -177,7 +182,7 @@ impl Nodes {
     /// heartbeat changes nothing.
     pub(crate) fn take(&mut self, event: Event<api::Node>) -> bool {
         match event {
-            Event::Applied(node) if node.metadata.name == self.own_name => {
+            Event::Applied(node) if *node.metadata.name == *self.own_name => {
                 self.leaving = leaving(&node);
                 let mut member = Member::of(&node);
                 // What this node told is the others' to read.
@@ -191,28 +196,36 @@ impl Nodes {
                 } else {
                     OwnState::Complete
                 };
-                let changed = state != self.own_state || self.own.as_ref() != Some(&member);
+                let is_new = self.own.as_deref() != Some(&member);
+                let changed = state != self.own_state || is_new;
                 self.own_state = state;
-                if state == OwnState::Complete {
-                    self.own = Some(member);
+                if state == OwnState::Complete && is_new {
+                    self.own = Some(Arc::new(member));
+                    self.own_changed = true;
                 }
                 changed
             }
             Event::Applied(node) => {
                 let member = Member::of(&node);
-                let known = self.peers.get(&node.metadata.name);
-                let changed = known != Some(&member);
+                let known = self.peers.get(&*node.metadata.name);
+                let changed = known.is_none_or(|known| **known != member);
                 if changed {
-                    self.peers.insert(node.metadata.name, member);
+                    let name = Name::from(node.metadata.name);
+                    self.peers.insert(name.clone(), Arc::new(member));
+                    self.changed.insert(name);
                 }
                 changed
             }
-            Event::Deleted(key) if key.name == self.own_name => {
+            Event::Deleted(key) if *key.name == *self.own_name => {
                 self.present = None;
                 self.leaving = Some(DELETED);
                 std::mem::replace(&mut self.own_state, OwnState::Absent) != OwnState::Absent
             }
-            Event::Deleted(key) => self.peers.remove(&key.name).is_some(),
+            Event::Deleted(key) => {
+                let gone = self.peers.remove_entry(&*key.name);
+                let gone = gone.map(|(name, _)| self.changed.insert(name));
+                gone.is_some()
+            }
             Event::Synced => !std::mem::replace(&mut self.synced, true),
         }
     }
@@ -233,15 +246,32 @@ impl Nodes {
         self.synced.then_some(self.own_state)
     }
 
-    /// The cluster, once all nodes are known and this one has its ranges.
-    pub(crate) fn cluster(&self) -> Option<Cluster> {
-        if !self.synced {
+    /// This node, once it has its ranges.
+    pub(crate) fn own(&self) -> Option<&Arc<Member>> {
+        self.own.as_ref()
+    }
+
+    /// The others.
+    pub(crate) fn peers(&self) -> impl ExactSizeIterator<Item = &Member> + Clone {
+        self.peers.values().map(|peer| &**peer)
+    }
+
+    /// What has changed since this was asked for last, once all nodes are known and this
+    /// one has its ranges.
+    pub(crate) fn news(&mut self) -> Option<Change> {
+        let own = self.own.as_ref().filter(|_| self.synced)?;
+        if !self.own_changed && self.changed.is_empty() {
             return None;
         }
-        Some(Cluster {
-            own_name: self.own_name.clone(),
-            own: self.own.clone()?,
-            peers: self.peers.clone(),
+        let changed = std::mem::take(&mut self.changed).into_iter();
+        Some(Change {
+            own: std::mem::take(&mut self.own_changed).then(|| own.clone()),
+            peers: changed
+                .map(|name| {
+                    let peer = self.peers.get(&name).cloned();
+                    (name, peer)
+                })
+                .collect(),
         })
     }
 }
@@ -277,16 +307,18 @@ mod tests {
         let mut nodes = Nodes::new("own");
         nodes.take(node("peer", ranges(&["10.2.0.0/24"]), &["192.168.64.12"]));
         nodes.take(node("own", json!({}), &["192.168.64.11"]));
-        assert_eq!((nodes.cluster(), nodes.own_state()), (None, None));
+        assert_eq!((nodes.news(), nodes.own_state()), (None, None));
         assert!(nodes.take(Event::Synced));
         assert_eq!(
-            (nodes.cluster(), nodes.own_state()),
+            (nodes.news(), nodes.own_state()),
             (None, Some(OwnState::WithoutRanges))
         );
         assert!(nodes.take(node("own", ranges(&["10.1.0.0/24"]), &["192.168.64.11"])));
-        let cluster = nodes.cluster().expect("complete");
-        assert_eq!(cluster.own.ranges, ["10.1.0.0/24".parse().unwrap()]);
-        assert_eq!(cluster.peers.len(), 1);
+        let change = nodes.news().expect("complete");
+        let own = change.own.expect("it has changed");
+        assert_eq!(own.ranges, ["10.1.0.0/24".parse().unwrap()]);
+        assert_eq!(change.peers.len(), 1);
+        assert_eq!(nodes.news(), None);
     }
 
     #[test]
@@ -310,10 +342,37 @@ mod tests {
         let peer = || node("peer", ranges(&["10.2.0.0/24"]), &["192.168.64.12"]);
         let own = || node("own", ranges(&["10.1.0.0/24"]), &["192.168.64.11"]);
         assert!(nodes.take(peer()) && nodes.take(own()) && nodes.take(Event::Synced));
+        assert!(nodes.news().is_some());
         assert!(!nodes.take(peer()) && !nodes.take(own()) && !nodes.take(Event::Synced));
-        assert!(nodes.take(node("peer", ranges(&["10.2.0.0/24"]), &["192.168.64.99"])));
-        assert!(nodes.take(deleted("peer")));
-        assert!(!nodes.take(deleted("peer")));
+        assert!(!nodes.take(deleted("stranger")));
+        assert_eq!(nodes.news(), None);
+    }
+
+    #[test]
+    fn only_what_has_changed_is_told() {
+        let mut nodes = Nodes::new("own");
+        let peer = |name: &str, range: &str| node(name, ranges(&[range]), &["192.168.64.12"]);
+        nodes.take(node("own", ranges(&["10.1.0.0/24"]), &[]));
+        nodes.take(peer("a", "10.2.0.0/24"));
+        nodes.take(peer("b", "10.3.0.0/24"));
+        nodes.take(Event::Synced);
+        assert_eq!(nodes.news().map(|change| change.peers.len()), Some(2));
+        assert!(nodes.take(peer("b", "10.4.0.0/24")));
+        let change = nodes.news().expect("news");
+        let peers: Vec<_> = change.peers.into_iter().collect();
+        let [(name, Some(now))] = &peers[..] else {
+            panic!("{peers:?}")
+        };
+        assert_eq!(
+            (&**name, &now.ranges[0].to_string()),
+            ("b", &"10.4.0.0/24".to_owned())
+        );
+        assert_eq!(change.own, None);
+        assert!(nodes.take(deleted("b")));
+        assert!(!nodes.take(deleted("b")));
+        let change = nodes.news().expect("news");
+        assert_eq!(change.peers, BTreeMap::from([("b".into(), None)]));
+        assert_eq!(nodes.peers().len(), 1);
     }
 
     #[test]
@@ -321,17 +380,18 @@ mod tests {
         let mut nodes = Nodes::new("own");
         nodes.take(node("own", ranges(&["10.1.0.0/24"]), &["192.168.64.11"]));
         nodes.take(Event::Synced);
-        let before = nodes.cluster();
+        assert!(nodes.news().is_some());
         assert!(nodes.take(deleted("own")));
         assert_eq!(nodes.own_state(), Some(OwnState::Absent));
-        assert_eq!(nodes.cluster(), before);
+        assert_eq!(nodes.news(), None);
         assert!(nodes.take(node("own", json!({}), &["192.168.64.11"])));
-        assert_eq!(nodes.cluster(), before);
+        assert_eq!(nodes.news(), None);
         assert!(nodes.take(node("own", ranges(&["10.9.0.0/24"]), &["192.168.64.11"])));
-        assert_eq!(
-            nodes.cluster().expect("complete").own.ranges,
-            ["10.9.0.0/24".parse().unwrap()]
-        );
+        let own = nodes
+            .news()
+            .and_then(|change| change.own)
+            .expect("it has changed");
+        assert_eq!(own.ranges, ["10.9.0.0/24".parse().unwrap()]);
     }
 
     #[test]
@@ -347,14 +407,15 @@ mod tests {
         nodes.take(applied(annotated("good", told)));
         nodes.take(applied(annotated("bad", "{")));
         nodes.take(Event::Synced);
-        let cluster = nodes.cluster().expect("complete");
-        assert_eq!(cluster.own.data, None);
+        let change = nodes.news().expect("complete");
+        assert_eq!(change.own.expect("it is new").data, None);
         let present = nodes.present().expect("it is there");
         let text = present.annotations.get(publish::ROUTING);
         assert_eq!((&*present.uid, text.map(|t| &**t)), ("u", Some(told)));
-        let good = cluster.peers["good"].data.as_ref().expect("told");
+        let peer = |name: &str| change.peers[name].as_ref().expect("there");
+        let good = peer("good").data.as_ref().expect("told");
         assert_eq!(good.ways, ["vxlan".into()]);
-        let bad = &cluster.peers["bad"];
+        let bad = peer("bad");
         assert_eq!(bad.data, None);
         assert!(bad.problems[0].contains("podwire.dev/routing"), "{bad:?}");
         // An annotation of its own that changes is no change of the cluster.

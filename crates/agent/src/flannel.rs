@@ -13,7 +13,7 @@ use routing::model::MacAddress;
 use routing::{Family, NodeData, PerFamily};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Cluster;
+use crate::cluster::Member;
 
 /// Back ends that are the same on the wire under the same name.
 const SHARED: [&str; 3] = ["vxlan", "host-gw", "ipip"];
@@ -77,12 +77,14 @@ pub(crate) fn addresses(annotations: &Labels) -> impl Iterator<Item = IpAddr> {
         .flatten()
 }
 
-/// The annotations by which nodes of flannel reach this one, while there are some
-/// of a back end this node has, too.
-pub(crate) fn tell(cluster: &Cluster, data: &NodeData) -> BTreeMap<String, String> {
+/// The annotations by which nodes of flannel reach this one. `ways` are the back ends
+/// of those there are; one of these this node has to have, too.
+pub(crate) fn tell<'a>(
+    own: &Member,
+    mut ways: impl Iterator<Item = &'a Box<str>>,
+    data: &NodeData,
+) -> BTreeMap<String, String> {
     let mut told = BTreeMap::new();
-    let of_flannel = cluster.peers.values().filter(|peer| peer.of_flannel);
-    let mut ways = of_flannel.filter_map(|peer| peer.data.as_ref()?.ways.first());
     let Some(way) = ways.find(|way| data.ways.contains(way)) else {
         return told;
     };
@@ -92,8 +94,8 @@ pub(crate) fn tell(cluster: &Cluster, data: &NodeData) -> BTreeMap<String, Strin
     set(MANAGED, "true".to_owned());
     set(TYPE, way.to_string());
     for (index, family) in Family::BOTH.into_iter().enumerate() {
-        let mut own = cluster.own.addresses.iter();
-        let Some(address) = own.find(|address| Family::of(**address) == family) else {
+        let mut addresses = own.addresses.iter();
+        let Some(address) = addresses.find(|address| Family::of(**address) == family) else {
             continue;
         };
         set(ADDRESS[index], address.to_string());
@@ -113,7 +115,6 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::cluster::Member;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         let name = |name: &str| format!("{FLANNEL_ANNOTATIONS}{name}").into();
@@ -169,17 +170,14 @@ mod tests {
             (TYPE, "vxlan"),
             ("backend-data", END),
         ]));
-        let mut cluster = Cluster::default();
-        cluster.own.addresses = vec!["192.168.64.11".parse().unwrap()];
-        let data = own.expect("data");
-        assert_eq!(tell(&cluster, &data), BTreeMap::new(), "nobody asks");
-        let peer = Member {
-            of_flannel: true,
-            data: Some(data.clone()),
+        let member = Member {
+            addresses: vec!["192.168.64.11".parse().unwrap()],
             ..Member::default()
         };
-        cluster.peers.insert("peer".into(), peer);
-        let told = tell(&cluster, &data);
+        let data = own.expect("data");
+        let told = tell(&member, std::iter::empty(), &data);
+        assert_eq!(told, BTreeMap::new(), "nobody asks");
+        let told = tell(&member, data.ways.iter(), &data);
         let told: Labels = told
             .into_iter()
             .map(|(name, value)| (name.into(), value.into()))

@@ -10,8 +10,6 @@ use linux::netlink;
 use routing::model::DEVICE_PREFIX;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Cluster;
-
 /// An entry of a forwarding table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,7 +58,7 @@ pub enum Origin {
 /// When the kernel cannot be asked.
 pub(crate) fn read(
     socket: &mut netlink::Socket,
-    cluster: Option<&Cluster>,
+    node_at: impl Fn(IpAddr) -> Option<Box<str>>,
 ) -> Result<Vec<Entry>, netlink::Error> {
     let links = link::list(socket)?;
     let devices: BTreeMap<u32, String> = links
@@ -70,11 +68,6 @@ pub(crate) fn read(
         .collect();
     let mut found = fdb::list(socket, None)?;
     found.retain(|entry| devices.contains_key(&entry.link));
-    let node_at = |address: IpAddr| {
-        let mut peers = cluster?.peers.iter();
-        let (name, _) = peers.find(|(_, peer)| peer.addresses.contains(&address))?;
-        Some(name.clone())
-    };
     Ok(entries(&devices, &found, node_at))
 }
 

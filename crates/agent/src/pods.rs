@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::{Event, Key, Pod, Resource as _};
+use routing::model::Name;
 
 use crate::routes::PodAddresses;
 
 /// Pods as they become known.
 #[derive(Debug, Default)]
 pub(crate) struct Pods {
-    known: HashMap<Key, (Box<str>, Vec<IpAddr>)>,
+    known: HashMap<Key, (Name, Vec<IpAddr>)>,
     synced: bool,
     changed: bool,
 }
@@ -28,7 +29,7 @@ impl Pods {
                 if gone || pod.spec.node_name.is_empty() || pod.status.pod_ips.is_empty() {
                     self.known.remove(&key).is_some()
                 } else {
-                    let now = (pod.spec.node_name, pod.status.pod_ips);
+                    let now = (pod.spec.node_name.into(), pod.status.pod_ips);
                     let before = self.known.insert(key.clone(), now);
                     before.as_ref() != self.known.get(&key)
                 }

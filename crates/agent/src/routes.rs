@@ -10,30 +10,30 @@ use std::time::Instant;
 use ipnet::IpNet;
 use linux::events::Event;
 use routing::backend::{Families, Wireguard};
-use routing::model::{RouteTable, default_metric};
+use routing::model::{Name, RouteTable, default_metric};
 use routing::{
-    Backend, Family, Kernel, NodeData, Plan, RouteKey, Settings, State, Underlay, choose,
-    service_range,
+    Backend, Basis, Changes, Family, Foreign, Kernel, NodeData, Plan, Planner, RouteKey, Settings,
+    Underlay, choose, service_range,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::admin::{Question, Refusal};
-use crate::cluster::Cluster;
+use crate::cluster::{self, Member};
 use crate::culprits::Culprits;
 use crate::fast_path;
 use crate::options::{Attach, FastPath};
 use crate::publish::{self, Told};
 use crate::run::News;
 use crate::silence::{self, Questions};
-use crate::snapshot::{Applied, Snapshots};
+use crate::snapshot::Snapshot;
 use crate::worker::{Problems, Retry, gather_until};
 use crate::{flannel, forwarding};
 
 /// What the thread is told.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// The nodes changed.
-    Cluster(Arc<Cluster>),
+    /// Nodes changed.
+    Nodes(cluster::Change),
     /// Where Services are changed.
     ServiceRanges(Vec<IpNet>),
     /// The pods of the cluster changed; only some back ends ask for them.
@@ -44,6 +44,8 @@ pub(crate) enum Message {
     Audit,
     /// It is time for a new WireGuard key.
     Rotate,
+    /// Somebody asks what routing has in the kernel.
+    Snapshot(Question),
     /// Somebody asks for the forwarding tables.
     Forwarding(Question),
     /// What the fast path's thread has done.
@@ -53,7 +55,7 @@ pub(crate) enum Message {
 }
 
 /// Addresses of pods, by node.
-pub(crate) type PodAddresses = BTreeMap<Box<str>, Vec<IpAddr>>;
+pub(crate) type PodAddresses = BTreeMap<Name, Vec<IpAddr>>;
 
 /// Back ends that have to know the cluster's pods.
 const NEED_PODS: [&str; 2] = ["static", "vxlan-multicast"];
@@ -75,6 +77,8 @@ pub(crate) struct Way {
     pub(crate) fast_path: FastPath,
     /// For how long conntrack keeps TCP connections.
     pub(crate) timeouts: crate::settings::Timeouts,
+    /// This node's name.
+    pub(crate) node: Name,
 }
 
 /// How things stand after an application.
@@ -106,7 +110,6 @@ pub(crate) fn run(
     jobs: Option<Sender<fast_path::Job>>,
     inbox: &Receiver<Message>,
     reports: &UnboundedSender<News>,
-    snapshots: &Snapshots,
 ) {
     let mut keeper = Keeper::new(kernel, way, jobs);
     let mut retry = Retry::default();
@@ -122,9 +125,9 @@ pub(crate) fn run(
         for message in messages {
             due |= keeper.take(message);
         }
-        let cluster = keeper.cluster.clone().filter(|_| due);
-        if let Some(cluster) = &cluster {
-            last = match keeper.apply(cluster, snapshots) {
+        let own = keeper.own.clone().filter(|_| due);
+        if let Some(own) = &own {
+            last = match keeper.apply(own) {
                 Ok(report) => report,
                 Err(error) => Report {
                     problems: vec![error.to_string()],
@@ -140,7 +143,7 @@ pub(crate) fn run(
         // What an application has not done: pods come and go more often.
         keeper.update_fast_path();
         let heard = keeper.listen();
-        if cluster.is_none() && !heard {
+        if own.is_none() && !heard {
             continue;
         }
         let mut report = last.clone();
@@ -175,9 +178,19 @@ impl Fast {
 struct Keeper {
     kernel: Kernel,
     way: Way,
-    cluster: Option<Arc<Cluster>>,
+    /// This node, once it is known.
+    own: Option<Arc<Member>>,
+    /// What has changed of peers and was not taken up yet.
+    changed: BTreeMap<Name, Option<Arc<Member>>>,
+    planner: Planner,
+    /// What of peers cannot be used, and why.
+    unusable: BTreeMap<Name, Vec<String>>,
+    /// The back ends of nodes that flannel looks after.
+    of_flannel: BTreeMap<Name, Box<str>>,
     /// Absent until they are known.
     pods: Option<Arc<PodAddresses>>,
+    /// Those the planner knows.
+    planned_pods: Arc<PodAddresses>,
     service_ranges: Option<Vec<IpNet>>,
     /// As read; absent when it has to be read.
     underlay: Option<Underlay>,
@@ -185,15 +198,24 @@ struct Keeper {
     ways: Vec<Box<str>>,
     /// Names of those this kernel is known to be able to do.
     able: BTreeSet<&'static str>,
-    /// What is to be in force, as far as it was applied.
-    applied: Option<Arc<Plan>>,
+    /// What the planner's basis was made of.
+    basis: Option<(Vec<&'static str>, Settings)>,
+    /// Whether anything was applied yet.
+    is_applied: bool,
     /// The next application looks at the kernel first.
     audit: bool,
     /// What was found changed and restored, and how often.
     restored: BTreeMap<String, u64>,
     /// Who removed routes.
     culprits: Culprits,
+    /// With the last application: the largest packet of new pods in bytes, and how many
+    /// requests were sent to the kernel until then.
+    mtu: Option<u32>,
+    requests: u64,
     fast: Fast,
+    /// Routes of others that are in the way, as the fast path was told; `None` when it
+    /// is to be told of all ways.
+    foreign: Option<Vec<Foreign>>,
     /// What is not as it should be there.
     fast_problems: Vec<String>,
     /// Peers that are asked whether they are there.
@@ -207,19 +229,28 @@ impl Keeper {
         let off = || Fast::None("it is switched off".to_owned());
         Keeper {
             fast: jobs.map_or_else(off, Fast::Starting),
+            foreign: None,
             fast_problems: Vec::new(),
             kernel,
             way,
-            cluster: None,
+            own: None,
+            changed: BTreeMap::new(),
+            planner: Planner::new(),
+            unusable: BTreeMap::new(),
+            of_flannel: BTreeMap::new(),
             pods: None,
+            planned_pods: Arc::default(),
             service_ranges: None,
             underlay: None,
             ways: Vec::new(),
             able: BTreeSet::new(),
-            applied: None,
+            basis: None,
+            is_applied: false,
             audit: false,
             restored: BTreeMap::new(),
             culprits: Culprits::default(),
+            mtu: None,
+            requests: 0,
             questions: Questions::default(),
             heard: false,
         }
@@ -256,6 +287,7 @@ impl Keeper {
                 let yields = self.way.fast_path == FastPath::Auto;
                 let keeper = fast_path::Keeper::new(fast, jobs.clone(), yields);
                 self.fast = Fast::Kept(Box::new(keeper));
+                self.foreign = None;
                 return true;
             }
             (fast_path::Done::Started(Err(error)), _) => {
@@ -286,8 +318,9 @@ impl Keeper {
     /// Returns whether there is something to do.
     fn take(&mut self, message: Message) -> bool {
         match message {
-            Message::Cluster(cluster) => {
-                self.cluster = Some(cluster);
+            Message::Nodes(change) => {
+                self.own = change.own.or(self.own.take());
+                self.changed.extend(change.peers);
                 true
             }
             Message::ServiceRanges(ranges) => {
@@ -324,9 +357,14 @@ impl Keeper {
                 self.questions.ask_anew(Instant::now());
                 true
             }
+            Message::Snapshot(question) => {
+                question.answer(&self.snapshot());
+                false
+            }
             Message::Forwarding(question) => {
-                let cluster = self.cluster.as_deref();
-                match forwarding::read(self.kernel.socket(), cluster) {
+                let planner = &self.planner;
+                let node_at = |address| Some((**planner.node_at(address)?).into());
+                match forwarding::read(self.kernel.socket(), node_at) {
                     Ok(entries) => question.answer(&entries),
                     Err(error) => question.refuse(Refusal::Failed(error.to_string())),
                 }
@@ -361,13 +399,12 @@ impl Keeper {
         let Some(table) = RouteTable::of(route.table) else {
             return;
         };
-        let wanted = self.applied.as_ref().is_some_and(|applied| {
-            let metric = route.metric;
-            applied.state.routes.contains_key(&RouteKey {
-                table,
-                destination: route.destination,
-                metric: metric.unwrap_or_else(|| default_metric(&route.destination)),
-            })
+        let (plan, _) = self.planner.planned();
+        let metric = route.metric;
+        let wanted = plan.state.routes.contains_key(&RouteKey {
+            table,
+            destination: route.destination,
+            metric: metric.unwrap_or_else(|| default_metric(&route.destination)),
         });
         let of_ours = route.protocol == linux::PODWIRE_ROUTE_PROTOCOL;
         // Without a number it went with its interface.
@@ -387,7 +424,7 @@ impl Keeper {
         ways: &[Box<str>],
         own: &routing::Node,
         problems: &mut Vec<String>,
-    ) -> Result<Vec<Box<dyn Backend>>, String> {
+    ) -> Result<Vec<Arc<dyn Backend>>, String> {
         let mut backends = Vec::new();
         for name in ways {
             match self.backend(name, own) {
@@ -414,20 +451,18 @@ impl Keeper {
         &mut self,
         ways: &[Box<str>],
         own: &routing::Node,
-        peers: &[routing::Node],
         underlay: &Underlay,
-    ) -> Result<Vec<Box<dyn Backend>>, routing::apply::Error> {
-        let told = peers.iter().filter_map(|peer| peer.data.as_ref());
-        let named: BTreeSet<&str> = told.flat_map(|data| &data.ways).map(|way| &**way).collect();
-        let others = named
-            .into_iter()
-            .filter(|name| !ways.iter().any(|way| &**way == *name));
+    ) -> Result<Vec<Arc<dyn Backend>>, routing::apply::Error> {
+        let named = self.planner.told().named();
+        let others = named.filter(|name| !ways.iter().any(|way| &**way == *name));
+        let others: Vec<Box<str>> = others.map(Into::into).collect();
         // One that cannot be had here has nothing here either.
         let others: Vec<_> = others
+            .iter()
             .filter_map(|name| self.make(name).ok().flatten())
             .collect();
-        let held = self.kernel.held()?;
-        Ok(routing::leaving(others, own, peers, underlay, held))
+        let (told, held) = (self.planner.told(), self.kernel.held()?);
+        Ok(routing::leaving(others, own, told, underlay, held))
     }
 
     /// The back end of a name, once this kernel has shown that it can do it;
@@ -436,7 +471,7 @@ impl Keeper {
         &mut self,
         name: &str,
         own: &routing::Node,
-    ) -> Result<Option<Box<dyn Backend>>, String> {
+    ) -> Result<Option<Arc<dyn Backend>>, String> {
         let Some(backend) = self.make(name)? else {
             return Ok(None);
         };
@@ -450,7 +485,7 @@ impl Keeper {
     }
 
     /// The back end of a name with this node's settings.
-    fn make(&mut self, name: &str) -> Result<Option<Box<dyn Backend>>, String> {
+    fn make(&mut self, name: &str) -> Result<Option<Arc<dyn Backend>>, String> {
         if name == "wireguard" && self.way.settings.wireguard.is_none() {
             let key = routing::keys::load_or_make(&self.way.wireguard_key);
             let key = key.map_err(|error| error.to_string())?;
@@ -464,25 +499,63 @@ impl Keeper {
         Ok(routing::backend::by_name(name, &self.way.settings))
     }
 
-    fn apply(
-        &mut self,
-        cluster: &Cluster,
-        snapshots: &Snapshots,
-    ) -> Result<Report, routing::apply::Error> {
+    /// Has the planner know what has changed of peers and of their pods.
+    fn take_up(&mut self) {
+        let pods = self.pods.clone().unwrap_or_default();
+        let pods_of = |name: &Name| pods.get(name).map_or(&[][..], Vec::as_slice);
+        for (name, peer) in std::mem::take(&mut self.changed) {
+            self.unusable.remove(&name);
+            self.of_flannel.remove(&name);
+            let Some(peer) = peer else {
+                self.planner.remove_peer(&name);
+                continue;
+            };
+            self.planner
+                .set_peer(peer.to_routing(&name, pods_of(&name)));
+            if !peer.problems.is_empty() {
+                self.unusable.insert(name.clone(), peer.problems.clone());
+            }
+            let way = peer.data.as_ref().and_then(|data| data.ways.first());
+            if let Some(way) = way.filter(|_| peer.of_flannel) {
+                self.of_flannel.insert(name, way.clone());
+            }
+        }
+        if Arc::ptr_eq(&self.planned_pods, &pods) {
+            return;
+        }
+        let names = self.planned_pods.keys().chain(pods.keys());
+        let names: BTreeSet<&Name> = names
+            .filter(|name| self.planned_pods.get(*name) != pods.get(*name))
+            .collect();
+        for name in names {
+            if let Some(peer) = self.planner.peer(name) {
+                let pods = pods_of(name).to_vec();
+                let peer = routing::Node {
+                    pods,
+                    ..peer.clone()
+                };
+                self.planner.set_peer(peer);
+            }
+        }
+        self.planned_pods = pods;
+    }
+
+    fn apply(&mut self, member: &Member) -> Result<Report, routing::apply::Error> {
         let reads = self.underlay.is_none() || self.audit || !self.kernel.is_known();
         let underlay = match self.underlay.take() {
             Some(underlay) => underlay,
             None => Underlay::read(self.kernel.socket())?,
         };
+        self.restore()?;
         let mut problems = crate::settings::apply(&underlay, self.way.attach, self.way.timeouts);
-        let told = cluster.peers.values().filter_map(|peer| peer.data.as_ref());
-        let mut ways = choose::ways(&self.way.configured, told);
+        self.take_up();
+        let mut ways = choose::ways(&self.way.configured, self.planner.told());
         let needs_pods = ways.iter().any(|way| NEED_PODS.contains(&&**way));
         if needs_pods && self.pods.is_none() {
             // What is there goes on meanwhile. Without routes to the pods there are,
             // or an answer to where this node's are, packets would be lost.
             let configured = &self.way.configured;
-            if self.applied.is_none() || configured.iter().any(|way| NEED_PODS.contains(way)) {
+            if !self.is_applied || configured.iter().any(|way| NEED_PODS.contains(way)) {
                 problems.push("waiting to be told of the cluster's pods".to_owned());
                 self.underlay = Some(underlay);
                 return Ok(Report {
@@ -493,10 +566,9 @@ impl Keeper {
             }
             ways.retain(|way| !NEED_PODS.contains(&&**way));
         }
-        let pods = self.pods.clone().unwrap_or_default();
-        let own_pods = pods.get(&cluster.own_name);
+        let own_pods = self.planned_pods.get(&self.way.node);
         let own_pods = own_pods.map_or(&[][..], Vec::as_slice);
-        let own = cluster.own.to_routing(&cluster.own_name, own_pods);
+        let own = member.to_routing(&self.way.node, own_pods);
         let backends = match self.backends(&ways, &own, &mut problems) {
             Ok(backends) => backends,
             Err(problem) => {
@@ -508,24 +580,28 @@ impl Keeper {
                 });
             }
         };
-        problems.extend(cluster.own.problems.iter().cloned());
-        let peers: Vec<routing::Node> = cluster
-            .peers
-            .iter()
-            .map(|(name, peer)| {
-                let pods = pods.get(name).map_or(&[][..], Vec::as_slice);
-                peer.to_routing(name, pods)
-            })
-            .collect();
-        problems.extend(
-            cluster
-                .peers
-                .values()
-                .flat_map(|peer| peer.problems.iter().cloned()),
-        );
-        let leaving = self.leaving(&ways, &own, &peers, &underlay)?;
-        let held = self.kernel.held()?;
-        let mut plan = routing::plan_leaving(&backends, &leaving, &own, &peers, &underlay, held);
+        problems.extend(member.problems.iter().cloned());
+        problems.extend(self.unusable.values().flatten().cloned());
+        let leaving = self.leaving(&ways, &own, &underlay)?;
+        let mut unrouted = Vec::new();
+        for range in self.service_ranges.iter().flatten() {
+            if !self.kernel.is_routed_by_others(range)? {
+                unrouted.push(*range);
+            }
+        }
+        let primary = member.primary_addresses();
+        let data = routing::backend::publish(&backends, &own, &underlay);
+        self.set_basis(Basis {
+            backends,
+            leaving,
+            own,
+            further: service_range::routes(&unrouted, &primary, &underlay.subnets),
+            underlay,
+        });
+        self.planner.plan(self.kernel.held()?);
+        let (plan, changes) = self.planner.planned();
+        let underlay = &self.planner.basis().underlay;
+        let own = &self.planner.basis().own;
         problems.extend(plan.refusals.iter().map(|refusal| {
             if refusal.node == own.name {
                 format!("this node's own range cannot be used: {refusal}")
@@ -538,48 +614,48 @@ impl Keeper {
                 .iter()
                 .map(|(name, reason)| format!("the back end {name} cannot be used here: {reason}")),
         );
-        let mut unrouted = Vec::new();
-        for range in self.service_ranges.iter().flatten() {
-            if !self.kernel.is_routed_by_others(range)? {
-                unrouted.push(*range);
-            }
-        }
-        let primary = cluster.own.primary_addresses();
-        plan.state.routes.extend(service_range::routes(
-            &unrouted,
-            &primary,
-            &underlay.subnets,
-        ));
-        let mut ways = fast_path::Ways::new();
         if let Some(fast) = self.fast.keeper() {
-            ways = routing::ways::ways(&plan, &[], &underlay);
-            fast.leave(&ways);
+            let told = self.foreign.is_some();
+            fast.leave(&fast_ways(fast, plan, changes, told, &[], underlay));
         }
-        let outcome = self.carry_out(&plan.state)?;
+        let outcome = self.kernel.apply_changes(&plan.state, changes)?;
+        if outcome.changed > 0 {
+            tracing::info!(
+                changed = outcome.changed,
+                routes = plan.state.routes.len(),
+                "routes applied"
+            );
+        }
         // The underlay is read before the rest: of what came in between, the rest knows
         // already when its notification comes, and it would be no news.
-        if reads && Underlay::read(self.kernel.socket())? != underlay {
-            return self.apply(cluster, snapshots);
+        if reads && Underlay::read(self.kernel.socket())? != *underlay {
+            return self.apply(member);
         }
         problems.extend(outcome.failures.iter().map(ToString::to_string));
         problems.extend(outcome.foreign.iter().map(ToString::to_string));
         if let Some(fast) = self.fast.keeper() {
-            if !outcome.foreign.is_empty() {
-                ways = routing::ways::ways(&plan, &outcome.foreign, &underlay);
+            match fast.settle() {
+                Ok(()) => {
+                    let told = self.foreign.as_ref() == Some(&outcome.foreign);
+                    let ways = fast_ways(fast, plan, changes, told, &outcome.foreign, underlay);
+                    fast.set_ways(ways);
+                    self.foreign = Some(outcome.foreign);
+                }
+                Err(error) => {
+                    problems.push(format!("fast path: {error}"));
+                    fast.set_ways(fast.all(fast_path::Ways::new()));
+                    self.foreign = None;
+                }
             }
-            if let Err(error) = fast.settle() {
-                problems.push(format!("fast path: {error}"));
-                ways.clear();
-            }
-            fast.set_ways(ways);
         }
-        let refused = |range: &IpNet| {
-            plan.refusals
-                .iter()
-                .any(|refusal| refusal.node == own.name && refusal.range == *range)
-        };
-        let data = routing::backend::publish(&backends, &own, &underlay);
-        let mut told = flannel::tell(cluster, &data);
+        let refused: BTreeSet<IpNet> = plan
+            .refusals
+            .iter()
+            // This node's own come first.
+            .take_while(|refusal| refusal.node == own.name)
+            .map(|refusal| refusal.range)
+            .collect();
+        let mut told = flannel::tell(member, self.of_flannel.values(), &data);
         told.insert(publish::ROUTING.to_owned(), text(&data));
         let report = Report {
             // Pods have one MTU for both families, and a node without addresses
@@ -593,7 +669,7 @@ impl Keeper {
                 .ranges
                 .iter()
                 .copied()
-                .filter(|range| !refused(range))
+                .filter(|range| !refused.contains(range))
                 .collect(),
             routes: plan.state.routes.len(),
             data: Some(told),
@@ -602,55 +678,109 @@ impl Keeper {
             complete: self.service_ranges.is_some(),
             problems,
         };
-        self.questions.set(
-            silence::Ethernet::of(&plan, &underlay),
-            &silence::addresses(&plan, &peers),
-            Instant::now(),
-        );
-        let plan = Arc::new(plan);
-        snapshots.set(Applied {
-            backends: self.ways.clone(),
-            plan: plan.clone(),
-            mtu: report.mtu,
-            requests: self.kernel.requests_sent(),
-            restored: self.restored.clone(),
-            culprits: self.culprits.found().clone(),
-        });
-        self.applied = Some(plan);
-        self.underlay = Some(underlay);
+        self.ask_peers(Instant::now());
+        self.planner.took_up();
+        self.is_applied = true;
+        self.mtu = report.mtu;
+        self.requests = self.kernel.requests_sent();
+        self.underlay = Some(self.planner.basis().underlay.clone());
         Ok(report)
     }
 
-    /// Makes the kernel hold a state. What others did to what was applied
-    /// before is named, once, when it is restored.
-    fn carry_out(
-        &mut self,
-        wanted: &State,
-    ) -> Result<routing::apply::Outcome, routing::apply::Error> {
-        if std::mem::take(&mut self.audit)
-            && let Some(applied) = &self.applied
-        {
-            self.kernel.invalidate();
-            for line in self.kernel.difference(&applied.state)?.lines() {
-                let times = self.restored.entry(line.clone()).or_default();
-                *times += 1;
-                // Somebody who does it again and again is named once.
-                if *times == 1 {
-                    tracing::warn!("changed by somebody else and restored: {line}");
-                } else {
-                    tracing::debug!("changed again ({times} times) and restored: {line}");
-                }
+    /// Has all planned anew if what all plans depend on is another than before.
+    fn set_basis(&mut self, basis: Basis) {
+        let backends = basis.backends.iter().map(|backend| backend.name());
+        // Of two lists with the same names in a row the second begins elsewhere.
+        let names = backends.chain(["leaving"]);
+        let names = names.chain(basis.leaving.iter().map(|backend| backend.name()));
+        let made_of = Some((names.collect(), self.way.settings.clone()));
+        let known = self.planner.basis();
+        let is_same = self.basis == made_of
+            && known.own == basis.own
+            && known.underlay == basis.underlay
+            && known.further == basis.further;
+        if !is_same {
+            self.basis = made_of;
+            self.planner.set_basis(basis);
+        }
+    }
+
+    /// Has those peers asked that are to be asked whether they are there.
+    fn ask_peers(&mut self, now: Instant) {
+        let (plan, changes) = self.planner.planned();
+        let ethernet = silence::Ethernet::of(plan, &self.planner.basis().underlay);
+        let nodes: Vec<Name> = match (&ethernet, changes.everything) {
+            (None, _) => self.questions.peers().cloned().collect(),
+            (Some(_), false) => changes.nodes.iter().cloned().collect(),
+            (Some(_), true) => {
+                let peers = self.planner.peers().map(|peer| &peer.name);
+                peers.chain(self.questions.peers()).cloned().collect()
+            }
+        };
+        let is_there = ethernet.is_some();
+        self.questions.set_ethernet(ethernet, now);
+        for name in nodes {
+            let peer = self.planner.peer(&name).filter(|_| is_there);
+            let address = peer.and_then(|peer| silence::address(plan, peer));
+            self.questions.set_peer(&name, address, now);
+        }
+    }
+
+    /// Before it is planned anew: names, once, what others did to what was applied. That
+    /// is restored with what is applied next.
+    fn restore(&mut self) -> Result<(), routing::apply::Error> {
+        if !std::mem::take(&mut self.audit) {
+            return Ok(());
+        }
+        self.kernel.invalidate();
+        let (plan, changes) = self.planner.planned();
+        // What was never applied is not what others changed.
+        if !self.is_applied || *changes != Changes::default() {
+            return Ok(());
+        }
+        for line in self.kernel.difference(&plan.state)?.lines() {
+            let times = self.restored.entry(line.clone()).or_default();
+            *times += 1;
+            // Somebody who does it again and again is named once.
+            if *times == 1 {
+                tracing::warn!("changed by somebody else and restored: {line}");
+            } else {
+                tracing::debug!("changed again ({times} times) and restored: {line}");
             }
         }
-        let outcome = self.kernel.apply(wanted)?;
-        if outcome.changed > 0 {
-            tracing::info!(
-                changed = outcome.changed,
-                routes = wanted.routes.len(),
-                "routes applied"
-            );
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let (plan, _) = self.planner.planned();
+        if !self.is_applied {
+            return Snapshot::default();
         }
-        Ok(outcome)
+        Snapshot {
+            backends: self.ways.clone(),
+            mtu: self.mtu,
+            requests: self.requests,
+            restored: self.restored.clone(),
+            culprits: self.culprits.found().clone(),
+            ..Snapshot::new(plan)
+        }
+    }
+}
+
+/// The ways to peers' pods that may be others than the fast path knows. It has been
+/// `told` of all before: what changes since says which.
+fn fast_ways(
+    fast: &fast_path::Keeper,
+    plan: &Plan,
+    changes: &Changes,
+    told: bool,
+    foreign: &[Foreign],
+    underlay: &Underlay,
+) -> fast_path::ChangedWays {
+    if told && !changes.everything {
+        routing::ways::changed_ways(plan, changes, foreign, underlay)
+    } else {
+        fast.all(routing::ways::ways(plan, foreign, underlay))
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use crate::admin::Admin;
-use crate::cluster::{Cluster, Nodes, OwnState};
+use crate::cluster::{Member, Nodes, OwnState};
 use crate::conntrack_watch::{self, Fill, LossReader};
 use crate::dns::{self, Dns};
 use crate::error::Error;
@@ -30,7 +30,6 @@ use crate::metrics::Metrics;
 use crate::options::{FastPath, Options};
 use crate::pods::Pods;
 use crate::publish::Publisher;
-use crate::snapshot::Snapshots;
 use crate::worker::Problems;
 use crate::{
     fast_path, feed, health, ipam_audit, kernel_events, policy_socket, privileges, proxy, routes,
@@ -144,6 +143,7 @@ async fn agent(
         attach: options.attach,
         fast_path: options.fast_path,
         timeouts: crate::settings::Timeouts::of(&options),
+        node: (*options.node).into(),
     };
     if let Some(period) = options.wireguard_rotate {
         let (routes, period) = (routes.clone(), period.0);
@@ -158,8 +158,7 @@ async fn agent(
             }
         });
     }
-    let snapshots = Snapshots::default();
-    let (reports, snapshots_of_routes) = (core.clone(), snapshots.clone());
+    let reports = core.clone();
     // The thread of routes ends when nobody can tell it anything any more, that of
     // the fast path with the thread of routes.
     let to_routes = Arc::new(routes.clone());
@@ -178,14 +177,7 @@ async fn agent(
     }
     let fast_path = to_routes;
     threads.push(thread("routes", move || {
-        routes::run(
-            kernel,
-            way,
-            jobs,
-            &routes_inbox,
-            &reports,
-            &snapshots_of_routes,
-        );
+        routes::run(kernel, way, jobs, &routes_inbox, &reports);
     })?);
     let status = health::Shared::default();
     let dns = dns::prepare(&options, &core);
@@ -225,12 +217,13 @@ async fn agent(
     admin.add("/v1/status", move |question| {
         question.answer(&told.lock().snapshot(Instant::now()));
     });
+    let to_routes = routes.clone();
     admin.add("/v1/routes", move |question| {
-        question.answer(&snapshots.get());
+        // A thread that is gone drops the question, which is an answer too.
+        let _ = to_routes.send(routes::Message::Snapshot(question));
     });
     let to_routes = routes.clone();
     admin.add("/v1/fdb", move |question| {
-        // A thread that is gone drops the question, which is an answer too.
         let _ = to_routes.send(routes::Message::Forwarding(question));
     });
     let to_routes = routes.clone();
@@ -340,8 +333,8 @@ struct Core {
     nodes: Nodes,
     routes: Sender<routes::Message>,
     proxy: Sender<proxy::Message>,
-    /// The cluster the threads know.
-    sent: Option<Arc<Cluster>>,
+    /// This node as the threads know it.
+    sent: Option<Arc<Member>>,
     own_state: Option<OwnState>,
     publisher: Publisher,
     dns: Option<Arc<Dns>>,
@@ -472,26 +465,25 @@ impl Core {
                 Some(OwnState::Complete) => {}
             }
         }
-        let Some(cluster) = self.nodes.cluster() else {
+        let Some(change) = self.nodes.news() else {
             return;
         };
-        if self.sent.as_deref() == Some(&cluster) {
+        let Some(own) = self.nodes.own().cloned() else {
             return;
-        }
-        let cluster = Arc::new(cluster);
-        let facts = translate::facts(&self.options, &cluster);
+        };
+        let facts = translate::facts(&self.options, &own, self.nodes.peers());
         // A thread that is gone is reported where it is joined.
-        let _ = self.routes.send(routes::Message::Cluster(cluster.clone()));
+        let _ = self.routes.send(routes::Message::Nodes(change));
         let _ = self.proxy.send(proxy::Message::Facts(Box::new(facts)));
         if let Some(before) = &self.sent
-            && before.own.ranges != cluster.own.ranges
+            && before.ranges != own.ranges
         {
             tracing::warn!(
                 "the pod ranges of this node changed; pods that have addresses of the old ones \
                  lose their network until they are made anew"
             );
         }
-        self.sent = Some(cluster);
+        self.sent = Some(own);
     }
 
     /// Writes the CNI configuration when its time has come, what peers have to
@@ -550,7 +542,7 @@ impl Core {
         let metrics = &self.metrics;
         metrics.ready.set(i64::from(self.written.is_some()));
         metrics.problems.set(number(problems.len()));
-        let peers = self.sent.as_ref().map_or(0, |cluster| cluster.peers.len());
+        let peers = self.sent.as_ref().map_or(0, |_| self.nodes.peers().len());
         metrics.peers.set(number(peers));
         metrics
             .routes

@@ -7,14 +7,14 @@
 //! tell of answers. Who has not answered within [`DEADLINE`] is asked again now
 //! and then, and reported.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use linux::events::Event;
 use linux::neighbour;
 use routing::apply::Error;
-use routing::model::{DeviceKind, DeviceName};
+use routing::model::{DeviceKind, DeviceName, Name};
 use routing::{Family, Kernel, Node, Plan, Underlay};
 
 /// How long a peer may take to answer: three times the kernel's three questions.
@@ -56,25 +56,23 @@ impl Ethernet {
     }
 }
 
-/// The addresses to ask for: those of peers that have told that they have the
-/// back end too, and are reached by it.
-pub(crate) fn addresses(plan: &Plan, peers: &[Node]) -> BTreeMap<IpAddr, Box<str>> {
+/// The address to ask a peer for, if it has told that it has the back end too, and is
+/// reached by it.
+pub(crate) fn address(plan: &Plan, peer: &Node) -> Option<IpAddr> {
     const BACKEND: &str = "vxlan-multicast";
-    let ways = plan.ways.values().filter(|way| way.backend == BACKEND);
-    let reached: BTreeSet<&str> = ways.map(|way| &*way.node).collect();
-    peers
-        .iter()
-        .filter(|peer| reached.contains(&*peer.name))
-        .filter(|peer| {
-            let told = peer.data.as_ref().map_or(&[][..], |data| &data.ways);
-            told.iter().any(|way| &**way == BACKEND)
-        })
-        // One Ethernet carries both families: one question is enough.
-        .filter_map(|peer| {
-            let mut addresses = Family::BOTH.into_iter().map(|f| peer.tunnel_address(f));
-            Some((addresses.find_map(|address| address)?, peer.name.clone()))
-        })
-        .collect()
+    let told = peer.data.as_ref().map_or(&[][..], |data| &data.ways);
+    if !told.iter().any(|way| &**way == BACKEND) {
+        return None;
+    }
+    let families = || Family::BOTH.into_iter();
+    let mut ranges = families().filter_map(|family| peer.range(family));
+    let is_reached = ranges.any(|range| {
+        let way = plan.ways.get(&range);
+        way.is_some_and(|way| way.backend == BACKEND && way.node == peer.name)
+    });
+    // One Ethernet carries both families: one question is enough.
+    let mut addresses = families().filter_map(|family| peer.tunnel_address(family));
+    addresses.next().filter(|_| is_reached)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,30 +87,49 @@ enum Stand {
 #[derive(Debug, Default)]
 pub(crate) struct Questions {
     ethernet: Option<Ethernet>,
-    asked: BTreeMap<IpAddr, (Box<str>, Stand)>,
+    /// The address to ask each peer for.
+    peers: BTreeMap<Name, IpAddr>,
+    asked: BTreeMap<IpAddr, (Name, Stand)>,
     next: Option<Instant>,
 }
 
 impl Questions {
-    /// The Ethernet and the peers on it are these now.
-    pub(crate) fn set(
-        &mut self,
-        ethernet: Option<Ethernet>,
-        peers: &BTreeMap<IpAddr, Box<str>>,
-        now: Instant,
-    ) {
-        if self.ethernet != ethernet {
-            self.asked.clear();
-            self.ethernet = ethernet;
+    /// The Ethernet is this now.
+    pub(crate) fn set_ethernet(&mut self, ethernet: Option<Ethernet>, now: Instant) {
+        if self.ethernet == ethernet {
+            return;
         }
-        self.asked
-            .retain(|address, (node, _)| peers.get(address) == Some(node));
-        for (address, node) in peers {
-            if !self.asked.contains_key(address) {
-                let unasked = (node.clone(), Stand::Unasked);
-                self.asked.insert(*address, unasked);
-                self.next = Some(now);
-            }
+        self.ethernet = ethernet;
+        self.asked.clear();
+        self.next = None;
+        for (name, address) in std::mem::take(&mut self.peers) {
+            self.set_peer(&name, Some(address), now);
+        }
+    }
+
+    /// The peers that are asked at all.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &Name> {
+        self.peers.keys()
+    }
+
+    /// A peer is to be asked for this address now, or for none.
+    pub(crate) fn set_peer(&mut self, name: &Name, address: Option<IpAddr>, now: Instant) {
+        if self.peers.get(name).copied() == address {
+            return;
+        }
+        let before = match address {
+            Some(address) => self.peers.insert(name.clone(), address),
+            None => self.peers.remove(name),
+        };
+        // Another may have it by now.
+        if let Some(before) = before
+            && self.asked.get(&before).is_some_and(|(of, _)| of == name)
+        {
+            self.asked.remove(&before);
+        }
+        if let Some(address) = address {
+            self.asked.insert(address, (name.clone(), Stand::Unasked));
+            self.next = Some(now);
         }
         if self.asked.is_empty() {
             self.next = None;
@@ -252,10 +269,13 @@ mod tests {
         }
     }
 
-    fn peers(count: u8) -> BTreeMap<IpAddr, Box<str>> {
-        (1..=count)
-            .map(|n| ([10, 0, n, 0].into(), format!("n{n}").into()))
-            .collect()
+    /// With so many peers of 200.
+    fn set(questions: &mut Questions, ethernet: Option<Ethernet>, count: u8, now: Instant) {
+        questions.set_ethernet(ethernet, now);
+        for n in 1..=200 {
+            let address = (n <= count).then_some([10, 0, n, 0].into());
+            questions.set_peer(&format!("n{n}").into(), address, now);
+        }
     }
 
     fn answer(n: u8) -> Event {
@@ -272,7 +292,7 @@ mod tests {
     fn who_does_not_answer_in_time_is_reported_until_it_does() {
         let start = Instant::now();
         let mut questions = Questions::default();
-        questions.set(Some(ethernet()), &peers(2), start);
+        set(&mut questions, Some(ethernet()), 2, start);
         assert_eq!(questions.due(), Some(start));
         assert_eq!(questions.round(start).0.len(), 2);
         assert!(!questions.notice(&answer(2)));
@@ -306,15 +326,15 @@ mod tests {
     fn those_that_left_are_asked_no_more_and_an_audit_asks_all() {
         let start = Instant::now();
         let mut questions = Questions::default();
-        questions.set(Some(ethernet()), &peers(2), start);
+        set(&mut questions, Some(ethernet()), 2, start);
         questions.round(start);
         questions.notice(&answer(1));
-        questions.set(Some(ethernet()), &peers(1), start);
+        set(&mut questions, Some(ethernet()), 1, start);
         assert_eq!(questions.round(start + DEADLINE), (vec![], false));
         questions.ask_anew(start + DEADLINE);
         assert_eq!(questions.due(), Some(start + DEADLINE));
         assert_eq!(questions.round(start + DEADLINE).0.len(), 1);
-        questions.set(None, &BTreeMap::new(), start);
+        set(&mut questions, None, 0, start);
         assert_eq!(questions.due(), None);
     }
 
@@ -322,7 +342,7 @@ mod tests {
     fn many_are_asked_a_few_at_a_time() {
         let start = Instant::now();
         let mut questions = Questions::default();
-        questions.set(Some(ethernet()), &peers(200), start);
+        set(&mut questions, Some(ethernet()), 200, start);
         assert_eq!(questions.round(start).0.len(), AT_ONCE);
         for n in 1..=64 {
             questions.notice(&answer(n));

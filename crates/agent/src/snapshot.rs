@@ -2,45 +2,11 @@
 //! routes` and `podwire doctor`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 use routing::model::{Counts, DeviceName, MacAddress, Route};
 use routing::{Plan, plan};
 use serde::{Deserialize, Serialize};
-
-/// What the last snapshot is made of, as it is shared between the thread that applies
-/// plans and who asks.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Snapshots(Arc<Mutex<Arc<Applied>>>);
-
-impl Snapshots {
-    /// Makes the snapshot: of thousands of peers it is long, and seldom asked for.
-    pub(crate) fn get(&self) -> Snapshot {
-        let applied = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        Snapshot::new(&applied)
-    }
-
-    pub(crate) fn set(&self, applied: Applied) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(applied);
-    }
-}
-
-/// A plan that was applied, and what is known besides.
-#[derive(Debug, Default)]
-pub(crate) struct Applied {
-    /// Names of the back ends, the preferred one first.
-    pub(crate) backends: Vec<Box<str>>,
-    pub(crate) plan: Arc<Plan>,
-    /// The largest packet of new pods, bytes.
-    pub(crate) mtu: Option<u32>,
-    /// Requests sent to the kernel so far.
-    pub(crate) requests: u64,
-    /// What somebody else changed and was restored, and how often.
-    pub(crate) restored: BTreeMap<String, u64>,
-    /// Who removed routes that were restored, and how many times.
-    pub(crate) culprits: BTreeMap<String, u64>,
-}
 
 /// What routing has in the kernel.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -82,17 +48,13 @@ pub struct Entry {
 }
 
 impl Snapshot {
-    pub(crate) fn new(applied: &Applied) -> Snapshot {
-        let plan = &*applied.plan;
+    /// Of thousands of peers it is long, and seldom asked for: made of the plan then.
+    pub(crate) fn new(plan: &Plan) -> Snapshot {
         Snapshot {
-            backends: applied.backends.clone(),
-            mtu: applied.mtu,
             counts: plan.state.counts(),
             entries: entries(plan),
-            requests: applied.requests,
             refused: plan.refusals.iter().map(ToString::to_string).collect(),
-            restored: applied.restored.clone(),
-            culprits: applied.culprits.clone(),
+            ..Snapshot::default()
         }
     }
 }
@@ -107,7 +69,7 @@ fn entries(plan: &Plan) -> Vec<Entry> {
     let owned = |kind: &str, entry, way: Option<&plan::Way>| Entry {
         kind: kind.into(),
         entry,
-        node: way.map(|way| way.node.clone()),
+        node: way.map(|way| (*way.node).into()),
         backend: way.map(|way| way.backend.into()),
     };
     let mut entries = Vec::new();

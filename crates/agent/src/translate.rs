@@ -4,7 +4,7 @@ use api::service::{ServiceType, SessionAffinity};
 use api::{AddressType, TrafficPolicy};
 use services::model;
 
-use crate::cluster::{Cluster, Member};
+use crate::cluster::Member;
 use crate::options::{NodePortAddress, Options};
 
 /// How long a client keeps its endpoint where the Service does not say, in
@@ -112,14 +112,18 @@ pub(crate) fn slice(slice: api::EndpointSlice) -> Option<model::EndpointSlice> {
 }
 
 /// What a proxy has to know of its node and of the cluster.
-pub(crate) fn facts(options: &Options, cluster: &Cluster) -> model::NodeFacts {
-    let members = || std::iter::once(&cluster.own).chain(cluster.peers.values());
+pub(crate) fn facts<'a>(
+    options: &Options,
+    own: &'a Member,
+    peers: impl Iterator<Item = &'a Member> + Clone,
+) -> model::NodeFacts {
+    let members = || std::iter::once(own).chain(peers.clone());
     let ranges = |member: &Member| member.ranges.clone();
     model::NodeFacts {
         node: options.node.clone(),
-        zone: cluster.own.zone.clone().map(Into::into),
-        addresses: cluster.own.primary_addresses(),
-        pod_cidrs: cluster.own.ranges.clone(),
+        zone: own.zone.clone().map(Into::into),
+        addresses: own.primary_addresses(),
+        pod_cidrs: own.ranges.clone(),
         cluster_cidrs: if options.cluster_cidr.is_empty() {
             members().flat_map(ranges).collect()
         } else {

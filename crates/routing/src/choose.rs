@@ -1,6 +1,7 @@
 //! Which of two nodes' back ends packets between them take.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::backend::{Backend, NAMES};
 use crate::data::NodeData;
@@ -15,12 +16,12 @@ use crate::data::NodeData;
 /// other's packets, such as its key. Else it goes to the name that comes first in
 /// [`NAMES`]. A peer that has told nothing yet is taken to have what this node has.
 pub fn common<'a>(
-    own: &'a [Box<dyn Backend>],
+    own: &'a [Arc<dyn Backend>],
     theirs: Option<&NodeData>,
     in_use: impl Fn(&dyn Backend) -> bool,
 ) -> Vec<&'a dyn Backend> {
     let Some(theirs) = theirs else {
-        return own.iter().map(Box::as_ref).collect();
+        return own.iter().map(Arc::as_ref).collect();
     };
     let mut found: Vec<(usize, bool, usize, &dyn Backend)> = own
         .iter()
@@ -48,23 +49,72 @@ fn rank(name: &str) -> usize {
         .unwrap_or(NAMES.len())
 }
 
+/// What peers tell of their back ends, all taken together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// How many peers name a back end, and how many prefer it.
+    named: BTreeMap<Box<str>, (usize, usize)>,
+}
+
+impl Told {
+    /// What one more peer tells.
+    pub fn add(&mut self, data: &NodeData) {
+        for (place, way) in data.ways.iter().enumerate() {
+            let (naming, preferring) = match self.named.get_mut(way) {
+                Some(counts) => counts,
+                None => self.named.entry(way.clone()).or_default(),
+            };
+            *naming += 1;
+            *preferring += usize::from(place == 0);
+        }
+    }
+
+    /// What a peer has told is so no more.
+    pub fn remove(&mut self, data: &NodeData) {
+        for (place, way) in data.ways.iter().enumerate() {
+            let Some((naming, preferring)) = self.named.get_mut(way) else {
+                continue;
+            };
+            *naming -= 1;
+            *preferring -= usize::from(place == 0);
+            if *naming == 0 {
+                self.named.remove(way);
+            }
+        }
+    }
+
+    /// The names of the back ends that any of them has.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        self.named.keys().map(|way| &**way)
+    }
+
+    /// Whether any of them has a back end.
+    pub fn names(&self, way: &str) -> bool {
+        self.named.contains_key(way)
+    }
+
+    /// The names of the back ends that any of them prefers.
+    fn preferred(&self) -> impl Iterator<Item = &str> {
+        let preferred = self
+            .named
+            .iter()
+            .filter(|(_, (_, preferring))| *preferring > 0);
+        preferred.map(|(way, _)| &**way)
+    }
+}
+
 /// The names of the back ends a node should have: those it is configured with,
 /// and then what each peer prefers that has none of these, so that a cluster can
 /// change from one to the other node by node. Of peers only what they prefer
 /// counts, so nodes do not keep each other in what none of them wants any more.
 ///
-/// The order of peers does not matter. The caller leaves out what this kernel
-/// cannot do.
-pub fn ways<'a>(
-    configured: &[&str],
-    peers: impl IntoIterator<Item = &'a NodeData>,
-) -> Vec<Box<str>> {
+/// The caller leaves out what this kernel cannot do.
+pub fn ways(configured: &[&str], told: &Told) -> Vec<Box<str>> {
     let mut ways: Vec<Box<str>> = configured.iter().map(|name| (*name).into()).collect();
-    let extra: BTreeSet<(usize, &str)> = peers
-        .into_iter()
-        .filter_map(|data| data.ways.first())
-        .filter(|preferred| !configured.contains(&&***preferred))
-        .map(|preferred| (rank(preferred), &**preferred))
+    let preferred = told.preferred();
+    let extra: BTreeSet<(usize, &str)> = preferred
+        .filter(|preferred| !configured.contains(preferred))
+        .map(|preferred| (rank(preferred), preferred))
         .collect();
     ways.extend(extra.into_iter().map(|(_, name)| name.into()));
     ways
@@ -84,7 +134,7 @@ mod tests {
         }
     }
 
-    fn backends(ways: &[&str]) -> Vec<Box<dyn Backend>> {
+    fn backends(ways: &[&str]) -> Vec<Arc<dyn Backend>> {
         let make = |way: &&str| by_name(way, &Settings::default()).expect("a name of a back end");
         ways.iter().map(make).collect()
     }
@@ -161,11 +211,15 @@ mod tests {
         #[case] expected: &[&str],
     ) {
         let split = |ways: &&str| data(&ways.split_whitespace().collect::<Vec<_>>());
-        let mut peers: Vec<NodeData> = peers.iter().map(split).collect();
-        for _ in 0..2 {
-            let found = ways(configured, &peers);
-            assert_eq!(found.iter().map(|w| &**w).collect::<Vec<_>>(), expected);
-            peers.reverse();
-        }
+        let peers: Vec<NodeData> = peers.iter().map(split).collect();
+        let mut told = Told::default();
+        let passing = data(&["wireguard", "vxlan"]);
+        told.add(&passing);
+        peers.iter().for_each(|peer| told.add(peer));
+        told.remove(&passing);
+        let found = ways(configured, &told);
+        assert_eq!(found.iter().map(|w| &**w).collect::<Vec<_>>(), expected);
+        peers.iter().for_each(|peer| told.remove(peer));
+        assert_eq!(told, Told::default());
     }
 }

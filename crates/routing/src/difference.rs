@@ -8,9 +8,10 @@ use ipnet::IpNet;
 
 use crate::model::{
     Device, DeviceKind, DeviceName, LAST_RESORT_METRIC, MacAddress, PublicKey, Remote, Route,
-    RouteKey, RouteTable, RouteTarget, Rule, State, TunnelPeer, WireguardSettings, overlap,
+    RouteKey, RouteTable, RouteTarget, Rule, State, TunnelPeer, WireguardSettings,
 };
 
+use crate::changes::Changes;
 use crate::table::{self, TABLE, Table};
 
 /// The protocol number of podwire's routes and rules (`rtm_protocol`, `FRA_PROTOCOL`).
@@ -36,7 +37,7 @@ pub struct Held {
     /// The nftables table.
     pub table: Table,
     /// Routes of the same tables others made.
-    pub others: Vec<OtherRoute>,
+    pub others: BTreeSet<OtherRoute>,
 }
 
 /// A device as the kernel holds it.
@@ -63,7 +64,7 @@ pub struct HeldDevice {
 }
 
 /// A route somebody else made, in a table routing has something in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OtherRoute {
     /// Destination and metric.
     pub key: RouteKey,
@@ -117,6 +118,29 @@ pub struct Difference {
     pub remove_devices: Vec<DeviceName>,
     /// Routes made by others and in the way.
     pub foreign: Vec<Foreign>,
+}
+
+impl Held {
+    /// The routes of others into a range, as specific as it or more so.
+    pub(crate) fn others_in(
+        &self,
+        table: RouteTable,
+        range: IpNet,
+    ) -> impl Iterator<Item = &OtherRoute> {
+        let first = OtherRoute {
+            key: RouteKey {
+                table,
+                destination: range,
+                metric: 0,
+            },
+            protocol: 0,
+            unreachable: false,
+        };
+        let inside = self.others.range(first..);
+        inside.take_while(move |other| {
+            other.key.table == table && range.contains(&other.key.destination.network())
+        })
+    }
 }
 
 impl Difference {
@@ -267,6 +291,12 @@ impl fmt::Display for Foreign {
 
 /// Compares what is wanted with what the kernel holds.
 pub fn difference(wanted: &State, held: &Held) -> Difference {
+    difference_in(wanted, held, &Changes::everything())
+}
+
+/// The same of entries that may have changed, where all others are known not to differ.
+/// Of the foreign routes, too, only those are named that are in the way of these.
+pub fn difference_in(wanted: &State, held: &Held, changes: &Changes) -> Difference {
     let table =
         (held.table != table::wanted(&wanted.devices)).then_some(!wanted.devices.is_empty());
     let mut difference = Difference {
@@ -275,14 +305,18 @@ pub fn difference(wanted: &State, held: &Held) -> Difference {
     };
     devices(wanted, held, &mut difference);
     // With a device go its entries and the routes over it.
+    let all =
+        changes.everything || !difference.make.is_empty() || !difference.remove_devices.is_empty();
     let fresh: BTreeSet<DeviceName> = difference.make.iter().copied().collect();
     let stays = |device: &DeviceName| !fresh.contains(device) && held.devices.contains_key(device);
-    for (key, remote) in &wanted.forwarding {
+    let keys = (!all).then_some(&changes.forwarding);
+    for (key, remote) in among(&wanted.forwarding, keys) {
         if !stays(&key.0) || held.forwarding.get(key) != Some(remote) {
             difference.forwarding.push((*key, *remote));
         }
     }
-    for (key, mac) in &wanted.neighbours {
+    let keys = (!all).then_some(&changes.neighbours);
+    for (key, mac) in among(&wanted.neighbours, keys) {
         if !stays(&key.0) || held.neighbours.get(key) != Some(mac) {
             difference.neighbours.push((*key, *mac));
         }
@@ -292,18 +326,21 @@ pub fn difference(wanted: &State, held: &Held) -> Difference {
             difference.proxies.push(*key);
         }
     }
-    for (key, peer) in &wanted.tunnel_peers {
+    let keys = (!all).then_some(&changes.tunnel_peers);
+    for (key, peer) in among(&wanted.tunnel_peers, keys) {
         if !stays(&key.0) || held.tunnel_peers.get(key) != Some(peer) {
             difference.tunnel_peers.push((*key, peer.clone()));
         }
     }
     // What is on a device that goes needs no deletion of its own.
     let stays = |device: &DeviceName| stays(device) && wanted.devices.contains_key(device);
-    let forwarding = held.forwarding.keys();
+    let keys = (!all).then_some(&changes.forwarding);
+    let forwarding = among(&held.forwarding, keys).map(|(key, _)| key);
     difference
         .remove_forwarding
         .extend(forwarding.filter(|key| stays(&key.0) && !wanted.forwarding.contains_key(key)));
-    let neighbours = held.neighbours.keys();
+    let keys = (!all).then_some(&changes.neighbours);
+    let neighbours = among(&held.neighbours, keys).map(|(key, _)| key);
     difference
         .remove_neighbours
         .extend(neighbours.filter(|key| stays(&key.0) && !wanted.neighbours.contains_key(key)));
@@ -311,17 +348,30 @@ pub fn difference(wanted: &State, held: &Held) -> Difference {
     difference
         .remove_proxies
         .extend(proxies.filter(|key| stays(&key.0) && !wanted.proxies.contains(key)));
-    let peers = held.tunnel_peers.keys();
+    let keys = (!all).then_some(&changes.tunnel_peers);
+    let peers = among(&held.tunnel_peers, keys).map(|(key, _)| key);
     difference
         .remove_tunnel_peers
         .extend(peers.filter(|key| stays(&key.0) && !wanted.tunnel_peers.contains_key(key)));
     difference.handshakes = handshakes(wanted, held, &difference.tunnel_peers, stays);
-    routes(wanted, held, &fresh, &mut difference);
+    let keys = (!all).then_some(&changes.routes);
+    routes(wanted, held, keys, &fresh, &mut difference);
     let missing = wanted.rules.difference(&held.rules);
     difference.rules.extend(missing);
     let unwanted = held.rules.difference(&wanted.rules);
     difference.remove_rules.extend(unwanted);
     difference
+}
+
+/// The entries with these keys, in order; all when none are given.
+fn among<'a, K: Ord, V>(
+    entries: &'a BTreeMap<K, V>,
+    keys: Option<&'a BTreeSet<K>>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    let all = keys.is_none().then(|| entries.iter());
+    let some = keys.into_iter().flatten();
+    let some = some.filter_map(|key| entries.get_key_value(key));
+    all.into_iter().flatten().chain(some)
 }
 
 /// With which of the peers that are to be made or changed a handshake is begun: nodes
@@ -410,14 +460,21 @@ fn is_as_wanted(wanted: &Device, held: &HeldDevice, bridge: Option<Option<u32>>)
         && on_bridge
 }
 
-fn routes(wanted: &State, held: &Held, fresh: &BTreeSet<DeviceName>, difference: &mut Difference) {
-    let takes = held.others.iter();
-    difference
-        .foreign
-        .extend(takes.filter_map(|route| foreign(&wanted.routes, route)));
-    difference
-        .foreign
-        .sort_by_key(|foreign| (foreign.key, foreign.protocol));
+fn routes(
+    wanted: &State,
+    held: &Held,
+    keys: Option<&BTreeSet<RouteKey>>,
+    fresh: &BTreeSet<DeviceName>,
+    difference: &mut Difference,
+) {
+    difference.foreign = match keys {
+        None => in_the_way(&wanted.routes, held.others.iter()),
+        Some(keys) => {
+            let others = keys.iter();
+            let others = others.flat_map(|key| held.others_in(key.table, key.destination));
+            in_the_way(&wanted.routes, others.collect::<BTreeSet<_>>().into_iter())
+        }
+    };
     let occupied: BTreeSet<RouteKey> = difference
         .foreign
         .iter()
@@ -428,7 +485,7 @@ fn routes(wanted: &State, held: &Held, fresh: &BTreeSet<DeviceName>, difference:
         Some(RouteTarget::Device { device, .. }) => fresh.contains(device),
         _ => false,
     };
-    for (key, target) in &wanted.routes {
+    for (key, target) in among(&wanted.routes, keys) {
         let route = Route {
             key: *key,
             target: *target,
@@ -441,7 +498,7 @@ fn routes(wanted: &State, held: &Held, fresh: &BTreeSet<DeviceName>, difference:
             None => difference.add.push(route),
         }
     }
-    let unwanted = held.routes.iter();
+    let unwanted = among(&held.routes, keys);
     difference.remove.extend(
         unwanted
             .filter(|(key, target)| {
@@ -451,28 +508,43 @@ fn routes(wanted: &State, held: &Held, fresh: &BTreeSet<DeviceName>, difference:
     );
 }
 
+/// Which of the routes somebody else made take traffic from ours, by destination.
+fn in_the_way<'a>(
+    wanted: &BTreeMap<RouteKey, RouteTarget>,
+    others: impl Iterator<Item = &'a OtherRoute>,
+) -> Vec<Foreign> {
+    others.filter_map(|route| foreign(wanted, route)).collect()
+}
+
 /// Whether a route somebody else made takes traffic from one of ours: it is
 /// as specific or more so, and preferred.
 fn foreign(wanted: &BTreeMap<RouteKey, RouteTarget>, route: &OtherRoute) -> Option<Foreign> {
-    let destination = route.key.destination;
+    let RouteKey {
+        table,
+        destination,
+        metric,
+    } = route.key;
     // A foreign last resort beside our own is no harm.
-    if route.key.metric > LAST_RESORT_METRIC {
+    if metric > LAST_RESORT_METRIC {
         return None;
     }
-    let (key, _) = wanted.iter().find(|(key, target)| {
-        if key.table != route.key.table {
-            return false;
-        }
-        let diverted = match target {
+    let diverted = |(key, target): &(&RouteKey, &RouteTarget)| {
+        let takes = match target {
             // The Service range's route loses to everything on purpose.
             RouteTarget::Link { .. } => false,
-            _ => {
-                overlap(&key.destination, &destination)
-                    && destination.prefix_len() >= key.destination.prefix_len()
-                    && (destination != key.destination || route.key.metric <= key.metric)
-            }
+            _ => destination != key.destination || metric <= key.metric,
         };
-        diverted || **key == route.key
+        takes || **key == route.key
+    };
+    // Ours to what holds its destination, those to more of it first.
+    let (key, _) = (0..=destination.prefix_len()).find_map(|length| {
+        let around = IpNet::new(destination.network(), length).ok()?.trunc();
+        let of = |metric| RouteKey {
+            table,
+            destination: around,
+            metric,
+        };
+        wanted.range(of(0)..=of(u32::MAX)).find(diverted)
     })?;
     Some(Foreign {
         key: route.key,
@@ -591,7 +663,7 @@ mod tests {
     ) {
         let wanted = wanted(&[("10.200.2.0/24", "192.168.64.12")]);
         let held = Held {
-            others: vec![of_others(destination, metric)],
+            others: BTreeSet::from([of_others(destination, metric)]),
             ..Held::default()
         };
         let difference = difference(&wanted, &held);
@@ -836,6 +908,17 @@ mod tests {
             .prop_map(|(third, length)| of_others(&format!("10.200.{third}.0/{length}"), 0))
     }
 
+    /// The keys of entries that are not the same in both.
+    fn differing<K: Ord + Copy, V: PartialEq>(
+        one: &BTreeMap<K, V>,
+        other: &BTreeMap<K, V>,
+    ) -> BTreeSet<K> {
+        let keys = one.keys().chain(other.keys());
+        keys.filter(|key| one.get(key) != other.get(key))
+            .copied()
+            .collect()
+    }
+
     proptest! {
         #[test]
         fn carried_out_it_gives_what_is_wanted_and_leaves_the_rest(
@@ -849,6 +932,17 @@ mod tests {
                 .filter(|other| !held.routes.contains_key(&other.key))
                 .collect();
             let first = difference(&wanted, &held);
+            let changes = Changes {
+                routes: differing(&before.routes, &wanted.routes),
+                neighbours: differing(&before.neighbours, &wanted.neighbours),
+                forwarding: differing(&before.forwarding, &wanted.forwarding),
+                tunnel_peers: differing(&before.tunnel_peers, &wanted.tunnel_peers),
+                ..Changes::default()
+            };
+            let mut of_changes = difference_in(&wanted, &held, &changes);
+            prop_assert!(of_changes.foreign.iter().all(|found| first.foreign.contains(found)));
+            of_changes.foreign.clone_from(&first.foreign);
+            prop_assert_eq!(&of_changes, &first);
             let after = carry_out(&wanted, &first, &held);
             let second = difference(&wanted, &after);
             prop_assert!(second.is_empty(), "{second:?}");

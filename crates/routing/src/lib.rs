@@ -16,6 +16,7 @@
 
 pub mod apply;
 pub mod backend;
+pub mod changes;
 pub mod choose;
 pub mod data;
 pub mod difference;
@@ -30,8 +31,9 @@ pub mod ways;
 
 pub use apply::Kernel;
 pub use backend::{Backend, HostGateway, Settings};
+pub use changes::Changes;
 pub use data::NodeData;
 pub use difference::{Difference, Foreign, difference};
 pub use model::{Family, Node, PerFamily, Route, RouteKey, RouteTarget, State};
-pub use plan::{Plan, Reason, Refusal, leaving, plan, plan_leaving};
+pub use plan::{Basis, Plan, Planner, Reason, Refusal, leaving, plan, plan_on};
 pub use underlay::{Interface, Subnet, Underlay};

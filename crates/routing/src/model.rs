@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 pub use linux::fdb::Remote;
@@ -99,11 +100,14 @@ impl<T: Copy> PerFamily<T> {
     }
 }
 
+/// The name of a node.
+pub type Name = Arc<str>;
+
 /// A node of the cluster, this one or a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    /// Its name, for reports.
-    pub name: Box<str>,
+    /// Its name.
+    pub name: Name,
     /// Its addresses on the underlay, the primary one of each family first.
     pub addresses: Vec<IpAddr>,
     /// Its pod ranges, at most one a family.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use linux::address::{self, Address};
@@ -50,7 +51,7 @@ impl fmt::Display for Missing {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn probe(backend: Box<dyn Backend>, underlay: Families) -> Result<(), Missing> {
+pub fn probe(backend: Arc<dyn Backend>, underlay: Families) -> Result<(), Missing> {
     let name = backend.name();
     let missing = |failures| Missing {
         backend: name,
@@ -112,7 +113,7 @@ fn unused_key() -> Result<Wireguard, keys::Error> {
     })
 }
 
-fn attempt(backend: Box<dyn Backend>, underlay: Families) -> Result<Vec<Error>, Error> {
+fn attempt(backend: Arc<dyn Backend>, underlay: Families) -> Result<Vec<Error>, Error> {
     let namespace = NetworkNamespace::create()?;
     let mut kernel = namespace.run(Kernel::open)??;
     let own = node("own", 1, underlay);

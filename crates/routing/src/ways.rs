@@ -2,15 +2,16 @@
 //! ([`linux::fast_path`]), which does what the kernel's route would do and nothing
 //! else. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnet::IpNet;
 use linux::fast_path::{self, Via};
 
+use crate::changes::Changes;
 use crate::difference::Foreign;
 use crate::model::{
-    Device, DeviceKind, DeviceName, NextHop, RouteTable, RouteTarget, State, overlap,
+    Device, DeviceKind, DeviceName, NextHop, RouteKey, RouteTable, RouteTarget, State, overlap,
 };
 use crate::plan::Plan;
 use crate::underlay::Underlay;
@@ -109,6 +110,9 @@ impl fmt::Display for NoWay {
     }
 }
 
+/// How a range of peers' pods is reached; `None` for one the plan has no route to.
+pub type RangeWay = Option<Result<Way, NoWay>>;
+
 /// The ranges of peers' pods a plan has routes to, and by which way each is reached.
 /// `foreign` is what the kernel was found to hold of others.
 pub fn ways(
@@ -116,64 +120,103 @@ pub fn ways(
     foreign: &[Foreign],
     underlay: &Underlay,
 ) -> BTreeMap<IpNet, Result<Way, NoWay>> {
-    // The other table leads to peers themselves.
-    let main = plan.state.routes.iter();
-    let main = main
-        .filter(|(key, _)| key.table == RouteTable::Main)
-        .map(|(key, target)| (key.destination, *target));
-    // A route to all pods of the cluster is to each peer's, and to none of this node's.
-    let (of_all, mut targets): (Vec<_>, BTreeMap<_, _>) = {
-        let (wide, single): (Vec<_>, Vec<_>) =
-            main.partition(|(_, target)| is_on_bridge(&plan.state, target));
-        (wide, single.into_iter().collect())
-    };
-    for range in plan.ways.keys() {
-        let wide = of_all.iter().find(|(all, _)| all.contains(range));
-        if let Some((_, target)) = wide {
-            targets.entry(*range).or_insert(*target);
-        }
-    }
-    targets
+    let routes = plan.state.routes.keys();
+    let ranges = ranges(routes, plan.ways.keys());
+    let ways = ranges
         .into_iter()
-        .filter_map(|(range, target)| {
-            let way = match target {
-                RouteTarget::Gateway {
-                    address,
-                    interface,
-                    mtu,
-                } if is_ethernet(underlay, interface) => Ok(Way {
-                    interface: Leaving::Underlay(interface),
-                    mtu,
-                    via: Via::Neighbour(address),
-                }),
-                RouteTarget::Gateway { .. } => Err(NoWay::NotEthernet),
-                RouteTarget::Device {
-                    device,
-                    next_hop,
-                    mtu,
-                    ..
-                } => through(plan.state.devices.get(&device), next_hop)
-                    .map(|via| Way {
-                        interface: Leaving::Tunnel(device),
-                        mtu,
-                        via,
-                    })
-                    .ok_or(NoWay::Tunnel { device }),
-                // Of this node.
-                RouteTarget::Link { .. } | RouteTarget::Unreachable => return None,
-            };
-            let other = foreign
-                .iter()
-                .find(|foreign| overlap(&foreign.key.destination, &range));
-            let way = match other {
-                Some(other) => Err(NoWay::Foreign {
-                    destination: other.key.destination,
-                }),
-                None => way,
-            };
-            Some((range, way))
-        })
+        .map(|range| (range, way(plan, &range, foreign, underlay)));
+    ways.filter_map(|(range, way)| Some((range, way?)))
         .collect()
+}
+
+/// The same of what may have changed.
+pub fn changed_ways(
+    plan: &Plan,
+    changes: &Changes,
+    foreign: &[Foreign],
+    underlay: &Underlay,
+) -> BTreeMap<IpNet, RangeWay> {
+    let ranges = ranges(changes.routes.iter(), changes.ways.iter());
+    let ways = ranges
+        .into_iter()
+        .map(|range| (range, way(plan, &range, foreign, underlay)));
+    ways.collect()
+}
+
+/// The ranges that routes to pods, and back ends, lead to.
+fn ranges<'a>(
+    routes: impl Iterator<Item = &'a RouteKey>,
+    ways: impl Iterator<Item = &'a IpNet>,
+) -> BTreeSet<IpNet> {
+    // The other table leads to peers themselves.
+    let main = routes.filter(|key| key.table == RouteTable::Main);
+    main.map(|key| key.destination)
+        .chain(ways.copied())
+        .collect()
+}
+
+fn way(plan: &Plan, range: &IpNet, foreign: &[Foreign], underlay: &Underlay) -> RangeWay {
+    let way = match target(plan, range)? {
+        RouteTarget::Gateway {
+            address,
+            interface,
+            mtu,
+        } if is_ethernet(underlay, interface) => Ok(Way {
+            interface: Leaving::Underlay(interface),
+            mtu,
+            via: Via::Neighbour(address),
+        }),
+        RouteTarget::Gateway { .. } => Err(NoWay::NotEthernet),
+        RouteTarget::Device {
+            device,
+            next_hop,
+            mtu,
+            ..
+        } => through(plan.state.devices.get(&device), next_hop)
+            .map(|via| Way {
+                interface: Leaving::Tunnel(device),
+                mtu,
+                via,
+            })
+            .ok_or(NoWay::Tunnel { device }),
+        // Of this node.
+        RouteTarget::Link { .. } | RouteTarget::Unreachable => return None,
+    };
+    let other = foreign
+        .iter()
+        .find(|foreign| overlap(&foreign.key.destination, range));
+    Some(match other {
+        Some(other) => Err(NoWay::Foreign {
+            destination: other.key.destination,
+        }),
+        None => way,
+    })
+}
+
+/// Where packets to a range of a peer's pods go.
+fn target(plan: &Plan, range: &IpNet) -> Option<RouteTarget> {
+    let to = |destination| {
+        let of = move |metric| RouteKey {
+            table: RouteTable::Main,
+            destination,
+            metric,
+        };
+        let routes = plan.state.routes.range(of(0)..=of(u32::MAX));
+        routes.map(|(_, target)| *target)
+    };
+    let mut single = to(*range).filter(|target| !is_on_bridge(&plan.state, target));
+    if let Some(target) = single.next_back() {
+        return Some(target);
+    }
+    // A route to all pods of the cluster is to each peer's, and to none of this node's.
+    let mut devices = plan.state.devices.values();
+    if !devices.any(|device| device.kind == DeviceKind::Bridge) || !plan.ways.contains_key(range) {
+        return None;
+    }
+    (0..=range.prefix_len()).find_map(|length| {
+        let around = IpNet::new(range.network(), length).ok()?.trunc();
+        to(around).find(|target| is_on_bridge(&plan.state, target))
+    })
 }
 
 fn is_on_bridge(state: &State, target: &RouteTarget) -> bool {
@@ -220,7 +263,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::model::{Ipip, LAST_RESORT_METRIC, RouteKey, Vxlan};
+    use crate::model::{Ipip, LAST_RESORT_METRIC, Vxlan};
     use crate::underlay::Interface;
 
     fn net(text: &str) -> IpNet {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::sync::Arc;
 
 use linux::events::{Event, EventSocket, Group};
 use linux::namespace::NetworkNamespace;
 use podwire_routing::apply::remove_all;
 use podwire_routing::{
-    Backend, HostGateway, Kernel, Node, RouteKey, State, Subnet, Underlay, plan,
+    Backend, Basis, HostGateway, Kernel, Node, Planner, RouteKey, State, Subnet, Underlay, plan,
 };
 
 /// A node's namespace: `eth0` on 192.168.64.11/24 and fd00:64::11/64.
@@ -97,7 +98,7 @@ fn node(name: &str, number: u8) -> Node {
 
 fn wanted(kernel: &mut Kernel, peers: &[Node]) -> State {
     let underlay = Underlay::read(kernel.socket()).expect("the kernel answers");
-    let backends: [Box<dyn Backend>; 1] = [Box::new(HostGateway)];
+    let backends: [Arc<dyn Backend>; 1] = [Arc::new(HostGateway)];
     plan(&backends, &node("own", 11), peers, &underlay).state
 }
 
@@ -277,6 +278,68 @@ fn a_table_changed_behind_our_back_is_put_right_by_one_apply() {
         routes.contains("10.200.14.0/24 gateway=192.168.64.14 dev=eth0"),
         "{routes:?}"
     );
+}
+
+#[test]
+fn a_planner_tells_the_kernel_what_has_changed_and_a_reading_what_others_did() {
+    let host = Host::new();
+    let mut kernel = host.kernel();
+    let mut planner = Planner::new();
+    planner.set_basis(Basis {
+        backends: vec![Arc::new(HostGateway)],
+        own: node("own", 11),
+        underlay: Underlay::read(kernel.socket()).expect("the kernel answers"),
+        ..Basis::default()
+    });
+    let apply = |planner: &mut Planner, kernel: &mut Kernel| {
+        planner.plan(kernel.held().expect("the kernel answers"));
+        let (plan, changes) = planner.planned();
+        let outcome = kernel.apply_changes(&plan.state, changes).unwrap();
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        planner.took_up();
+        let foreign: Vec<String> = outcome
+            .foreign
+            .iter()
+            .map(|f| f.range.to_string())
+            .collect();
+        (outcome.changed, foreign)
+    };
+    host.ip("route add 10.200.13.128/25 via 192.168.64.99 proto static");
+    host.ip("route add 10.200.14.128/25 via 192.168.64.99 proto static");
+    for (name, number) in [("a", 12), ("b", 13)] {
+        planner.set_peer(node(name, number));
+    }
+    let in_the_way = |range: &str| vec![range.to_owned()];
+    assert_eq!(
+        apply(&mut planner, &mut kernel),
+        (6, in_the_way("10.200.13.0/24"))
+    );
+    // What is not said to have changed is not looked at, and foreign routes are
+    // remembered as long as what they are in the way of.
+    let before = kernel.requests_sent();
+    assert_eq!(
+        apply(&mut planner, &mut kernel),
+        (0, in_the_way("10.200.13.0/24"))
+    );
+    planner.set_peer(node("a", 15));
+    assert_eq!(
+        apply(&mut planner, &mut kernel),
+        (4, in_the_way("10.200.13.0/24"))
+    );
+    assert_eq!(kernel.requests_sent() - before, 4);
+    planner.set_peer(node("b", 14));
+    assert_eq!(
+        apply(&mut planner, &mut kernel),
+        (4, in_the_way("10.200.14.0/24"))
+    );
+    planner.remove_peer("b");
+    assert_eq!(apply(&mut planner, &mut kernel), (2, vec![]));
+    // Once it was read, the kernel is looked at as a whole.
+    host.ip("route del 10.200.15.0/24");
+    kernel.invalidate();
+    assert_eq!(apply(&mut planner, &mut kernel), (1, vec![]));
+    let (plan, _) = planner.planned();
+    assert!(kernel.difference(&plan.state).unwrap().is_empty());
 }
 
 #[test]

@@ -19,7 +19,7 @@ use linux::events::Event;
 use linux::fast_path::{self, FastPath, Place, Pod};
 use linux::netlink::{self, Socket};
 use routing::model::DeviceName;
-use routing::ways::{NoWay, Way};
+use routing::ways::{NoWay, RangeWay, Way};
 
 use links::Spot;
 pub(crate) use links::{Done, Job, run};
@@ -31,6 +31,9 @@ pub use report::Report;
 /// The ways to peers' pods, as the routing plan has them.
 pub(crate) type Ways = BTreeMap<IpNet, Result<Way, NoWay>>;
 
+/// Those that may have changed, and ranges that there are none of any more.
+pub(crate) type ChangedWays = BTreeMap<IpNet, RangeWay>;
+
 /// What the programs are to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
@@ -38,16 +41,44 @@ struct Wanted {
     ranges: BTreeMap<IpNet, fast_path::Way>,
 }
 
-/// Where packets from ranges arrive.
-fn arrivals(ranges: &BTreeMap<IpNet, fast_path::Way>) -> BTreeSet<Spot> {
-    let ways = ranges.values();
-    ways.map(|way| (way.place(), way.interface)).collect()
+/// How often each of some things is there.
+#[derive(Debug)]
+struct Counted<T>(BTreeMap<T, usize>);
+
+impl<T> Default for Counted<T> {
+    fn default() -> Self {
+        Counted(BTreeMap::new())
+    }
+}
+
+impl<T: Ord> Counted<T> {
+    fn add(&mut self, thing: T) {
+        *self.0.entry(thing).or_default() += 1;
+    }
+
+    fn remove(&mut self, thing: &T) {
+        if let Some(count) = self.0.get_mut(thing) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(thing);
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.keys()
+    }
+}
+
+/// Where packets from a range arrive.
+fn arrival(way: &fast_path::Way) -> Spot {
+    (way.place(), way.interface)
 }
 
 /// Where programs are attached: at pods only while there is somewhere to send,
 /// and where a program is needed for one way it is for the other.
-fn spots(pods: &BTreeMap<IpAddr, Pod>, arrivals: &BTreeSet<Spot>) -> BTreeSet<Spot> {
-    if pods.is_empty() || arrivals.is_empty() {
+fn spots(pods: &BTreeMap<IpAddr, Pod>, arrivals: &Counted<Spot>) -> BTreeSet<Spot> {
+    if pods.is_empty() || arrivals.0.is_empty() {
         return BTreeSet::new();
     }
     let pods = pods.values().map(|pod| (Place::Pod, pod.interface));
@@ -101,16 +132,18 @@ pub(crate) struct Keeper {
     wanted: Wanted,
     applied: Wanted,
     /// Where packets from the wanted ranges arrive.
-    arrivals: BTreeSet<Spot>,
-    /// Whether ranges may be others than were applied.
-    stale: bool,
+    arrivals: Counted<Spot>,
+    /// Ranges that may be reached in another way than is wanted, and those of which
+    /// something else may be wanted than was applied.
+    open: BTreeSet<IpNet>,
+    stale: BTreeSet<IpNet>,
     /// How often something was applied.
     changes: u64,
     /// How peers' pods are reached, the devices and interfaces among that, and what
     /// there was to know of these.
     ways: Ways,
-    devices: BTreeSet<DeviceName>,
-    interfaces: BTreeSet<u32>,
+    devices: Counted<DeviceName>,
+    interfaces: Counted<u32>,
     links: Links,
     /// Pods of this node that stay with the stack, and peers' ranges.
     excluded: BTreeMap<String, Excluded>,
@@ -145,12 +178,13 @@ impl Keeper {
             judges: BTreeSet::new(),
             wanted: Wanted::default(),
             applied: Wanted::default(),
-            arrivals: BTreeSet::new(),
-            stale: false,
+            arrivals: Counted::default(),
+            open: BTreeSet::new(),
+            stale: BTreeSet::new(),
             changes: 0,
             ways: BTreeMap::new(),
-            devices: BTreeSet::new(),
-            interfaces: BTreeSet::new(),
+            devices: Counted::default(),
+            interfaces: Counted::default(),
             links: Links::default(),
             excluded: BTreeMap::new(),
             no_way: BTreeMap::new(),
@@ -183,16 +217,40 @@ impl Keeper {
         self.programs.done(done);
     }
 
-    /// Takes up how peers' pods are reached.
-    pub(crate) fn set_ways(&mut self, ways: Ways) {
-        if self.ways == ways {
-            return;
+    /// How peers' pods are reached now, as what changes of what is known of that.
+    pub(crate) fn all(&self, ways: Ways) -> ChangedWays {
+        let known = self.ways.keys().map(|range| (*range, None));
+        let mut changed: ChangedWays = known.collect();
+        changed.extend(ways.into_iter().map(|(range, way)| (range, Some(way))));
+        changed
+    }
+
+    /// Takes up how peers' pods are reached, as far as that may have changed.
+    pub(crate) fn set_ways(&mut self, changed: ChangedWays) {
+        for (range, way) in changed {
+            let before = match way {
+                Some(way) => self.ways.insert(range, way),
+                None => self.ways.remove(&range),
+            };
+            if before == way {
+                continue;
+            }
+            (self.changed, _) = (true, self.open.insert(range));
+            let known = |way: RangeWay| way.and_then(Result::ok);
+            let (before, way) = (known(before), known(way));
+            if let Some(device) = way.as_ref().and_then(Way::device) {
+                self.devices.add(device);
+            }
+            if let Some(interface) = way.as_ref().and_then(Way::underlay) {
+                self.interfaces.add(interface);
+            }
+            if let Some(device) = before.as_ref().and_then(Way::device) {
+                self.devices.remove(&device);
+            }
+            if let Some(interface) = before.as_ref().and_then(Way::underlay) {
+                self.interfaces.remove(&interface);
+            }
         }
-        let known = || ways.values().flatten();
-        self.devices = known().filter_map(Way::device).collect();
-        self.interfaces = known().filter_map(Way::underlay).collect();
-        self.ways = ways;
-        (self.changed, self.stale) = (true, true);
     }
 
     /// Works out what is wanted.
@@ -201,15 +259,18 @@ impl Keeper {
         self.wanted.pods = found.pods;
         self.excluded = found.excluded;
         let links = self.links();
-        if self.stale || links != self.links {
+        if links != self.links {
             self.links = links;
-            self.resolve();
+            self.open.extend(self.ways.keys());
         }
+        self.resolve();
         let own = self.wanted.pods.keys().copied().map(IpNet::from);
         let peers = self.wanted.ranges.keys().copied();
         let judges = self.others.judges(own.chain(peers));
         announce(&self.judges, &judges);
-        self.stale |= self.judges.is_empty() != judges.is_empty();
+        if self.judges.is_empty() != judges.is_empty() {
+            self.stale.extend(self.wanted.ranges.keys());
+        }
         self.judges = judges;
     }
 
@@ -218,7 +279,7 @@ impl Keeper {
         let devices: BTreeMap<_, _> = self.devices.iter().map(index).collect();
         let tunnels = devices.values().flatten();
         let filtered = tunnels
-            .chain(&self.interfaces)
+            .chain(self.interfaces.iter())
             .filter(|index| self.local.filtered().contains(index));
         Links {
             filtered: filtered.copied().collect(),
@@ -226,46 +287,50 @@ impl Keeper {
         }
     }
 
-    /// Sorts out which ranges have a way.
+    /// Sorts out which of the open ranges have a way.
     fn resolve(&mut self) {
-        self.stale = true;
-        self.wanted.ranges.clear();
-        self.no_way.clear();
-        for (range, way) in &self.ways {
-            match resolved(way, &self.links.devices) {
-                Ok(way) if self.links.filtered.contains(&way.interface) => {
+        for range in std::mem::take(&mut self.open) {
+            let before = self.wanted.ranges.remove(&range);
+            self.no_way.remove(&range);
+            match self
+                .ways
+                .get(&range)
+                .map(|way| resolved(way, &self.links.devices))
+            {
+                Some(Ok(way)) if self.links.filtered.contains(&way.interface) => {
                     let why = "somebody else's filters are at the interface it leaves by";
-                    self.no_way.insert(*range, why.to_owned());
+                    self.no_way.insert(range, why.to_owned());
                 }
-                Ok(way) => drop(self.wanted.ranges.insert(*range, way)),
-                Err(why) => drop(self.no_way.insert(*range, why.to_string())),
+                Some(Ok(way)) => {
+                    self.arrivals.add(arrival(&way));
+                    self.wanted.ranges.insert(range, way);
+                }
+                Some(Err(why)) => drop(self.no_way.insert(range, why.to_string())),
+                None => {}
             }
+            if let Some(before) = before {
+                self.arrivals.remove(&arrival(&before));
+            }
+            self.stale.insert(range);
         }
-        self.arrivals = arrivals(&self.wanted.ranges);
     }
 
     /// Leaves to the stack what is about to be reached in another way than the
     /// programs know: what belongs to the old way goes with it, the entries of a
     /// neighbour for one, and packets sent there would be lost.
-    pub(crate) fn leave(&mut self, ways: &Ways) {
-        if self.ways == *ways {
-            return;
-        }
-        let devices = ways.values().flatten().filter_map(Way::device);
+    pub(crate) fn leave(&mut self, changed: &ChangedWays) {
+        let next = changed.values().flatten().flatten();
+        let devices: BTreeSet<DeviceName> = next.filter_map(Way::device).collect();
         let index = |device: DeviceName| (device, self.local.index_of(device.as_str()));
-        let devices = devices.collect::<BTreeSet<_>>().into_iter().map(index);
-        let devices: BTreeMap<_, _> = devices.collect();
-        let stays = |range: &IpNet, way: &fast_path::Way| {
-            let next = ways.get(range).map(|way| resolved(way, &devices));
-            next == Some(Ok(*way))
-        };
-        let known = self.applied.ranges.iter();
-        let go: Vec<IpNet> = known
-            .filter(|(range, way)| !stays(range, way))
-            .map(|(range, _)| *range)
-            .collect();
-        for range in go {
-            (self.changed, self.stale) = (true, true);
+        let devices: BTreeMap<_, _> = devices.into_iter().map(index).collect();
+        let go = changed.iter().filter(|(range, way)| {
+            let known = self.applied.ranges.get(range);
+            let next = || way.as_ref().map(|way| resolved(way, &devices));
+            known.is_some_and(|known| next() != Some(Ok(*known)))
+        });
+        for range in go.map(|(range, _)| *range).collect::<Vec<_>>() {
+            self.changed = true;
+            self.stale.insert(range);
             self.changes += 1;
             // What cannot be forgotten is still known.
             if self.fast.remove_range(range).is_ok() {
@@ -361,14 +426,13 @@ impl Keeper {
         };
         let ranges = if judged { &NONE } else { &self.wanted.ranges };
         let stale = std::mem::take(&mut self.stale);
-        let mut all = true;
-        if stale {
-            for range in gone(&self.applied.ranges, ranges) {
-                let removed = self.fast.remove_range(range);
+        for range in &stale {
+            if self.applied.ranges.contains_key(range) && !ranges.contains_key(range) {
+                let removed = self.fast.remove_range(*range);
                 if done(&|| format!("forgetting {range}"), removed) {
-                    self.applied.ranges.remove(&range);
+                    self.applied.ranges.remove(range);
                 } else {
-                    all = false;
+                    self.stale.insert(*range);
                 }
             }
         }
@@ -384,17 +448,19 @@ impl Keeper {
                 self.applied.pods.insert(address, pod);
             }
         }
-        if stale {
-            for (range, way) in changed(&self.applied.ranges, ranges) {
-                let set = self.fast.set_range(range, &way);
+        for range in &stale {
+            let Some(way) = ranges.get(range) else {
+                continue;
+            };
+            if self.applied.ranges.get(range) != Some(way) {
+                let set = self.fast.set_range(*range, way);
                 if done(&|| format!("range {range}"), set) {
-                    self.applied.ranges.insert(range, way);
+                    self.applied.ranges.insert(*range, *way);
                 } else {
-                    all = false;
+                    self.stale.insert(*range);
                 }
             }
         }
-        self.stale = !all;
         self.undone = failures;
         self.changes += changes;
         let spots = if judged {
@@ -461,7 +527,10 @@ mod tests {
         #[case] peers: &[(&str, &str, u32)],
         #[case] places: &[Spot],
     ) {
-        let arrivals = arrivals(&ranges(peers));
+        let mut arrivals = Counted::default();
+        ranges(peers)
+            .values()
+            .for_each(|way| arrivals.add(arrival(way)));
         assert_eq!(
             spots(&pods(known), &arrivals),
             places.iter().copied().collect()

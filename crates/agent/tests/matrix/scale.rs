@@ -1,6 +1,7 @@
 //! Five thousand nodes that are only objects, and one agent.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use api::Node;
 use podwire_agent::{FastPathReport, RoutingSnapshot};
@@ -44,6 +45,56 @@ fn memory() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let number = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
     number.expect("a number of KiB") / 1024
+}
+
+/// CPU time used so far by each of the agent's threads, milliseconds
+/// (Documentation/scheduler/sched-stats.rst).
+fn cpu_time() -> BTreeMap<String, f64> {
+    let mut threads = BTreeMap::new();
+    for thread in std::fs::read_dir("/proc/self/task").expect("readable") {
+        let thread = thread.expect("readable").path();
+        let read = |file| std::fs::read_to_string(thread.join(file));
+        // One that has just ended.
+        let (Ok(name), Ok(times)) = (read("comm"), read("schedstat")) else {
+            continue;
+        };
+        let running = times.split(' ').next().and_then(|text| text.parse().ok());
+        let running: f64 = running.expect("nanoseconds");
+        if ["agent", "routes", "services", "fast-path", "kernel-events"].contains(&name.trim()) {
+            *threads.entry(name.trim().to_owned()).or_default() += running / 1e6;
+        }
+    }
+    threads
+}
+
+/// The same once the agent seems to be at rest: for figures that nothing depends on.
+fn settle() -> BTreeMap<String, f64> {
+    let mut last = (cpu_time(), Instant::now());
+    loop {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = cpu_time();
+        let sum = |times: &BTreeMap<String, f64>| times.values().sum::<f64>();
+        // Looking at others' rules now and then takes less.
+        if sum(&now) - sum(&last.0) > 2.0 {
+            last = (now, Instant::now());
+        } else if last.1.elapsed() > Duration::from_millis(700) {
+            return now;
+        }
+    }
+}
+
+/// Prints what a change costs.
+fn cost(world: &World, what: &str, change: impl FnOnce()) {
+    let requests = || snapshot(world).expect("it answers").requests;
+    let sent = requests();
+    let before = settle();
+    change();
+    let after = settle();
+    let sent = requests() - sent;
+    let used = after.iter().map(|(name, time)| (name, time - before[name]));
+    let used: Vec<(&String, f64)> = used.collect();
+    let sum: f64 = used.iter().map(|(_, time)| time).sum();
+    println!("{what}: {sent} requests, {sum:.1} ms of CPU time: {used:.1?}");
 }
 
 /// The agent and the API server share this process, and the build is not
@@ -109,4 +160,12 @@ fn a_change_among_five_thousand_nodes_costs_what_changed() {
     });
     // Two come, two go.
     assert_eq!(fast().expect("it answers").changes - before.changes, 4);
+    for number in [100, 101] {
+        let name = format!("peer{number}");
+        cost(&world, "one peer less", || {
+            world.api.delete::<Node>("", &name)
+        });
+        let again = || world.api.put::<Node>(peer(number, number));
+        cost(&world, "one peer more", again);
+    }
 }

@@ -216,7 +216,8 @@ impl World {
         change(&mut options);
         let (stop, stopped) = oneshot::channel::<()>();
         let namespace = host.namespace.clone();
-        let thread = std::thread::spawn(move || {
+        let agent = std::thread::Builder::new().name("agent".to_owned());
+        let thread = agent.spawn(move || {
             namespace.enter().expect("root enters namespaces");
             before();
             run_until(options, async {
@@ -224,6 +225,7 @@ impl World {
             })
             .expect("the agent runs");
         });
+        let thread = thread.expect("a thread");
         host.agent = Some(Agent {
             stop: Some(stop),
             thread: Some(thread),

@@ -12,8 +12,9 @@ use linux::link::{self, Bridge};
 use linux::namespace::NetworkNamespace;
 use linux::netlink::Request;
 use linux::route::{self, Route};
+use podwire_routing::apply::Outcome;
 use podwire_routing::backend::{self, Wireguard, by_name};
-use podwire_routing::{Kernel, Node, Settings, Underlay, keys, plan};
+use podwire_routing::{Basis, Kernel, Node, Planner, Settings, Underlay, keys};
 
 /// What it took.
 #[derive(Debug)]
@@ -71,13 +72,23 @@ pub(crate) fn measure(name: &str, count: u16) -> anyhow::Result<Row> {
         peer.data = Some(backend::publish(&backends, &peer, &underlay));
         peers.push(peer);
     }
-    let backends = [by_name(name, &settings).context("no back end of that name")?];
+    let basis = Basis {
+        backends: vec![by_name(name, &settings).context("no back end of that name")?],
+        own,
+        underlay,
+        ..Basis::default()
+    };
+    let gone = peers.first().context("no peers")?.name.clone();
 
+    kernel.held()?;
     let start = Instant::now();
-    let wanted = plan(&backends, &own, &peers, &underlay);
+    let mut planner = Planner::new();
+    planner.set_basis(basis);
+    peers.into_iter().for_each(|peer| planner.set_peer(peer));
+    planner.plan(kernel.held()?);
     let planned = start.elapsed();
     let (start, cpu) = (Instant::now(), cpu_time()?);
-    let outcome = kernel.apply(&wanted.state)?;
+    let outcome = apply(&mut planner, &mut kernel)?;
     let (cold, cpu) = (start.elapsed(), cpu_time()? - cpu);
     if let Some(failure) = outcome.failures.into_iter().next() {
         return Err(failure.into());
@@ -85,14 +96,15 @@ pub(crate) fn measure(name: &str, count: u16) -> anyhow::Result<Row> {
 
     let before = kernel.requests_sent();
     let start = Instant::now();
-    let fewer = plan(&backends, &own, &peers[1..], &underlay);
-    kernel.apply(&fewer.state)?;
+    planner.remove_peer(&gone);
+    planner.plan(kernel.held()?);
+    apply(&mut planner, &mut kernel)?;
     let one = start.elapsed();
     let requests = kernel.requests_sent() - before;
 
     kernel.invalidate();
     let start = Instant::now();
-    kernel.apply(&fewer.state)?;
+    apply(&mut planner, &mut kernel)?;
     let adopt = start.elapsed();
     Ok(Row {
         entries: outcome.changed,
@@ -104,6 +116,14 @@ pub(crate) fn measure(name: &str, count: u16) -> anyhow::Result<Row> {
         requests,
         adopt,
     })
+}
+
+/// Applies what has changed of a plan.
+fn apply(planner: &mut Planner, kernel: &mut Kernel) -> anyhow::Result<Outcome> {
+    let (plan, changes) = planner.planned();
+    let outcome = kernel.apply_changes(&plan.state, changes)?;
+    planner.took_up();
+    Ok(outcome)
 }
 
 /// The time for as many bare routes.

@@ -6,8 +6,8 @@
 //! Run as root by `cargo xtask bench routing`, which builds the programs and
 //! names the binary in `PODWIRE_BIN`. Nodes are those of labs of its own, those
 //! set up by hand bare network namespaces. `PODWIRE_BENCH_ROUNDS` changes the
-//! rounds (30; in the virtual machine 9 at most), `PODWIRE_BENCH_PEERS` the peers (5,000;
-//! there 1,000 at most), `PODWIRE_BENCH_BACKENDS` the back ends (a list with commas; all).
+//! rounds (30; in the virtual machine 9 at most; with 0 only the programming of peers is
+//! measured), `PODWIRE_BENCH_PEERS` the peers (5,000; there 1,000 at most), `PODWIRE_BENCH_BACKENDS` the back ends (a list with commas; all).
 //! With `PODWIRE_BENCH_INSTRUCTIONS=1` all of them are measured in the virtual machine,
 //! whose clock counts instructions: ratios that differ little from run to run.
 
@@ -51,7 +51,11 @@ fn main() -> anyhow::Result<()> {
         // Before any namespace of the other part is taken down, which goes on in
         // the background and keeps the kernel's lock.
         let cold = cold(&able, peers)?;
-        let measured = format!("{}\n{cold}", throughput(&able, rounds)?);
+        let throughput = match rounds {
+            0 => String::new(),
+            rounds => throughput(&able, rounds)?,
+        };
+        let measured = format!("{throughput}\n{cold}");
         if vm::in_guest() {
             ensure!(elsewhere.is_empty(), "the guest lacks {elsewhere:?}, too");
             println!("{0}\n{measured}\n{0}", machine::MARK);

@@ -19,8 +19,9 @@ use linux::wireguard::{self, Change, Ranges, WireGuard};
 
 pub use removal::{remove_all, remove_table};
 
-use crate::difference::{Difference, Foreign, Held, HeldDevice, difference};
-use crate::model::{Device, DeviceName, PublicKey, RouteTable, RouteTarget, State};
+use crate::changes::Changes;
+use crate::difference::{Difference, Foreign, Held, HeldDevice, difference, difference_in};
+use crate::model::{Device, DeviceName, PublicKey, RouteKey, RouteTable, RouteTarget, State};
 use crate::table;
 use read::Links;
 use requests::{Orders, make};
@@ -80,6 +81,10 @@ pub struct Kernel {
     /// As it was read and as it became by what was applied since; absent when it
     /// has to be read.
     shadow: Option<Held>,
+    /// Whether that is what came of what was applied last, and not what was read since.
+    is_applied: bool,
+    /// The routes of others that are in the way of what was applied last.
+    foreign: BTreeMap<(RouteKey, u8), Foreign>,
     links: Links,
 }
 
@@ -95,6 +100,8 @@ impl Kernel {
             nftables: None,
             wireguard: None,
             shadow: None,
+            is_applied: false,
+            foreign: BTreeMap::new(),
             links: Links::default(),
         })
     }
@@ -126,6 +133,7 @@ impl Kernel {
     pub fn held(&mut self) -> Result<&Held, Error> {
         if self.shadow.is_none() {
             self.shadow = Some(self.read()?);
+            self.is_applied = false;
         }
         Ok(self.shadow.get_or_insert_default())
     }
@@ -171,20 +179,57 @@ impl Kernel {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn apply(&mut self, wanted: &State) -> Result<Outcome, Error> {
+        self.apply_changes(wanted, &Changes::everything())
+    }
+
+    /// The same, of a state of which is known what may have changed since one was
+    /// applied last: the rest is not looked at, unless the kernel was read meanwhile
+    /// or refused something then.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_changes(&mut self, wanted: &State, changes: &Changes) -> Result<Outcome, Error> {
+        let everything = Changes::everything();
         let mut outcome = Outcome::default();
         for _ in 0..2 {
-            let difference = self.difference(wanted)?;
+            self.held()?;
+            let changes = match self.is_applied {
+                true => changes,
+                false => &everything,
+            };
+            let held = self.held()?;
+            let difference = difference_in(wanted, held, changes);
             outcome.failures.clear();
             if !difference.is_empty() {
                 self.carry_out(wanted, &difference, &mut outcome)?;
             }
-            outcome.foreign = difference.foreign;
+            self.take_up_foreign(difference.foreign, changes);
             if outcome.failures.is_empty() {
+                self.is_applied = true;
                 break;
             }
             self.invalidate();
         }
+        outcome.foreign = self.foreign.values().cloned().collect();
         Ok(outcome)
+    }
+
+    /// What is in the way of entries that may have changed is this now.
+    fn take_up_foreign(&mut self, found: Vec<Foreign>, changes: &Changes) {
+        if changes.everything {
+            self.foreign.clear();
+        } else {
+            for key in &changes.routes {
+                let others = self.shadow.iter();
+                let others = others.flat_map(|held| held.others_in(key.table, key.destination));
+                for other in others {
+                    self.foreign.remove(&(other.key, other.protocol));
+                }
+            }
+        }
+        let found = found.into_iter();
+        self.foreign
+            .extend(found.map(|foreign| ((foreign.key, foreign.protocol), foreign)));
     }
 
     /// Reads the kernel again and restores what differs from what is wanted.

@@ -139,8 +139,9 @@ impl Kernel {
                 None => there,
             },
             _ => {
+                let mut others = held.others_in(table, key.destination);
                 let is_same = |o: &OtherRoute| o.key == key && o.protocol == route.protocol;
-                held.others.iter().any(is_same) != there
+                others.any(is_same) != there
             }
         }
     }

@@ -112,11 +112,13 @@ impl Kernel {
                     Owner::Routing => {
                         held.routes.insert(key, target);
                     }
-                    Owner::Others => held.others.push(OtherRoute {
-                        key,
-                        protocol: route.protocol,
-                        unreachable: target == Some(RouteTarget::Unreachable),
-                    }),
+                    Owner::Others => {
+                        held.others.insert(OtherRoute {
+                            key,
+                            protocol: route.protocol,
+                            unreachable: target == Some(RouteTarget::Unreachable),
+                        });
+                    }
                     Owner::Pods => {}
                 }
             }

@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 
-use super::{About, Backend, Carrier, Peer, route_mtu};
-use crate::model::{Family, RouteKey, RouteTarget, State};
+use super::{About, Backend, Carrier, Entries, Peer, route_mtu};
+use crate::model::{Family, RouteKey, RouteTarget};
 use crate::plan::Reason;
 
 /// Every node is the gateway to its own pods (`host-gw`). Nothing is added to a
@@ -22,9 +22,9 @@ impl Backend for HostGateway {
         }
     }
 
-    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+    fn send(&self, peer: &Peer<'_>, range: IpNet, entries: &mut Entries) -> Result<(), Reason> {
         let target = gateway(self, peer, Family::of_range(&range))?;
-        state.routes.insert(RouteKey::of_peer(range), target);
+        entries.routes.push((RouteKey::of_peer(range), target));
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{About, Backend, Carrier, Here, Peer, Tunnel};
+use super::{About, Backend, Carrier, Entries, Here, Peer, Tunnel};
 use crate::model::{DeviceKind, DeviceName, Family, Ipip, NextHop, RouteKey, State};
 use crate::plan::Reason;
 
@@ -64,7 +64,7 @@ impl Backend for IpInIp {
         Ok(())
     }
 
-    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+    fn send(&self, peer: &Peer<'_>, range: IpNet, entries: &mut Entries) -> Result<(), Reason> {
         let family = Family::of_range(&range);
         // Without a range of its own of that family the node has no device for it.
         peer.here.own.range(family).ok_or(Reason::NoAddress)?;
@@ -74,7 +74,7 @@ impl Backend for IpInIp {
             Family::V6 => NextHop::Encapsulated { id: 0, remote },
         };
         let target = peer.over(tunnel(family), self, &range, next_hop)?;
-        state.routes.insert(RouteKey::of_peer(range), target);
+        entries.routes.push((RouteKey::of_peer(range), target));
         Ok(())
     }
 }

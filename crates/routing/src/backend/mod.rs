@@ -7,12 +7,14 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::data::NodeData;
 use crate::model::{
-    Device, DeviceKind, DeviceName, Family, NextHop, Node, PerFamily, RouteTarget, State,
+    Device, DeviceKind, DeviceName, Family, MacAddress, NextHop, Node, PerFamily, PublicKey,
+    Remote, RouteKey, RouteTarget, State, TunnelPeer,
 };
 use crate::plan::Reason;
 use crate::underlay::Underlay;
@@ -61,17 +63,19 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// What it takes to accept packets from a peer, also while none are sent to
     /// it this way. `sources` is where they may come from: those of the peer's pod
-    /// ranges that are sound, and its own addresses.
+    /// ranges that are sound, and its own addresses. Whose key is another's is refused.
     ///
     /// # Errors
     /// Why this peer's packets cannot be accepted this way.
-    fn accept(&self, _: &Peer<'_>, _sources: &[IpNet], _: &mut State) -> Result<(), Reason> {
-        Ok(())
+    fn accept(&self, _: &Peer<'_>, _sources: &[IpNet]) -> Result<Option<Accepted>, Reason> {
+        Ok(None)
     }
 
     /// What it takes to send packets for one range of a peer. `range` is sound:
-    /// it overlaps no other node's range and nothing of the underlay. Called
-    /// with a state of its own, which is dropped on error.
+    /// it overlaps no other node's range and nothing of the underlay. What was
+    /// entered is dropped on error. It depends on nothing but the peer's
+    /// [`Peer::here`] and [`Peer::node`], and no entry is one that another peer has too,
+    /// but for forwarding entries: whose hardware address is another's is refused.
     ///
     /// Called also for the single addresses of the peer itself. If that gives a
     /// route over a device, it goes into the table for packets of pods
@@ -80,7 +84,21 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Why this range cannot be reached this way.
-    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason>;
+    fn send(&self, peer: &Peer<'_>, range: IpNet, entries: &mut Entries) -> Result<(), Reason>;
+}
+
+/// The peer of a WireGuard device that takes packets from a node.
+pub type Accepted = ((DeviceName, PublicKey), TunnelPeer);
+
+/// What it takes to send packets for one range of a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Routes ([`State::routes`]).
+    pub routes: Vec<(RouteKey, RouteTarget)>,
+    /// Neighbours ([`State::neighbours`]).
+    pub neighbours: Vec<((DeviceName, IpAddr), MacAddress)>,
+    /// Forwarding entries ([`State::forwarding`]).
+    pub forwarding: Vec<((DeviceName, MacAddress), Remote)>,
 }
 
 /// What a back end is.
@@ -320,7 +338,7 @@ pub fn route_mtu(path: u32, device: u32) -> Option<u32> {
 }
 
 /// What this node tells its peers when it has these back ends, the preferred one first.
-pub fn publish(backends: &[Box<dyn Backend>], own: &Node, underlay: &Underlay) -> NodeData {
+pub fn publish(backends: &[Arc<dyn Backend>], own: &Node, underlay: &Underlay) -> NodeData {
     let here = Here { own, underlay };
     let mut data = NodeData {
         ways: backends.iter().map(|b| b.name().into()).collect(),
@@ -366,15 +384,15 @@ pub struct Settings {
 
 /// The back end of a name; `None` when there is none of that name, or its
 /// settings are missing.
-pub fn by_name(name: &str, settings: &Settings) -> Option<Box<dyn Backend>> {
+pub fn by_name(name: &str, settings: &Settings) -> Option<Arc<dyn Backend>> {
     Some(match name {
-        "host-gw" => Box::new(HostGateway),
-        "vxlan" => Box::new(settings.vxlan.clone()),
-        "static" => Box::new(StaticRoutes),
-        "ipip" => Box::new(IpInIp),
-        "vxlan-gpe" => Box::new(settings.vxlan_gpe.clone()),
-        "vxlan-multicast" => Box::new(settings.vxlan_multicast.clone()),
-        "wireguard" => Box::new(settings.wireguard.clone()?),
+        "host-gw" => Arc::new(HostGateway),
+        "vxlan" => Arc::new(settings.vxlan.clone()),
+        "static" => Arc::new(StaticRoutes),
+        "ipip" => Arc::new(IpInIp),
+        "vxlan-gpe" => Arc::new(settings.vxlan_gpe.clone()),
+        "vxlan-multicast" => Arc::new(settings.vxlan_multicast.clone()),
+        "wireguard" => Arc::new(settings.wireguard.clone()?),
         _ => return None,
     })
 }

@@ -3,8 +3,8 @@
 use ipnet::IpNet;
 
 use super::host_gateway::gateway;
-use super::{About, Backend, Carrier, Peer};
-use crate::model::{Family, RouteKey, State};
+use super::{About, Backend, Carrier, Entries, Peer};
+use crate::model::{Family, RouteKey};
 use crate::plan::Reason;
 
 /// A route for each pod of each peer, via the peer (`static`): what one would
@@ -22,13 +22,13 @@ impl Backend for StaticRoutes {
         }
     }
 
-    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+    fn send(&self, peer: &Peer<'_>, range: IpNet, entries: &mut Entries) -> Result<(), Reason> {
         let target = gateway(self, peer, Family::of_range(&range))?;
         let pods = peer.node.pods.iter();
         for pod in pods.filter(|pod| range.contains(*pod)) {
-            state
+            entries
                 .routes
-                .insert(RouteKey::of_peer(IpNet::from(*pod)), target);
+                .push((RouteKey::of_peer(IpNet::from(*pod)), target));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use linux::link::MacAddress;
 use sha2::{Digest, Sha256};
 
-use super::{About, Backend, Carrier, Families, Here, Peer, Tunnel};
+use super::{About, Backend, Carrier, Entries, Families, Here, Peer, Tunnel};
 use crate::data::{NodeData, VxlanData};
 use crate::model::{
     DeviceKind, DeviceName, Family, NextHop, Node, PerFamily, Remote, RouteKey, State, Vxlan,
@@ -132,7 +132,7 @@ impl Backend for VxlanProgrammed {
         Ok(())
     }
 
-    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+    fn send(&self, peer: &Peer<'_>, range: IpNet, entries: &mut Entries) -> Result<(), Reason> {
         let path = peer.path(self, Family::of_range(&range))?;
         let data = peer.node.data.as_ref();
         let data = data.and_then(|data| data.vxlan.as_ref());
@@ -150,9 +150,9 @@ impl Backend for VxlanProgrammed {
             port: (data.port != self.port).then_some(data.port),
             vni: (data.vni != self.vni).then_some(data.vni),
         };
-        state.forwarding.insert((tunnel.device, mac), remote);
-        state.neighbours.insert((tunnel.device, gateway), mac);
-        state.routes.insert(RouteKey::of_peer(range), target);
+        entries.forwarding.push(((tunnel.device, mac), remote));
+        entries.neighbours.push(((tunnel.device, gateway), mac));
+        entries.routes.push((RouteKey::of_peer(range), target));
         Ok(())
     }
 }

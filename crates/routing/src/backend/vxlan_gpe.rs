@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::{About, Backend, Carrier, Here, Peer, Tunnel};
+use super::{About, Backend, Carrier, Entries, Here, Peer, Tunnel};
 use crate::data::{NodeData, VxlanGpeData};
 use crate::model::{DeviceKind, DeviceName, Family, NextHop, Node, RouteKey, State, Vxlan};
 use crate::plan::Reason;
@@ -62,7 +62,7 @@ impl Backend for VxlanGpe {
         Ok(())
     }
 
-    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+    fn send(&self, peer: &Peer<'_>, range: IpNet, entries: &mut Entries) -> Result<(), Reason> {
         let path = peer.path(self, Family::of_range(&range))?;
         let data = peer.node.data.as_ref();
         let data = data.and_then(|data| data.vxlan_gpe.as_ref());
@@ -77,7 +77,7 @@ impl Backend for VxlanGpe {
             remote: path.remote,
         };
         let target = peer.over(TUNNEL, self, &range, next_hop)?;
-        state.routes.insert(RouteKey::of_peer(range), target);
+        entries.routes.push((RouteKey::of_peer(range), target));
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::{About, Backend, Carrier, Families, Here, Peer, Tunnel, vxlan};
+use super::{About, Backend, Carrier, Entries, Families, Here, Peer, Tunnel, vxlan};
 use crate::model::{
     Device, DeviceKind, DeviceName, Family, NextHop, PerFamily, RouteKey, RouteTarget, State,
     Vxlan, overlap,
@@ -116,7 +116,7 @@ impl Backend for VxlanMulticast {
         Ok(())
     }
 
-    fn send(&self, peer: &Peer<'_>, range: IpNet, _: &mut State) -> Result<(), Reason> {
+    fn send(&self, peer: &Peer<'_>, range: IpNet, _: &mut Entries) -> Result<(), Reason> {
         let path = peer.path(self, Family::of_range(&range))?;
         // Routers take one from the hop limit.
         let Peer { here, .. } = peer;

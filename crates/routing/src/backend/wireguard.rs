@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use linux::wireguard::{PrivateKey, PublicKey};
 
-use super::{About, Backend, Carrier, Here, Peer, Tunnel};
+use super::{About, Accepted, Backend, Carrier, Entries, Here, Peer, Tunnel};
 use crate::data::{NodeData, WireguardData};
 use crate::model::{
     DeviceKind, DeviceName, Family, NextHop, Node, RouteKey, State, TunnelPeer, WireguardSettings,
@@ -65,7 +65,7 @@ impl Backend for Wireguard {
         Ok(())
     }
 
-    fn accept(&self, peer: &Peer<'_>, sources: &[IpNet], state: &mut State) -> Result<(), Reason> {
+    fn accept(&self, peer: &Peer<'_>, sources: &[IpNet]) -> Result<Option<Accepted>, Reason> {
         let data = peer.node.data.as_ref();
         let data = data.and_then(|data| data.wireguard.as_ref());
         let data = data.ok_or(Reason::NoData)?;
@@ -79,15 +79,14 @@ impl Backend for Wireguard {
             keepalive: 0,
         };
         let key = (TUNNEL.device, data.public_key);
-        state.tunnel_peers.insert(key, tunnel_peer);
-        Ok(())
+        Ok(Some((key, tunnel_peer)))
     }
 
-    fn send(&self, peer: &Peer<'_>, range: IpNet, state: &mut State) -> Result<(), Reason> {
+    fn send(&self, peer: &Peer<'_>, range: IpNet, entries: &mut Entries) -> Result<(), Reason> {
         // Without a peer that has the range, the device would drop the packet.
-        self.accept(peer, &[range], &mut State::default())?;
+        self.accept(peer, &[range])?;
         let target = peer.over(TUNNEL, self, &range, NextHop::Direct)?;
-        state.routes.insert(RouteKey::of_peer(range), target);
+        entries.routes.push((RouteKey::of_peer(range), target));
         Ok(())
     }
 }

@@ -1,40 +1,165 @@
-//! Which ranges a node may claim for its pods.
+//! Which ranges a node may claim for its pods, and who claims what.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::Reason;
-use crate::model::{Family, Node, overlap};
+use crate::model::{DeviceName, Family, MacAddress, Name, Node, PublicKey, overlap};
 use crate::underlay::Subnet;
 
-/// All nodes' addresses on the underlay.
-pub(super) struct NodeAddresses<'a>(BTreeSet<(IpAddr, &'a str)>);
+/// Who holds something, by name.
+#[derive(Debug)]
+pub(super) struct Holders<K>(BTreeMap<K, Vec<Name>>);
 
-impl<'a> NodeAddresses<'a> {
-    pub(super) fn of(nodes: impl Iterator<Item = &'a Node>) -> Self {
-        let addresses = nodes.flat_map(|node| node.addresses.iter().map(|a| (*a, &*node.name)));
-        NodeAddresses(addresses.collect())
+impl<K> Default for Holders<K> {
+    fn default() -> Self {
+        Holders(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Holders<K> {
+    pub(super) fn insert(&mut self, what: K, name: &Name) {
+        let names = self.0.entry(what).or_default();
+        if let Err(place) = names.binary_search(name) {
+            names.insert(place, name.clone());
+        }
     }
 
-    /// The first node by name that has an address.
-    pub(super) fn holder(&self, address: IpAddr) -> Option<&'a str> {
-        let first = self.0.range((address, "")..).next();
-        first
-            .filter(|(found, _)| *found == address)
-            .map(|(_, node)| *node)
+    pub(super) fn remove<Q: Ord + ?Sized>(&mut self, what: &Q, name: &Name)
+    where
+        K: Borrow<Q>,
+    {
+        let Some(names) = self.0.get_mut(what) else {
+            return;
+        };
+        if let Ok(place) = names.binary_search(name) {
+            names.remove(place);
+        }
+        if names.is_empty() {
+            self.0.remove(what);
+        }
     }
 
-    /// None of them is in a range.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All that have it, in order.
+    pub(super) fn of(&self, what: &K) -> &[Name] {
+        self.0.get(what).map_or(&[], Vec::as_slice)
+    }
+
+    /// The first by name that has it, if that is one before `name`.
+    pub(super) fn before(&self, what: &K, name: &Name) -> Option<&Name> {
+        self.of(what).first().filter(|first| *first < name)
+    }
+}
+
+impl Holders<IpAddr> {
+    /// None of these addresses is in a range.
     pub(super) fn outside(&self, range: &IpNet) -> Result<(), Reason> {
-        let first = (range.network(), "");
-        match self.0.range(first..).next() {
-            Some((address, node)) if range.contains(address) => Err(Reason::HoldsNode {
-                node: (*node).into(),
+        match self.0.range(range.network()..).next() {
+            Some((address, names)) if range.contains(address) => Err(Reason::HoldsNode {
+                node: names.first().map_or("", |name| name).into(),
                 address: *address,
             }),
             _ => Ok(()),
+        }
+    }
+}
+
+/// What tells one end of a tunnel from another: no two nodes can have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Identity {
+    /// A hardware address behind a device.
+    Mac(DeviceName, MacAddress),
+    /// A public key of a peer of a device.
+    Key(DeviceName, PublicKey),
+}
+
+impl Identity {
+    /// Why another node cannot have it.
+    pub(super) fn taken(&self, node: &Name) -> Reason {
+        let node = (**node).into();
+        match self {
+            Identity::Mac(..) => Reason::SameMac { node },
+            Identity::Key(..) => Reason::SameKey { node },
+        }
+    }
+}
+
+/// Ranges and who has them, found by what they have in common with another.
+#[derive(Debug, Default)]
+pub(super) struct Ranges {
+    holders: Holders<IpNet>,
+    /// How many ranges there are of each family and length: a cluster has few lengths.
+    lengths: BTreeMap<(Family, u8), usize>,
+}
+
+impl Ranges {
+    pub(super) fn insert(&mut self, range: IpNet, name: &Name) {
+        let length = (Family::of_range(&range), range.prefix_len());
+        if self.holders.of(&range).is_empty() {
+            *self.lengths.entry(length).or_default() += 1;
+        }
+        self.holders.insert(range, name);
+    }
+
+    pub(super) fn remove(&mut self, range: &IpNet, name: &Name) {
+        if self.holders.of(range).is_empty() {
+            return;
+        }
+        self.holders.remove(range, name);
+        if self.holders.of(range).is_empty() {
+            let length = (Family::of_range(range), range.prefix_len());
+            if let Some(count) = self.lengths.get_mut(&length) {
+                *count -= 1;
+                if *count == 0 {
+                    self.lengths.remove(&length);
+                }
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.holders.is_empty() && self.lengths.is_empty()
+    }
+
+    /// The ranges that have an address in common with this one, with their holders;
+    /// those first that hold all of it.
+    pub(super) fn overlapping(&self, range: IpNet) -> impl Iterator<Item = (&IpNet, &[Name])> {
+        let family = Family::of_range(&range);
+        let shorter = self
+            .lengths
+            .range((family, 0)..(family, range.prefix_len()));
+        let around = shorter.filter_map(move |((_, length), _)| {
+            let around = IpNet::new(range.network(), *length).ok()?.trunc();
+            self.holders.0.get_key_value(&around)
+        });
+        // Of those that begin at the same address the longer ones come later.
+        let inside = self.holders.0.range(range..);
+        let inside = inside.take_while(move |(inside, _)| range.contains(&inside.network()));
+        around
+            .chain(inside)
+            .map(|(range, names)| (range, names.as_slice()))
+    }
+
+    /// No range of a node before this one by name overlaps.
+    pub(super) fn free(&self, range: &IpNet, name: &Name) -> Result<(), Reason> {
+        let mut others = self.overlapping(*range);
+        let first = others
+            .find_map(|(range, names)| Some((range, names.first()?)).filter(|(_, n)| *n < name));
+        match first {
+            Some((range, node)) => Err(Reason::OtherNode {
+                node: (**node).into(),
+                range: *range,
+            }),
+            None => Ok(()),
         }
     }
 }
@@ -85,32 +210,5 @@ pub(super) fn not_own(
             Err(Reason::OwnAddress { address })
         }
         _ => Ok(()),
-    }
-}
-
-/// Disjoint ranges, by their first address.
-#[derive(Default)]
-pub(super) struct Ranges<'a>(BTreeMap<IpAddr, (IpNet, &'a str)>);
-
-impl<'a> Ranges<'a> {
-    pub(super) fn insert(&mut self, range: IpNet, node: &'a str) {
-        self.0.insert(range.network(), (range, node));
-    }
-
-    /// Among disjoint ranges only the neighbours of a new one can overlap it.
-    pub(super) fn free(&self, range: &IpNet) -> Result<(), Reason> {
-        let before = self.0.range(..=range.network()).next_back();
-        let after = self.0.range(range.network()..).next();
-        match before
-            .into_iter()
-            .chain(after)
-            .find(|(_, (other, _))| overlap(other, range))
-        {
-            Some((_, (range, node))) => Err(Reason::OtherNode {
-                node: (*node).into(),
-                range: *range,
-            }),
-            None => Ok(()),
-        }
     }
 }

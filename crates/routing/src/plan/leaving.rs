@@ -1,6 +1,9 @@
 //! Back ends this node has no more use for but to take what peers still send by them.
 
+use std::sync::Arc;
+
 use crate::backend::{Backend, Here};
+use crate::choose::Told;
 use crate::difference::Held;
 use crate::model::{Node, State};
 use crate::underlay::Underlay;
@@ -12,13 +15,13 @@ use crate::underlay::Underlay;
 /// new one. Until they have read that they go on as before, and each says by leaving
 /// out the old one's name that it has. Whether a device is there is the kernel's to
 /// say, not memory's: the agent may have been started anew in between.
-pub fn leaving<'a>(
-    others: Vec<Box<dyn Backend>>,
+pub fn leaving(
+    others: Vec<Arc<dyn Backend>>,
     own: &Node,
-    peers: impl IntoIterator<Item = &'a Node> + Clone,
+    told: &Told,
     underlay: &Underlay,
     held: &Held,
-) -> Vec<Box<dyn Backend>> {
+) -> Vec<Arc<dyn Backend>> {
     let here = Here { own, underlay };
     let is_there = |backend: &dyn Backend| {
         let mut state = State::default();
@@ -30,10 +33,7 @@ pub fn leaving<'a>(
     };
     others
         .into_iter()
-        .filter(|backend| {
-            let mut peers = peers.clone().into_iter();
-            peers.any(|peer| sends_by(peer, backend.name())) && is_there(backend.as_ref())
-        })
+        .filter(|backend| told.names(backend.name()) && is_there(backend.as_ref()))
         .collect()
 }
 
@@ -43,12 +43,11 @@ pub(super) fn sends_by(peer: &Node, backend: &str) -> bool {
     data.is_some_and(|data| data.ways.iter().any(|way| &**way == backend))
 }
 
-/// What of a state it takes to receive.
+/// What of a node's state it takes to receive.
 pub(super) fn receiving(state: State) -> State {
     State {
         devices: state.devices,
         proxies: state.proxies,
-        tunnel_peers: state.tunnel_peers,
         ..State::default()
     }
 }

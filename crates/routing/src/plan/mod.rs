@@ -2,31 +2,29 @@
 
 mod claims;
 mod leaving;
+mod planner;
 mod refusal;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 pub use leaving::leaving;
+pub use planner::{Basis, Planner};
 pub use refusal::{Reason, Refusal};
 
-use crate::backend::{Backend, Here, Peer};
-use crate::choose;
+use crate::backend::Backend;
 use crate::difference::Held;
-use crate::model::{
-    self, Family, LAST_RESORT_METRIC, Node, PerFamily, RouteKey, RouteTable, RouteTarget, State,
-};
+use crate::model::{Name, Node, PerFamily, State};
 use crate::underlay::Underlay;
-use claims::{NodeAddresses, Ranges, not_own, sound};
 
 /// The state wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// What the kernel is to hold.
     pub state: State,
-    /// What was refused, by node name and range.
+    /// What was refused: of this node's own ranges, then by node name and range.
     pub refusals: Vec<Refusal>,
     /// Back ends this node cannot use at all, by name.
     pub unusable: Vec<(&'static str, Reason)>,
@@ -42,248 +40,42 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Way {
     /// The node whose range it is.
-    pub node: Box<str>,
+    pub node: Name,
     /// The back end.
     pub backend: &'static str,
 }
-/// The state this node needs.
+
+/// The state this node needs, planned by a [`Planner`] that was told of all at once.
 ///
-/// `backends` are those of this node, the preferred one first; each peer is
-/// reached by the best of those it has too ([`choose::common`]) that can reach it.
-/// The order of peers does not matter. A range claimed twice goes to the node
-/// whose name comes first.
+/// `backends` are those of this node, the preferred one first. The order of peers does
+/// not matter; each has a name of its own. A range claimed twice goes to the node whose
+/// name comes first.
 pub fn plan<'a>(
-    backends: &[Box<dyn Backend>],
+    backends: &[Arc<dyn Backend>],
     own: &Node,
     peers: impl IntoIterator<Item = &'a Node>,
     underlay: &Underlay,
 ) -> Plan {
-    plan_leaving(backends, &[], own, peers, underlay, &Held::default())
+    let basis = Basis {
+        backends: backends.to_vec(),
+        own: own.clone(),
+        underlay: underlay.clone(),
+        ..Basis::default()
+    };
+    plan_on(basis, peers, &Held::default())
 }
 
-/// The same, of a node in the middle of a change of back ends: it still takes packets
-/// by those it is leaving ([`leaving`]), though nothing is sent by them, and where two
-/// are as good as each other it goes on by the one its kernel sends by (`held`).
-pub fn plan_leaving<'a>(
-    backends: &[Box<dyn Backend>],
-    leaving: &[Box<dyn Backend>],
-    own: &Node,
-    peers: impl IntoIterator<Item = &'a Node>,
-    underlay: &Underlay,
-    held: &Held,
-) -> Plan {
-    let mut plan = Plan::default();
-    let here = Here { own, underlay };
-    let subnets = &underlay.subnets;
-    // Without these a packet for an address no pod has would take the default
-    // route, and a router that knows this node as the way to the range would
-    // send it back, until its hop limit is used up.
-    let mut own_ranges = Vec::new();
-    for range in own.ranges.iter().map(IpNet::trunc) {
-        match sound(&range, subnets) {
-            Ok(()) => {
-                let key = RouteKey {
-                    metric: LAST_RESORT_METRIC,
-                    ..RouteKey::to(range)
-                };
-                plan.state.routes.insert(key, RouteTarget::Unreachable);
-                own_ranges.push(range);
-            }
-            Err(reason) => plan.refuse(own, range, reason),
-        }
-    }
-    for backend in backends {
-        let mut state = State::default();
-        match backend.node(&here, &mut state) {
-            Ok(()) => plan.state.extend(state),
-            Err(reason) => plan.unusable.push((backend.name(), reason)),
-        }
-    }
-    for backend in leaving {
-        let mut state = State::default();
-        if backend.node(&here, &mut state).is_ok() {
-            plan.state.extend(leaving::receiving(state));
-        }
-    }
-    for family in Family::BOTH {
-        let mtus = backends.iter().filter_map(|b| here.mtu(b.as_ref(), family));
-        plan.mtu.set(family, mtus.min());
-    }
-    let mut peers: Vec<&Node> = peers.into_iter().collect();
-    peers.sort_by(|one, other| one.name.cmp(&other.name));
-    let nodes = NodeAddresses::of(std::iter::once(own).chain(peers.iter().copied()));
-    let mut accepted = Ranges::default();
-    let mut macs = BTreeMap::new();
+/// The same on a basis, of a node whose kernel holds something already: where two back
+/// ends are as good as each other it goes on by the one its kernel sends by.
+pub fn plan_on<'a>(basis: Basis, peers: impl IntoIterator<Item = &'a Node>, held: &Held) -> Plan {
+    let mut planner = Planner::new();
+    planner.set_basis(basis);
     for peer in peers {
-        let mut ranges = Vec::new();
-        for range in peer.ranges.iter().map(IpNet::trunc) {
-            let checked = sound(&range, subnets)
-                .and_then(|()| not_own(own, peer, &range, subnets))
-                .and_then(|()| accepted.free(&range))
-                .and_then(|()| nodes.outside(&range));
-            match checked {
-                Ok(()) => ranges.push(range),
-                Err(reason) => plan.refuse(peer, range, reason),
-            }
-        }
-        let peer = Peer { here, node: peer };
-        let common = choose::common(backends, peer.node.data.as_ref(), |backend| {
-            let mut ranges = ranges.iter();
-            ranges.any(|range| sends_by(backend, &peer, *range, held))
-        });
-        let addresses = peer.node.addresses.iter().copied();
-        let addresses: Vec<IpAddr> = addresses
-            .filter(|address| nodes.holder(*address) == Some(&*peer.node.name))
-            .filter(|address| {
-                let family = Family::of(*address);
-                own_ranges.iter().any(|r| Family::of_range(r) == family)
-            })
-            .collect();
-        // What the peer's own processes send comes from its addresses.
-        let mut sources = ranges.clone();
-        sources.extend(addresses.iter().copied().map(IpNet::from));
-        let leaving = leaving.iter().map(Box::as_ref);
-        let leaving = leaving.filter(|backend| leaving::sends_by(peer.node, backend.name()));
-        for backend in common.iter().copied().chain(leaving) {
-            let mut state = State::default();
-            // Whether a peer can send this way is its own plan's question.
-            if backend.accept(&peer, &sources, &mut state).is_ok() {
-                plan.state.extend(leaving::receiving(state));
-            }
-        }
-        let mut by_family = PerFamily { v4: None, v6: None };
-        for range in ranges {
-            match reach(&common, &peer, range, &mut macs) {
-                Ok((backend, state)) => {
-                    accepted.insert(range, &peer.node.name);
-                    plan.state.extend(state);
-                    by_family.set(Family::of_range(&range), Some(backend));
-                    let node = peer.node.name.clone();
-                    let backend = backend.name();
-                    plan.ways.insert(range, Way { node, backend });
-                }
-                Err(reason) => plan.refuse(peer.node, range, reason),
-            }
-        }
-        for address in addresses {
-            let family = Family::of(address);
-            let usable = match (by_family.get(family), peer.node.range(family)) {
-                (Some(backend), _) => vec![backend],
-                // It has no pods of the family, but its processes may talk to ours.
-                (None, None) => common.clone(),
-                (None, Some(_)) => continue,
-            };
-            // Who cannot be reached that way is reached as any other host.
-            if let Ok((backend, state)) = reach(&usable, &peer, IpNet::from(address), &mut macs) {
-                plan.add_node_route(peer.node, address, backend.name(), state);
-            }
-        }
+        planner.set_peer(peer.clone());
     }
-    let into_tunnels = |family| {
-        let of_pods = |key: &RouteKey| key.table == RouteTable::OfPods;
-        let routes = plan.state.routes.keys().filter(|key| of_pods(key));
-        let mut families = routes.map(|key| Family::of_range(&key.destination));
-        families.any(|other| other == family)
-    };
-    let sending = own_ranges.into_iter();
-    let sending = sending.filter(|range| into_tunnels(Family::of_range(range)));
-    plan.state.rules = sending.map(model::rule).collect();
-    plan
+    planner.into_plan(held)
 }
 
-impl Plan {
-    fn refuse(&mut self, node: &Node, range: IpNet, reason: Reason) {
-        self.refusals.push(Refusal {
-            node: node.name.clone(),
-            range,
-            reason,
-        });
-    }
-
-    /// Has pods' packets to an address of a peer take the tunnel its pods' packets
-    /// take, given what it takes to reach the address as if it were a pod's: the
-    /// answers of its processes to pods come through the tunnel too, and what its
-    /// processes send with this address is answered the same way.
-    ///
-    /// Without a tunnel the peer is reached directly already.
-    fn add_node_route(
-        &mut self,
-        peer: &Node,
-        address: IpAddr,
-        backend: &'static str,
-        state: State,
-    ) {
-        let State { routes, .. } = &state;
-        let target = routes.values().find_map(|target| match *target {
-            RouteTarget::Device {
-                device,
-                next_hop,
-                mtu,
-                ..
-            } => Some(RouteTarget::Device {
-                device,
-                next_hop,
-                // Only packets that have a source are routed by this table.
-                source: None,
-                mtu,
-            }),
-            _ => None,
-        });
-        if let Some(target) = target {
-            self.state.extend(State {
-                routes: BTreeMap::from([(RouteKey::of_node(address), target)]),
-                ..state
-            });
-            let node = peer.name.clone();
-            self.ways
-                .insert(IpNet::from(address), Way { node, backend });
-        }
-    }
-}
-
-/// Whether the kernel already sends packets for a range of a peer by a back end.
-fn sends_by(backend: &dyn Backend, peer: &Peer<'_>, range: IpNet, held: &Held) -> bool {
-    let mut state = State::default();
-    let is_there = |(key, to): (&RouteKey, &RouteTarget)| held.routes.get(key) == Some(&Some(*to));
-    backend.send(peer, range, &mut state).is_ok() && state.routes.iter().any(is_there)
-}
-
-/// Which node has a hardware address on a device.
-type Macs<'a> = BTreeMap<(crate::model::DeviceName, crate::model::MacAddress), &'a str>;
-
-/// What it takes to reach a range by the first back end that can.
-fn reach<'a, 'b>(
-    backends: &[&'b dyn Backend],
-    peer: &Peer<'a>,
-    range: IpNet,
-    macs: &mut Macs<'a>,
-) -> Result<(&'b dyn Backend, State), Reason> {
-    let data = peer.node.data.as_ref();
-    let theirs = data.map(|data| data.ways.clone());
-    let mut reason = Reason::NothingInCommon {
-        theirs: theirs.unwrap_or_default(),
-    };
-    for backend in backends {
-        let mut state = State::default();
-        let sent = backend.send(peer, range, &mut state).and_then(|()| {
-            for key in state.forwarding.keys() {
-                let holder = *macs.entry(*key).or_insert(&peer.node.name);
-                if holder != &*peer.node.name {
-                    return Err(Reason::SameMac {
-                        node: holder.into(),
-                    });
-                }
-            }
-            Ok(())
-        });
-        match sent {
-            Ok(()) => return Ok((*backend, state)),
-            // The last one tried is the one that is least choosy.
-            Err(refused) => reason = refused,
-        }
-    }
-    Err(reason)
-}
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -293,9 +85,9 @@ mod tests {
 
     use super::*;
     use crate::backend::{Settings, by_name};
+    use crate::choose::Told;
     use crate::difference::HeldDevice;
-    use crate::model::Route;
-    use crate::model::overlap;
+    use crate::model::{Route, RouteKey, RouteTable, overlap};
     use crate::underlay::Interface;
     use crate::underlay::Subnet;
 
@@ -497,7 +289,14 @@ mod tests {
         }
     }
 
-    fn made(names: &[&str]) -> Vec<Box<dyn Backend>> {
+    fn told_by<'a>(peers: impl IntoIterator<Item = &'a Node>) -> Told {
+        let mut told = Told::default();
+        let peers = peers.into_iter().filter_map(|peer| peer.data.as_ref());
+        peers.for_each(|data| told.add(data));
+        told
+    }
+
+    fn made(names: &[&str]) -> Vec<Arc<dyn Backend>> {
         let key = linux::wireguard::PrivateKey::from_bytes([7; 32]);
         let mut settings = Settings {
             wireguard: Some(crate::backend::Wireguard {
@@ -723,13 +522,20 @@ mod tests {
         let old = leaving(
             made(&["vxlan", "static"]),
             &own(),
-            [&peer],
+            &told_by([&peer]),
             &underlay,
             &held,
         );
         let names: Vec<_> = old.iter().map(|backend| backend.name()).collect();
         assert_eq!(names, if stays { &["vxlan"][..] } else { &[] });
-        let with = plan_leaving(&backends, &old, &own(), [&peer], &underlay, &held);
+        let basis = Basis {
+            backends: backends.clone(),
+            leaving: old,
+            own: own(),
+            underlay: underlay.clone(),
+            ..Basis::default()
+        };
+        let with = plan_on(basis, [&peer], &held);
         let mut without = plan(&backends, &own(), [&peer], &underlay);
         assert_eq!(with.state.devices.is_empty(), !stays);
         without.state.devices.clone_from(&with.state.devices);
@@ -753,7 +559,13 @@ mod tests {
                 routes: routes.map(|(key, target)| (key, Some(target))).collect(),
                 ..Held::default()
             };
-            let plan = plan_leaving(&made(&mine), &[], &own(), [&peer], &underlay(), &held);
+            let basis = Basis {
+                backends: made(&mine),
+                own: own(),
+                underlay: underlay(),
+                ..Basis::default()
+            };
+            let plan = plan_on(basis, [&peer], &held);
             let ways = plan.ways.iter();
             let mut of_pods = ways.filter(|(range, _)| peer.ranges.contains(range));
             assert!(of_pods.all(|(_, way)| way.backend == expected), "{plan:?}");
@@ -867,8 +679,10 @@ mod tests {
 
         #[test]
         fn no_two_routes_overlap_and_every_range_is_routed_or_refused(
-            peers in prop::collection::vec(any_node(), 0..12)
+            peers in prop::collection::btree_map("[a-f]", any_node(), 0..7)
         ) {
+            let peers = peers.into_iter().map(|(name, node)| Node { name: name.into(), ..node });
+            let peers: Vec<Node> = peers.collect();
             let plan = planned(&["host-gw"], &own(), &peers, &underlay());
             let ranges: Vec<IpNet> = plan.state.routes.keys().map(|key| key.destination).collect();
             for (i, one) in ranges.iter().enumerate() {

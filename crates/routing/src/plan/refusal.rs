@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::model::Name;
+
 /// A range no route is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The node.
-    pub node: Box<str>,
+    pub node: Name,
     /// Its range.
     pub range: IpNet,
     /// Why.
@@ -69,6 +71,12 @@ pub enum Reason {
     /// The hardware address of the peer's tunnel end is that of another node,
     /// which comes first by name.
     SameMac {
+        /// The other node.
+        node: Box<str>,
+    },
+    /// The public key of the peer's tunnel end is that of another node, which comes first
+    /// by name.
+    SameKey {
         /// The other node.
         node: Box<str>,
     },
@@ -162,6 +170,11 @@ impl fmt::Display for Reason {
                 f,
                 "its tunnel end has the same hardware address as that of node {node}; each node \
                  needs a name of its own"
+            ),
+            Reason::SameKey { node } => write!(
+                f,
+                "it has the same WireGuard key as node {node}; was the machine copied with its \
+                 state directory? Rotate the key of one of them"
             ),
             Reason::NothingInCommon { theirs } => write!(
                 f,

@@ -4,6 +4,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use linux::namespace::NetworkNamespace;
@@ -42,7 +43,7 @@ pub(crate) struct Host {
     pub(crate) pod: NetworkNamespace,
     pub(crate) node: Node,
     pub(crate) kernel: Kernel,
-    backends: Vec<Box<dyn Backend>>,
+    backends: Vec<Arc<dyn Backend>>,
     pub(crate) settings: Settings,
 }
 
