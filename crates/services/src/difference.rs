@@ -457,12 +457,14 @@ fn range_elements(difference: &mut Difference, facts: &NodeFacts, shadow: &Shado
         let old = shadow.ranges[index].named(family);
         let new = wanted[index].named(family);
         for ((set, old), (_, new)) in old.into_iter().zip(new) {
-            for range in old.iter().filter(|range| !new.contains(range)) {
+            // In order both: of a large cluster's nodes there are thousands.
+            let is_in = |ranges: &[(u128, u128)], range| ranges.binary_search(range).is_ok();
+            for range in old.iter().filter(|range| !is_in(new, range)) {
                 for element in compile::range_elements(*range, family) {
                     difference.delete(set, element);
                 }
             }
-            for range in new.iter().filter(|range| !old.contains(range)) {
+            for range in new.iter().filter(|range| !is_in(old, range)) {
                 for element in compile::range_elements(*range, family) {
                     difference.add(set, element);
                 }
