@@ -878,10 +878,13 @@ mod tests {
             ]),
             addresses in select(vec![&["192.168.64.11", "fd00:64::11"][..], &["fd00:64::11"]]),
             mtu in select(vec![1400, 1500]),
-            unreachable in any::<bool>(),
+            // Of Services, or what a peer has too.
+            further in prop::option::of(select(vec!["10.96.0.0/12", "fd00:200:0:3::/64"])),
         ) -> Basis {
-            let net: IpNet = "10.96.0.0/12".parse().unwrap();
-            let further = [(RouteKey::to(net), RouteTarget::Unreachable)];
+            let further = further.map(|net| {
+                let net: IpNet = net.parse().unwrap();
+                (RouteKey::to(net), RouteTarget::Unreachable)
+            });
             Basis {
                 backends: made(ways, 0),
                 leaving: made(leaving, 0).into_iter()
@@ -894,7 +897,7 @@ mod tests {
                     ..Node::default()
                 },
                 underlay: underlay(mtu),
-                further: further.into_iter().filter(|_| unreachable).collect(),
+                further: further.into_iter().collect(),
             }
         }
     }
