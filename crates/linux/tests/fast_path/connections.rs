@@ -125,7 +125,7 @@ fn connections_outlive_the_program_and_take_it_again(
         .for_each(|node| assert_eq!(seen(&node.here, "inet", "invalid"), 0));
 }
 
-/// The time after which conntrack forgets the one connection there is, in seconds.
+/// The time after which conntrack forgets the first pod's one connection, in seconds.
 fn left(node: &Node, protocol: &str, v6: bool) -> u64 {
     let text = conntrack(node, "-L", protocol, v6, &[]);
     let words: Vec<_> = text.split_whitespace().collect();
@@ -138,9 +138,12 @@ fn shorten(node: &Node, protocol: &str, v6: bool) {
     assert!(left(node, protocol, v6) <= 90);
 }
 
+/// Does something with what the first pod has begun. A tunnel's own packets, also those
+/// of the other family's test, are a connection too.
 fn conntrack(node: &Node, what: &str, protocol: &str, v6: bool, more: &[&str]) -> String {
     let family = if v6 { "ipv6" } else { "ipv4" };
-    let arguments = [what, "-f", family, "-p", protocol];
+    let pod = pod_address(1, v6).to_string();
+    let arguments = [what, "-f", family, "-p", protocol, "-s", &pod];
     run(&node.here, "conntrack", &[&arguments, more].concat(), "")
 }
 
