@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use cni::bridge_guard;
 use ipnet::IpNet;
 use linux::link;
 use linux::netlink::Socket;
-use linux::nftables::{self, Batch, Family, Nftables};
+use linux::nftables::{Family, Nftables};
 use routing::underlay::OWN_INTERFACES;
 use services::ProxyMode;
 use services::compile::TABLE;
@@ -23,6 +24,10 @@ pub struct Removed {
     pub table: bool,
     /// Whether there was one of DNS.
     pub dns: bool,
+    /// Whether there was one of the pods' mapped ports.
+    pub host_ports: bool,
+    /// Whether there was one on bridges.
+    pub bridge_guard: bool,
     /// Proxies other than nftables that had something there.
     pub proxies: Vec<ProxyMode>,
     /// Names of interfaces.
@@ -31,8 +36,9 @@ pub struct Removed {
 
 /// Removes what podwire made: the CNI configuration (first, so that no new pod
 /// comes), routes and policy rules of protocol 112, the nftables tables `inet podwire`,
-/// `inet podwire_routing` and `inet podwire_dns`, what
-/// proxies of other modes made, interfaces whose names begin with `pw`. Pods lose their network.
+/// `inet podwire_routing`, `inet podwire_dns` and `inet podwire_hostports`, what
+/// proxies of other modes made, interfaces whose names begin with `pw`, and, when those
+/// are gone, the table `bridge podwire_bridge`. Pods lose their network.
 ///
 /// What is not there is no error, so it can be repeated.
 ///
@@ -46,7 +52,9 @@ pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
     let mut socket = Socket::open_route()?;
     removed.routes = routing::apply::remove_all(&mut socket)?;
     routing::apply::remove_table()?;
-    removed.table = remove_table()?;
+    let mut nftables = Nftables::open()?;
+    removed.table = nftables.remove_table(Family::Inet, TABLE)?;
+    removed.host_ports = nftables.remove_table(Family::Inet, cni::hostports::TABLE)?;
     removed.dns = crate::dns::remove_table()?;
     removed.proxies = services::settings::remove_all()?;
     for link in link::list(&mut socket)? {
@@ -60,16 +68,6 @@ pub fn cleanup(cni_conf_dir: &Path) -> Result<Removed, Error> {
             Err(error) => return Err(error.into()),
         }
     }
+    removed.bridge_guard = bridge_guard::remove()?;
     Ok(removed)
-}
-
-fn remove_table() -> Result<bool, nftables::Error> {
-    let mut nft = Nftables::open()?;
-    if !nft.tables(Family::Inet)?.iter().any(|name| name == TABLE) {
-        return Ok(false);
-    }
-    let mut batch = Batch::new(Family::Inet, TABLE, None);
-    batch.delete_table();
-    nft.commit(batch)?;
-    Ok(true)
 }

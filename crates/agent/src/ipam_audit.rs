@@ -10,16 +10,20 @@ use std::time::Duration;
 
 use cni::audit;
 
+use crate::bridge_guard;
+use crate::options::Attach;
 use crate::worker::Problems;
 
 /// Between two looks. A pool runs full over hours; a runtime's own GC, where
 /// there is one, comes more often.
 const PERIOD: Duration = Duration::from_secs(5 * 60);
 
-/// Audits until the other end of `stop` is gone.
-pub(crate) fn run(directory: &Path, stop: &Receiver<()>) {
+/// Audits until the other end of `stop` is gone, and holds the [`bridge_guard`] as long.
+pub(crate) fn run(directory: &Path, attach: Attach, stop: &Receiver<()>) {
     let mut problems = Problems::default();
+    let mut guard = bridge_guard::Keeper::new(attach);
     loop {
+        guard.keep();
         let now = match audit::reclaim(directory) {
             Ok(reclaimed) => {
                 for reservation in &reclaimed.reservations {

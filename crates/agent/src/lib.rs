@@ -29,6 +29,7 @@
 //! next one adopts it.
 
 pub mod admin;
+mod bridge_guard;
 mod cleanup;
 mod cluster;
 mod conntrack_watch;

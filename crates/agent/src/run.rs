@@ -252,9 +252,9 @@ async fn agent(
             tracing::warn!("{problem}; pods whose configuration waits for policies cannot start")
         });
     let (auditing, stop_auditing) = mpsc::channel();
-    let directory = options.ipam_dir.clone();
+    let (directory, attach) = (options.ipam_dir.clone(), options.attach);
     threads.push(thread("ipam-audit", move || {
-        ipam_audit::run(&directory, &stop_auditing);
+        ipam_audit::run(&directory, attach, &stop_auditing);
     })?);
     let publisher = Publisher::new(client.clone(), &options.node, core.clone());
     let pods_unwatched = Some((client.clone(), core.clone()));

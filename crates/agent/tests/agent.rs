@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use api::fake::FakeApi;
 use api::{EndpointSlice, Node, Service};
+use cni::bridge_guard;
 use ipnet::IpNet;
 use linux::events::{Event, EventSocket, Group};
 use linux::namespace::NetworkNamespace;
@@ -960,14 +961,60 @@ fn dns_is_not_refused_while_an_agent_is_replaced_and_off_gives_its_addresses_bac
 }
 
 #[test]
+fn where_pods_are_attached_to_a_bridge_the_agent_holds_its_guard() {
+    let host = Host::new();
+    host.put_own();
+    let held = || {
+        let held = host.namespace.run(bridge_guard::is_held);
+        held.expect("enterable")
+    };
+    let wait_until_held = || {
+        wait("the guard to be held", || match held() {
+            true => Ok(()),
+            false => Err("it is not".to_owned()),
+        });
+    };
+    let agent = host.start_with(Options {
+        attach: Attach::Bridge,
+        ..host.options()
+    });
+    wait_until_held();
+    run(&host.namespace, "nft", "flush ruleset");
+    let listed = || run(&host.namespace, "nft", "list table bridge podwire_bridge");
+    let whole = listed();
+    assert!(whole.contains("nd-router-advert"), "{whole}");
+    drop(agent);
+    assert!(!held());
+    // The pods that rely on it do so still.
+    assert!(listed().contains("nd-router-advert"));
+    // Also when pods are attached in another way from now on.
+    let agent = host.start();
+    wait_until_held();
+    assert_eq!(listed(), whole);
+    drop(agent);
+    run(&host.namespace, "nft", "delete table bridge podwire_bridge");
+    let _agent = host.start();
+    host.wait_for_conflist(&conflist(1400, &OWN));
+    let tables = run(&host.namespace, "nft", "list tables");
+    assert!(!tables.contains("bridge"), "{tables}");
+}
+
+#[test]
 fn cleanup_removes_all_of_podwires_and_nothing_else() {
     let host = Host::new();
     host.put_own();
     host.api.put::<Node>(node("a", 12));
     host.api.put::<Service>(service("web", "10.96.0.20"));
-    let agent = host.start();
-    host.wait_for_conflist(&conflist(1400, &OWN));
+    let agent = host.start_with(Options {
+        attach: Attach::Bridge,
+        ..host.options()
+    });
+    wait("the CNI configuration", || match host.conflist().exists() {
+        true => Ok(()),
+        false => Err("it is not there".to_owned()),
+    });
     drop(agent);
+    run(&host.namespace, "nft", "add table inet podwire_hostports");
     host.ip("link add pwbr0 type bridge");
     host.ip("link add pw1 type veth peer name pw2");
     run(&host.namespace, "nft", "add table inet other");
@@ -978,7 +1025,7 @@ fn cleanup_removes_all_of_podwires_and_nothing_else() {
         .expect("enterable")
         .expect("it works");
     assert_eq!(removed.routes.len(), 4);
-    assert!(removed.table);
+    assert!(removed.table && removed.host_ports && removed.bridge_guard);
     assert!(removed.interfaces.contains(&"pwbr0".to_owned()));
     assert!(!host.conflist().exists());
     assert_eq!(host.routes().len(), 0);

@@ -7,13 +7,14 @@
 //! [`plugin::run`] is all of it; the other modules are the protocol
 //! ([`arguments`], [`configuration`], [`result`], [`version`], [`error`]), the
 //! ways to attach a pod ([`attach`]), asking the agent about policies ([`policy`]), putting the plugin on a node ([`install`],
-//! [`unmanaged`]), and finding and freeing what vanished
+//! [`unmanaged`]), what pods of a bridge are spared ([`bridge_guard`]), and finding and freeing what vanished
 //! sandboxes left behind ([`audit`]).
 
 pub mod arguments;
 pub mod attach;
 pub mod audit;
 pub mod bandwidth;
+pub mod bridge_guard;
 pub mod configuration;
 pub mod error;
 pub mod hostports;

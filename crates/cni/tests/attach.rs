@@ -4,9 +4,10 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
+use common::packets::{icmp, icmpv6, received, redirect, router_advertisement, send4, send6};
 use common::{NODE, Node, Pod, addresses, assert_pings, connect, eventually, ip, pings};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -387,28 +388,6 @@ fn a_pod_has_ipv6_at_once_also_where_a_runtime_switched_it_off(#[case] mode: &st
     }
 }
 
-/// What a namespace has received, by the kernel's own counters.
-fn received(pod: &Pod, file: &str, counter: &str) -> u64 {
-    let file = format!("/proc/thread-self/net/{file}");
-    let text = pod.namespace.run(|| std::fs::read_to_string(file).unwrap());
-    let text = text.unwrap();
-    // Either "name value", or a line of names above a line of values.
-    let lines: Vec<Vec<_>> = text
-        .lines()
-        .map(|l| l.split_whitespace().collect())
-        .collect();
-    for (at, line) in lines.iter().enumerate() {
-        if let Some(place) = line.iter().position(|word| *word == counter) {
-            let value = match line.len() {
-                2 => line[1],
-                _ => lines[at + 1][place],
-            };
-            return value.parse().unwrap();
-        }
-    }
-    panic!("no {counter} in {text}")
-}
-
 #[rstest]
 #[case::of_ipv4_alone(&["10.200.1.0/24"])]
 #[case::of_both_families(&["10.200.1.0/24", "fd00:200:0:1::/64"])]
@@ -424,29 +403,11 @@ fn a_pod_of_a_bridge_heeds_no_router_advertisement_of_another(#[case] subnets: &
     }
     let before = ip(&victim.namespace, "-6 route show default");
     ip(&rogue.namespace, "address add fe80::bad/64 dev eth0 nodad");
-    // RFC 4861, 4.2 and 4.6.2: a router for half an hour, and a prefix to take an
-    // address of.
-    let mut advertisement = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
-    advertisement.extend([3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0]);
-    advertisement.extend("2001:db8:bad::".parse::<Ipv6Addr>().unwrap().octets());
-    rogue
-        .namespace
-        .run(|| {
-            use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sockopt};
-            let socket =
-                rustix::net::socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6))
-                    .unwrap();
-            sockopt::set_ipv6_multicast_hops(&socket, 255).unwrap();
-            let all = "ff02::1".parse().unwrap();
-            let index =
-                linux::link::get(&mut linux::netlink::Socket::open_route().unwrap(), "eth0");
-            let to = SocketAddrV6::new(all, 0, 0, index.unwrap().unwrap().index);
-            // When the second has arrived, the first has been looked at.
-            for _ in 0..2 {
-                rustix::net::sendto(&socket, &advertisement, SendFlags::empty(), &to).unwrap();
-            }
-        })
-        .unwrap();
+    let (source, all) = ("fe80::bad".parse().unwrap(), "ff02::1".parse().unwrap());
+    let advertisement = router_advertisement("2001:db8:bad::".parse().unwrap());
+    let packet = icmpv6(source, all, &[], &advertisement);
+    // When the second has arrived, the first has been looked at.
+    send6(&rogue.namespace, "eth0", all, &[packet.clone(), packet]);
     eventually("the advertisements arrive", || {
         let seen = received(&victim, "snmp6", "Icmp6InRouterAdvertisements");
         if seen >= 2 { Ok(()) } else { Err(seen) }
@@ -456,9 +417,9 @@ fn a_pod_of_a_bridge_heeds_no_router_advertisement_of_another(#[case] subnets: &
     assert!(!shown.contains("2001:db8:bad"), "{shown}");
 }
 
-/// Sends a pod an ICMP redirect in the name of its gateway (RFC 792): to send what is
-/// for `destination` to `router`.
-fn redirect(
+/// Sends a pod an ICMP redirect in the name of its gateway: to send what is for
+/// `destination` to `router`.
+fn send_redirect(
     from: &linux::namespace::NetworkNamespace,
     pod: &Pod,
     address: Ipv4Addr,
@@ -466,35 +427,10 @@ fn redirect(
     destination: Ipv4Addr,
     router: Ipv4Addr,
 ) {
-    let header = |from: Ipv4Addr, to: Ipv4Addr, length: u8| {
-        let mut bytes = vec![0x45, 0, 0, 20 + length, 0, 0, 0, 0, 64, 1, 0, 0];
-        bytes.extend(from.octets());
-        bytes.extend(to.octets());
-        let sum = checksum(&bytes).to_be_bytes();
-        bytes[10..12].copy_from_slice(&sum);
-        bytes
-    };
-    // About an echo reply, which the kernel sends by itself: no socket is asked.
-    let mut message = vec![5, 1, 0, 0];
-    message.extend(router.octets());
-    message.extend(header(address, destination, 8));
-    message.extend([0; 8]);
-    let sum = checksum(&message).to_be_bytes();
-    message[2..4].copy_from_slice(&sum);
-    let mut packet = header(gateway, address, u8::try_from(message.len()).unwrap());
-    packet.extend(message);
+    let packet = icmp(gateway, address, &redirect(address, destination, router));
     let before = received(pod, "snmp", "InRedirects");
-    from.run(|| {
-        use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
-        let socket =
-            rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
-        let to = SocketAddrV4::new(address, 0);
-        // When the second has arrived, the first has been looked at.
-        for _ in 0..2 {
-            rustix::net::sendto(&socket, &packet, SendFlags::empty(), &to).unwrap();
-        }
-    })
-    .unwrap();
+    // When the second has arrived, the first has been looked at.
+    send4(from, address, &[packet.clone(), packet]);
     eventually("the redirects arrive", || {
         let seen = received(pod, "snmp", "InRedirects");
         if seen >= before + 2 {
@@ -503,16 +439,6 @@ fn redirect(
             Err(seen)
         }
     });
-}
-
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()
 }
 
 fn v4(address: &IpAddr) -> Ipv4Addr {
@@ -541,7 +467,7 @@ fn a_pod_of_a_bridge_heeds_no_redirect() {
     }
     ip(&rogue.namespace, &format!("route add {near} dev eth0"));
     let (gateway, destination) = ([10, 200, 1, 1].into(), [198, 51, 100, 7].into());
-    redirect(
+    send_redirect(
         &rogue.namespace,
         &victim,
         v4(&near),
@@ -564,7 +490,7 @@ fn no_redirect_leads_a_routed_pod_away_from_its_node() {
     // As a forwarded one would come; the node itself sends none by that name. Neither
     // another pod nobody answers for, nor the node by another of its addresses.
     for router in [v4(&far), destination] {
-        redirect(
+        send_redirect(
             &node.namespace,
             &victim,
             v4(&near),

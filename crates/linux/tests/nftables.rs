@@ -114,6 +114,14 @@ fn rules() -> Vec<Rule> {
             Expression::Reject(Reject::PortUnreachable),
         ]),
         Rule::new(vec![
+            Expression::Meta {
+                key: Meta::Protocol,
+                into: Register(0),
+            },
+            compare(0, &[0x81, 0x00]),
+            Expression::Verdict(Verdict::Accept),
+        ]),
+        Rule::new(vec![
             Expression::FibType {
                 address: FibAddress::Source,
                 into: Register(0),
@@ -331,7 +339,7 @@ fn nft_lists_what_was_written() {
         r#"[{"prefix":{"addr":"fd00:1::","len":64}}]"#
     );
     let rules = probe.listed("rule");
-    assert_eq!(rules.len(), 8);
+    assert_eq!(rules.len(), 9);
     assert_eq!(rules[0]["comment"], "a comment");
 }
 
@@ -364,6 +372,7 @@ fn our_text_is_what_nft_prints_and_takes() {
          \t\tmeta nfproto ipv4 ip daddr != @addresses counter drop comment \"a comment\"\n\
          \t\tmeta l4proto tcp reject with tcp reset\n\
          \t\tct state invalid reject with icmpx type port-unreachable\n\
+         \t\tmeta protocol 8021q accept\n\
          \t\tfib saddr type local jump target\n\
          \t\tmeta nfproto ipv4 dnat ip to ip daddr . numgen random mod 3 offset 7 map @targets\n\
          \t\tmeta mark vmap @verdicts\n\
@@ -589,6 +598,7 @@ fn checkpoints(probe: &mut Probe) -> Vec<String> {
 #[case::to_others("inet x", "type filter hook forward priority 0;", "jump a", true)]
 #[case::own_table("inet probe", "type filter hook forward priority 0;", "drop", false)]
 #[case::bridge("bridge x", "type filter hook forward priority 0;", "drop", true)]
+#[case::own_bridge("bridge probe", "type filter hook forward priority 0;", "drop", false)]
 #[case::arriving(
     "netdev x",
     "type filter hook ingress device lo priority 0;",

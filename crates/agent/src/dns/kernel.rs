@@ -134,14 +134,7 @@ pub(crate) fn release() -> Result<(), Error> {
 /// # Errors
 /// When the kernel cannot be asked or refuses.
 pub(crate) fn remove_table() -> Result<bool, nftables::Error> {
-    let mut nft = Nftables::open()?;
-    if !nft.tables(Family::Inet)?.iter().any(|name| name == TABLE) {
-        return Ok(false);
-    }
-    let mut batch = Batch::new(Family::Inet, TABLE, None);
-    batch.delete_table();
-    nft.commit(batch)?;
-    Ok(true)
+    Nftables::open()?.remove_table(Family::Inet, TABLE)
 }
 
 /// The chains: questions and answers pass both hooks when they come from the

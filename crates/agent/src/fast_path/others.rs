@@ -138,7 +138,7 @@ impl Others {
 /// What chains of the iptables proxy begin with.
 const OWN_CHAINS: &str = "PODWIRE-";
 
-/// Whether a table of nftables' family `inet` is one of podwire's.
+/// Whether a table of nftables' families `inet` and `bridge` is one of podwire's.
 fn is_own_table(name: &str) -> bool {
     name.strip_prefix("podwire")
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
@@ -230,7 +230,12 @@ mod tests {
 
     #[test]
     fn podwires_tables_are_known_by_their_names() {
-        let own = ["podwire", "podwire_hostports", "podwire_routing"];
+        let own = [
+            "podwire",
+            "podwire_hostports",
+            "podwire_routing",
+            "podwire_bridge",
+        ];
         assert!(own.into_iter().all(is_own_table));
         assert!(
             !["podwires", "filter", "firewalld"]

@@ -8,6 +8,9 @@
 //! rows whose names have one of its words, which are apart by commas, and none of those
 //! that begin with `-`.
 //!
+//! podwire's rows are of a node with an agent (of which all the plugin meets is the table
+//! that spares pods of a bridge settings of their own), but where it is said not to be.
+//!
 //! Below the table stands how far podwire is from its goal: ADD within one and a half
 //! times the floor of its attach mode and one exec.
 
@@ -27,6 +30,7 @@ use linux::link::{self, VethEnd};
 use linux::namespace::NetworkNamespace;
 use linux::netlink::Socket;
 use plugins::Installed;
+use podwire_cni::bridge_guard::BridgeGuard;
 
 /// Pods that are attached at the same time in the parallel rows.
 const PARALLEL: usize = 8;
@@ -51,6 +55,10 @@ pub(crate) trait Subject: Sync {
     fn add(&self, number: usize, pod: &NetworkNamespace) -> anyhow::Result<()>;
     /// Detaches it.
     fn delete(&self, number: usize, pod: &NetworkNamespace) -> anyhow::Result<()>;
+    /// What its agent does on the node meanwhile.
+    fn agent(&self) -> anyhow::Result<Option<BridgeGuard>> {
+        Ok(None)
+    }
 }
 
 /// How long each of many took, sorted.
@@ -219,13 +227,16 @@ fn all_subjects() -> Vec<(&'static str, Make)> {
         ("lean floor, bridge", |_| {
             Ok(Box::new(floor::Bridged(floor::Cable::Lean)))
         }),
-        (JUDGED[0], |p| plugins::podwire(p, "routed", false)),
-        (JUDGED[1], |p| plugins::podwire(p, "bridge", false)),
+        (JUDGED[0], |p| plugins::podwire(p, "routed", false, true)),
+        (JUDGED[1], |p| plugins::podwire(p, "bridge", false, true)),
+        ("podwire bridge, no agent", |p| {
+            plugins::podwire(p, "bridge", false, false)
+        }),
         ("podwire routed + portMappings + bandwidth", |p| {
-            plugins::podwire(p, "routed", true)
+            plugins::podwire(p, "routed", true, true)
         }),
         ("podwire bridge + portMappings + bandwidth", |p| {
-            plugins::podwire(p, "bridge", true)
+            plugins::podwire(p, "bridge", true, true)
         }),
         ("reference bridge + host-local", |_| {
             plugins::reference(false)
@@ -260,6 +271,7 @@ fn measure(
             let address: IpNet = address.parse()?;
             socket.execute(&address::add(&Address::new(1, address)))?;
         }
+        let _guard = subject.agent()?;
         for (number, pod) in pods[..before].iter().enumerate() {
             subject.add(number, pod)?;
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use linux::namespace::NetworkNamespace;
+use podwire_cni::bridge_guard::{self, BridgeGuard, Holding};
 use podwire_cni::install;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -46,6 +47,8 @@ struct Chain {
     /// What each pod's ADD answered, for its DEL.
     results: Mutex<Vec<(usize, Value)>>,
     mappings: bool,
+    /// Whether there is podwire's agent.
+    agent: bool,
     _state: TempDir,
 }
 
@@ -62,6 +65,7 @@ pub(crate) fn podwire(
     installed: &Installed,
     attach: &str,
     mappings: bool,
+    agent: bool,
 ) -> anyhow::Result<Box<dyn Subject>> {
     let state = TempDir::new_in(STATE)?;
     let configuration = json!({
@@ -73,6 +77,7 @@ pub(crate) fn podwire(
         plugins: vec![(installed.plugin.clone(), configuration)],
         results: Mutex::default(),
         mappings,
+        agent,
         _state: state,
     }))
 }
@@ -99,6 +104,7 @@ pub(crate) fn reference(mappings: bool) -> anyhow::Result<Box<dyn Subject>> {
         plugins,
         results: Mutex::default(),
         mappings,
+        agent: false,
         _state: state,
     }))
 }
@@ -144,6 +150,14 @@ impl Subject for Chain {
             call(program, "DEL", &configuration, number, pod)?;
         }
         Ok(())
+    }
+
+    fn agent(&self) -> anyhow::Result<Option<BridgeGuard>> {
+        Ok(match self.agent.then(bridge_guard::hold).transpose()? {
+            Some(Holding::Held(guard)) => Some(guard),
+            // It gets along without.
+            Some(Holding::Taken | Holding::Impossible(_)) | None => None,
+        })
     }
 }
 

@@ -27,6 +27,7 @@ use super::{
     Order, execute_without_link_local, inner_index, label, make_cable, node, pod, result,
     wait_for_carrier,
 };
+use crate::bridge_guard;
 use crate::configuration::Configuration;
 use crate::error::Error;
 use crate::result::{AddResult, Interface};
@@ -66,7 +67,11 @@ pub(super) fn attach(
         })
         .collect();
     let own = inner_index(inside, order, &cable)?;
-    pod::furnish(inside, order, own, Wire::Shared, &legs)?;
+    let wire = match bridge_guard::is_held() {
+        true => Wire::Guarded,
+        false => Wire::Shared,
+    };
+    pod::furnish(inside, order, own, wire, &legs)?;
     wait_for_carrier(socket, &[&cable, &bridge])?;
     pod::wait(inside, order, own, &legs)?;
     let interfaces = vec![

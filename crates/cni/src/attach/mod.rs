@@ -57,8 +57,11 @@ pub struct Order<'a> {
 /// Name of the node's end of a pod's cable: `pw` and 11 hexadecimal digits of
 /// a hash, the same for every ADD and DEL of one container and interface.
 pub fn host_interface(attachment: &Attachment) -> String {
-    format!("pw{}", &attachment.key()[..11])
+    format!("{HOST_INTERFACE}{}", &attachment.key()[..11])
 }
+
+/// What the names of the node's ends of cables begin with.
+pub(crate) const HOST_INTERFACE: &str = "pw";
 
 /// The node's interface by which the packets of a `bridge` or `routed` pod come to
 /// its IP.
@@ -261,7 +264,7 @@ pub fn cable(socket: &mut Socket, attachment: &Attachment) -> Result<Option<link
 
 /// Whether an interface's name is that of a node's end of a cable.
 pub fn is_host_interface(name: &str) -> bool {
-    name.strip_prefix("pw")
+    name.strip_prefix(HOST_INTERFACE)
         .is_some_and(|hash| hash.len() == 11 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 

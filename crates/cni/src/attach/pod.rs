@@ -33,6 +33,9 @@ pub(super) struct Leg {
 pub(super) enum Wire {
     /// The node alone.
     Node,
+    /// Others as well, but nothing that could lead the pod astray, see
+    /// [`crate::bridge_guard`].
+    Guarded,
     /// Others as well: pods, or what is on the network of the node's interface.
     Shared,
 }
@@ -114,7 +117,7 @@ pub(super) fn wait(
 /// that it understands them (CVE-2020-10749), and no redirects. None of it can be said
 /// by netlink but what is among the [`requests`].
 ///
-/// Where the node is alone on the wire there is no need, and the walk to the settings,
+/// Where the node is alone on the wire, or drops all that before it, there is no need, and the walk to the settings,
 /// which takes the kernel longer with every namespace, is spared: advertisements and
 /// IPv6's redirects are never forwarded, so they could come from the node alone, and
 /// IPv4's lead to whoever answers on the wire, which is the node.

@@ -7,6 +7,8 @@
     reason = "tests say what they expect with unwrap, and each uses a part of this"
 )]
 
+pub mod packets;
+
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;

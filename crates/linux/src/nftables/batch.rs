@@ -25,6 +25,10 @@ pub(super) const MSG_GETSETELEM: u16 = 13;
 const MSG_DELSETELEM: u16 = 14;
 pub(super) const MSG_NEWGEN: u16 = 15;
 pub(super) const MSG_GETGEN: u16 = 16;
+const MSG_DESTROYTABLE: u16 = 26;
+
+/// `NFT_TABLE_F_OWNER`, `NFT_TABLE_F_PERSIST`.
+const HELD: u32 = 2 | 4;
 
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
@@ -40,6 +44,7 @@ pub(super) const fn message(kind: u16) -> u16 {
 #[derive(Debug, Clone)]
 enum Subject {
     AddTable,
+    AddHeldTable,
     DeleteTable,
     AddChain(String),
     DeleteChain(String),
@@ -57,6 +62,7 @@ impl std::fmt::Display for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::AddTable => f.write_str("adding the table"),
+            Self::AddHeldTable => f.write_str("adding and holding the table"),
             Self::DeleteTable => f.write_str("deleting the table"),
             Self::AddChain(name) => write!(f, "adding chain {name}"),
             Self::DeleteChain(name) => write!(f, "deleting chain {name}"),
@@ -155,6 +161,24 @@ impl Batch {
     /// Deletes the table with all that is in it.
     pub fn delete_table(&mut self) {
         self.message(MSG_DELTABLE, 0, Subject::DeleteTable, |w, table| {
+            w.put_text(1, table);
+        });
+    }
+
+    /// Makes the table, which is not there, and holds it: until the socket that commits
+    /// this is closed, nobody else can change it, and whoever deletes all tables passes
+    /// it over. Then it stays as an ordinary table. Needs Linux 6.9.
+    pub fn add_held_table(&mut self) {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.message(MSG_NEWTABLE, flags, Subject::AddHeldTable, |w, table| {
+            w.put_text(1, table);
+            w.put_u32(2, HELD);
+        });
+    }
+
+    /// Deletes the table with all that is in it, if there is one. Needs Linux 6.3.
+    pub fn delete_table_if_any(&mut self) {
+        self.message(MSG_DESTROYTABLE, 0, Subject::DeleteTable, |w, table| {
             w.put_text(1, table);
         });
     }

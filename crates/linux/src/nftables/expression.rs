@@ -35,6 +35,9 @@ pub enum Header {
 /// Facts about a packet that are not in it (`enum nft_meta_keys`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meta {
+    /// What a frame holds, by its innermost tag that is looked at (`ETH_P_*`), two bytes
+    /// in network order.
+    Protocol,
     /// The packet mark, four bytes in host order.
     Mark,
     /// Name of the interface it leaves by, 16 bytes, zero-padded.
@@ -52,6 +55,7 @@ pub enum Meta {
 impl Meta {
     const fn number(self) -> u32 {
         match self {
+            Self::Protocol => 1,
             Self::Mark => 3,
             Self::InInterfaceName => 6,
             Self::OutInterfaceName => 7,
@@ -62,7 +66,8 @@ impl Meta {
     }
 }
 
-const METAS: [Meta; 6] = [
+const METAS: [Meta; 7] = [
+    Meta::Protocol,
     Meta::Mark,
     Meta::InInterfaceName,
     Meta::OutInterfaceName,

@@ -11,6 +11,8 @@ pub enum Family {
     Ip,
     /// IPv6 only.
     Ip6,
+    /// Frames on bridges.
+    Bridge,
 }
 
 impl Family {
@@ -21,6 +23,7 @@ impl Family {
             Self::Inet => 1,
             Self::Ip => 2,
             Self::Ip6 => 10,
+            Self::Bridge => 7,
         }
     }
 
@@ -31,6 +34,7 @@ impl Family {
             Self::Inet => "inet",
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+            Self::Bridge => "bridge",
         }
     }
 }
@@ -56,16 +60,17 @@ impl ChainKind {
     }
 }
 
-/// Where in a packet's way a base chain stands (`enum nf_inet_hooks`).
+/// Where in a packet's way a base chain stands (`enum nf_inet_hooks`, which the hooks of
+/// bridges are numbered like).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
     /// Just received, not routed yet.
     Prerouting,
     /// Received, for this host.
     Input,
-    /// Received, for somebody else.
+    /// Received, for somebody else; of bridges, from one port to another.
     Forward,
-    /// Made by this host.
+    /// Made by this host; of bridges, also what this host routes there.
     Output,
     /// About to leave.
     Postrouting,
@@ -103,6 +108,8 @@ pub mod priority {
     pub const MANGLE: i32 = -150;
     /// Filtering.
     pub const FILTER: i32 = 0;
+    /// Filtering of frames on bridges (`enum nf_br_hook_priorities`).
+    pub const FILTER_BRIDGED: i32 = -200;
     /// Source translation in postrouting.
     pub const SRCNAT: i32 = 100;
 }

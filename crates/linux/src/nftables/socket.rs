@@ -378,6 +378,51 @@ impl Nftables {
         )
     }
 
+    /// Whether a table is held by who made it ([`Batch::add_held_table`]); `None` when
+    /// it is not there.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub fn is_held(&mut self, family: Family, table: &str) -> Result<Option<bool>, Error> {
+        let sequence = self.socket.next_sequence();
+        let mut writer = Writer::default();
+        let open = writer.open_message(message(MSG_GETTABLE), 0, sequence, family.number(), 0);
+        writer.put_text(1, table);
+        writer.close_message(open);
+        let mut held = None;
+        let answer = self.socket.request(&writer.bytes, sequence, true, |m| {
+            // NFTA_TABLE_OWNER
+            held = Some(m.attributes().find(7).is_some());
+        });
+        match answer {
+            Ok(Err(refusal)) if refusal.errno != rustix::io::Errno::NOENT.raw_os_error() => {
+                Err(refusal.error())
+            }
+            Ok(_) => Ok(held),
+            Err(source) => Err(source),
+        }
+        .map_err(|source| Error::Socket {
+            doing: format!("looking for table {} {table}", family.name()),
+            source,
+        })
+    }
+
+    /// Deletes a table with all that is in it; returns whether there was one.
+    ///
+    /// # Errors
+    /// If the kernel refuses, as it does while another holds the table
+    /// ([`Batch::add_held_table`]).
+    pub fn remove_table(&mut self, family: Family, table: &str) -> Result<bool, Error> {
+        let mut batch = Batch::new(family, table, None);
+        batch.delete_table();
+        match self.commit(batch) {
+            Err(error) if error.errno() == Some(rustix::io::Errno::NOENT.raw_os_error()) => {
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
+    }
+
     /// The chains of a table.
     ///
     /// # Errors
@@ -495,8 +540,8 @@ impl Nftables {
     }
 
     /// Chains of others that may do something about forwarded packets of established
-    /// connections, sorted. Tables of family `inet` are ours if `own` says so, rules
-    /// that lead to a chain if its name begins with `own_chains`. A chain is passed
+    /// connections, sorted. Tables of families `inet` and `bridge` are ours if `own` says
+    /// so of their names, rules that lead to a chain if its name begins with `own_chains`. A chain is passed
     /// over that is for translation, which is decided with a connection's first
     /// packet, has no rules and accepts, or begins with accepting all established
     /// connections in nftables' own words.
@@ -524,7 +569,7 @@ impl Nftables {
                     && hooks.contains(&hook)
                     && attributes.text(7).as_deref() != Some("nat")
                     && let (Some(table), Some(chain)) = (attributes.text(1), attributes.text(3))
-                    && !(*family == "inet" && own(&table))
+                    && !(["inet", "bridge"].contains(family) && own(&table))
                 {
                     let drops = attributes.u32(5) == Some(0); // NF_DROP
                     let checkpoint = Checkpoint {

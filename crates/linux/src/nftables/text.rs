@@ -15,6 +15,7 @@ use super::object::{Chain, DataType, Element, MapData, Rule, Set, Value};
 enum Format {
     Address4,
     Address6,
+    EtherType,
     Protocol,
     Port,
     Family,
@@ -66,6 +67,13 @@ fn constant(format: Format, bytes: &[u8]) -> String {
             .map_or_else(|_| raw(), |octets| Ipv4Addr::from(octets).to_string()),
         Format::Address6 => <[u8; 16]>::try_from(bytes)
             .map_or_else(|_| raw(), |octets| Ipv6Addr::from(octets).to_string()),
+        Format::EtherType => match bytes {
+            [0x08, 0x00] => "ip".to_owned(),
+            [0x86, 0xdd] => "ip6".to_owned(),
+            [0x81, 0x00] => "8021q".to_owned(),
+            [0x88, 0xa8] => "8021ad".to_owned(),
+            _ => raw(),
+        },
         Format::Protocol => match bytes.first() {
             Some(1) => "icmp".to_owned(),
             Some(6) => "tcp".to_owned(),
@@ -257,6 +265,7 @@ pub fn render_rule(rule: &Rule, sets: &[Set]) -> String {
             }
             Expression::Meta { key, into } => {
                 let (text, format, length) = match key {
+                    Meta::Protocol => ("meta protocol", Format::EtherType, 2),
                     Meta::Mark => ("meta mark", Format::Number, 4),
                     Meta::OutInterfaceName => ("oifname", Format::Interface, 16),
                     Meta::InInterfaceName => ("iifname", Format::Interface, 16),

@@ -457,6 +457,7 @@ impl Walker<'_> {
                     bytes
                 };
                 let bytes = match key {
+                    Meta::Protocol => return Outcome::Breaks,
                     Meta::Mark => vec![0; 4],
                     Meta::OutInterfaceName => name(&packet.out_interface),
                     Meta::InInterfaceName => return Outcome::Breaks,
