@@ -12,6 +12,7 @@
 //! - `run`: the loop, which writes the CNI configuration, whose presence says
 //!   that the node is ready for pods, when everything else is in force for the
 //!   first time;
+//! - `bridge_guard`: holds what spares pods of a bridge settings of their own;
 //! - `ipam_audit`: frees the addresses of pods that vanished without a trace;
 //! - `policy_socket`: tells the CNI plugin when a pod's policies are in force;
 //! - `health`: what it says about itself over HTTP, and `metrics`;
