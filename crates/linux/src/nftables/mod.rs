@@ -10,6 +10,7 @@
 
 mod batch;
 mod expression;
+mod foreign;
 mod object;
 mod socket;
 mod text;
@@ -20,9 +21,10 @@ pub use expression::{
     Comparison, Conntrack, Expression, FibAddress, Found, Header, Meta, NAT_FULLY_RANDOM,
     NatFamily, RTN_LOCAL, Register, Reject, Verdict, ct_state, ct_status,
 };
+pub use foreign::{Checkpoint, Obstacle};
 pub use object::{
     Base, Chain, ChainKind, Count, DataType, Element, Family, Hook, MapData, Rule, Set, Value,
     priority, push_field,
 };
-pub use socket::{Checkpoint, Error, Generation, LiveChain, LiveRule, LiveSet, Nftables, Obstacle};
+pub use socket::{Error, Generation, LiveChain, LiveRule, LiveSet, Nftables};
 pub use text::{render_chain, render_element, render_rule, render_set};
