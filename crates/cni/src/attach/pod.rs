@@ -117,10 +117,11 @@ pub(super) fn wait(
 /// that it understands them (CVE-2020-10749), and no redirects. None of it can be said
 /// by netlink but what is among the [`requests`].
 ///
-/// Where the node is alone on the wire, or drops all that before it, there is no need, and the walk to the settings,
-/// which takes the kernel longer with every namespace, is spared: advertisements and
-/// IPv6's redirects are never forwarded, so they could come from the node alone, and
-/// IPv4's lead to whoever answers on the wire, which is the node.
+/// Where the node drops all that on its way, or is alone on the wire, there is no need,
+/// and the walk to the settings, which takes the kernel longer with every namespace, is
+/// spared. Alone, because advertisements and IPv6's redirects are never forwarded, so they
+/// could come from the node alone, and IPv4's lead to whoever answers on the wire, which
+/// is the node.
 fn listen_to_nobody(interface: &str, legs: &[Leg]) -> Result<(), Error> {
     if legs.iter().any(|leg| leg.address.addr().is_ipv4()) {
         // On hosts the kernel accepts redirects if it or the interface says so.
