@@ -1,5 +1,7 @@
 //! Holds what spares pods of a bridge settings of their own, see [`cni::bridge_guard`].
 
+use std::path::{Path, PathBuf};
+
 use cni::bridge_guard::{self, BridgeGuard, Holding};
 
 use crate::options::Attach;
@@ -9,15 +11,18 @@ use crate::worker::Problems;
 #[derive(Debug)]
 pub(crate) struct Keeper {
     attach: Attach,
+    /// Of all reservations.
+    directory: PathBuf,
     held: Option<BridgeGuard>,
     problems: Problems,
 }
 
 impl Keeper {
     /// Holds nothing yet.
-    pub(crate) fn new(attach: Attach) -> Self {
+    pub(crate) fn new(attach: Attach, directory: &Path) -> Self {
         Self {
             attach,
+            directory: directory.to_owned(),
             held: None,
             problems: Problems::default(),
         }
@@ -44,11 +49,11 @@ impl Keeper {
     }
 
     /// Returns why it is not held though it is wanted.
-    fn hold(&mut self) -> Result<Option<String>, linux::nftables::Error> {
+    fn hold(&mut self) -> Result<Option<String>, cni::error::Error> {
         if self.attach != Attach::Bridge && !bridge_guard::exists()? {
             return Ok(None);
         }
-        Ok(match bridge_guard::hold()? {
+        Ok(match bridge_guard::hold(&self.directory)? {
             Holding::Held(guard) => {
                 self.held = Some(guard);
                 None

@@ -21,7 +21,7 @@ const PERIOD: Duration = Duration::from_secs(5 * 60);
 /// Audits until the other end of `stop` is gone, and holds the [`bridge_guard`] as long.
 pub(crate) fn run(directory: &Path, attach: Attach, stop: &Receiver<()>) {
     let mut problems = Problems::default();
-    let mut guard = bridge_guard::Keeper::new(attach);
+    let mut guard = bridge_guard::Keeper::new(attach, directory);
     loop {
         guard.keep();
         let now = match audit::reclaim(directory) {

@@ -965,8 +965,8 @@ fn where_pods_are_attached_to_a_bridge_the_agent_holds_its_guard() {
     let host = Host::new();
     host.put_own();
     let held = || {
-        let held = host.namespace.run(bridge_guard::is_held);
-        held.expect("enterable")
+        let directory = host.options().ipam_dir;
+        bridge_guard::is_held(&directory, &host.namespace)
     };
     let wait_until_held = || {
         wait("the guard to be held", || match held() {

@@ -3,7 +3,7 @@
 //!
 //! A pod can be told by its own settings to heed no router advertisements and redirects,
 //! but the kernel takes longer to find those settings with every namespace there is. One
-//! table of the node says it for all pods, and costs an ADD one question.
+//! table of the node says it for all pods, and costs an ADD a look at one file.
 //!
 //! It is worth as much as it lasts. So podwire's agent holds it: as long as it does,
 //! nobody else can change it, and `nft flush ruleset` passes it over. When the agent
@@ -11,13 +11,25 @@
 //! a pod that is attached meanwhile gets settings of its own, as on a kernel that cannot
 //! hold tables.
 //!
+//! That the agent holds it the plugin knows by a lock on a file beside the reservations.
+//! The kernel could be asked as well, but closing the socket for that waits 10 to 20 ms
+//! whenever somebody has just deleted something from nftables.
+//!
 //! Source: RFC 792 (redirect), RFC 4861, 4.2 and 4.5; CVE-2020-10749.
 
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use linux::namespace::NetworkNamespace;
 use linux::nftables::{
-    Base, Batch, Chain, ChainKind, Comparison, Error, Expression, Family, Header, Hook, Meta,
+    self, Base, Batch, Chain, ChainKind, Comparison, Expression, Family, Header, Hook, Meta,
     Nftables, Register, Rule, Verdict, priority,
 };
 use rustix::io::Errno;
+
+use crate::error::Error;
 
 /// The table's name.
 pub const TABLE: &str = "podwire_bridge";
@@ -28,6 +40,8 @@ const FAMILY: Family = Family::Bridge;
 pub struct BridgeGuard {
     /// By whose end the kernel knows that the table is held no more.
     _socket: Nftables,
+    /// By whose lock the plugin knows that it is.
+    _note: File,
 }
 
 /// What became of holding the table.
@@ -38,15 +52,16 @@ pub enum Holding {
     /// Another process holds it.
     Taken,
     /// The kernel cannot: it has no rules on bridges, or is older than Linux 6.9.
-    Impossible(Error),
+    Impossible(nftables::Error),
 }
 
 /// Makes the table in the calling thread's network namespace and holds it. One that
-/// nobody holds is replaced, in one instant.
+/// nobody holds is replaced, in one instant. `directory` is that of all reservations.
 ///
 /// # Errors
-/// If the kernel refuses for another reason than those of [`Holding`].
-pub fn hold() -> Result<Holding, Error> {
+/// If the kernel refuses for another reason than those of [`Holding`], or it cannot be
+/// noted in the directory.
+pub fn hold(directory: &Path) -> Result<Holding, Error> {
     let mut socket = Nftables::open()?;
     let mut batch = Batch::new(FAMILY, TABLE, None);
     batch.delete_table_if_any();
@@ -55,7 +70,10 @@ pub fn hold() -> Result<Holding, Error> {
         batch.add_chain_with_rules(&chain);
     }
     let Err(error) = socket.commit(batch) else {
-        return Ok(Holding::Held(BridgeGuard { _socket: socket }));
+        return Ok(Holding::Held(BridgeGuard {
+            _socket: socket,
+            _note: note(directory)?,
+        }));
     };
     let errno = error.errno();
     let is = |errors: &[Errno]| errors.iter().any(|e| Some(e.raw_os_error()) == errno);
@@ -71,31 +89,72 @@ pub fn hold() -> Result<Holding, Error> {
     ]) {
         return Ok(Holding::Impossible(error));
     }
-    Err(error)
+    Err(error.into())
 }
 
-/// Whether somebody holds the table, in the calling thread's network namespace.
+/// The file whose lock says that the table is held. No network has a name like this.
+fn note_path(directory: &Path) -> PathBuf {
+    directory.join(".bridge-guard")
+}
+
+/// Notes, under a lock, that the table of the calling thread's namespace is held. The
+/// file is new each time, so that nobody's look at the last one keeps this from its lock.
+fn note(directory: &Path) -> Result<File, Error> {
+    let here = NetworkNamespace::current()?;
+    let path = note_path(directory);
+    let aside = directory.join(".bridge-guard.new");
+    let write = || -> io::Result<File> {
+        fs::create_dir_all(directory)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&aside)?;
+        file.try_lock()?;
+        write!(file, "{}", here.identity()?)?;
+        fs::rename(&aside, &path)?;
+        Ok(file)
+    };
+    write().map_err(|error| {
+        Error::Io(format!(
+            "cannot note in {} that table bridge {TABLE} is held: {error}",
+            path.display()
+        ))
+    })
+}
+
+/// Whether somebody holds the table of the node's namespace. `directory` is that of all
+/// reservations.
 #[must_use]
-pub fn is_held() -> bool {
-    let held = Nftables::open().and_then(|mut socket| socket.is_held(FAMILY, TABLE));
-    // Who cannot be asked holds nothing: the pod gets settings of its own.
-    matches!(held, Ok(Some(true)))
+pub fn is_held(directory: &Path, node: &NetworkNamespace) -> bool {
+    // What cannot be read says nothing: the pod gets settings of its own.
+    let Ok(mut note) = File::open(note_path(directory)) else {
+        return false;
+    };
+    if !matches!(note.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+        return false;
+    }
+    let mut held = String::new();
+    note.read_to_string(&mut held).is_ok()
+        && node
+            .identity()
+            .is_ok_and(|identity| held == identity.to_string())
 }
 
 /// Whether the table is there, held or not.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
-pub fn exists() -> Result<bool, Error> {
-    let mut socket = Nftables::open()?;
-    Ok(socket.is_held(FAMILY, TABLE)?.is_some())
+pub fn exists() -> Result<bool, nftables::Error> {
+    Nftables::open()?.has_table(FAMILY, TABLE)
 }
 
 /// Removes the table; returns whether there was one.
 ///
 /// # Errors
 /// If the kernel refuses, as it does while another process holds it.
-pub fn remove() -> Result<bool, Error> {
+pub fn remove() -> Result<bool, nftables::Error> {
     Nftables::open()?.remove_table(FAMILY, TABLE)
 }
 

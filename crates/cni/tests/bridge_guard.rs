@@ -19,10 +19,15 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 fn hold(node: &Node) -> BridgeGuard {
-    match node.namespace.run(bridge_guard::hold).unwrap().unwrap() {
+    match try_to_hold(node) {
         Holding::Held(guard) => guard,
         other => panic!("{other:?}"),
     }
+}
+
+fn try_to_hold(node: &Node) -> Holding {
+    let hold = || bridge_guard::hold(node.state.path()).unwrap();
+    node.namespace.run(hold).unwrap()
 }
 
 fn nft(namespace: &NetworkNamespace, arguments: &str) -> String {
@@ -91,6 +96,18 @@ fn a_pod_gets_settings_of_its_own_unless_somebody_holds_the_guard() {
     let _guard = hold(&node);
     node.call("ADD", &configuration, &again).ok();
     assert!(!has_own_settings(&again));
+    // A guard of another node that keeps its state in the same directory is none here.
+    let other = Node {
+        namespace: NetworkNamespace::create().unwrap(),
+        state: node.state,
+    };
+    let elsewhere = Pod::new("elsewhere");
+    other.call("ADD", &configuration, &elsewhere).ok();
+    assert!(has_own_settings(&elsewhere));
+    let node = Node {
+        state: other.state,
+        ..node
+    };
     // Which has no need of it.
     let mut configuration = node.configuration("routed");
     configuration["name"] = json!("routed");
@@ -119,7 +136,7 @@ fn nobody_takes_the_guard_away_from_who_holds_it() {
         );
     }
     assert_eq!(listed(), whole);
-    let second = namespace.run(bridge_guard::hold).unwrap().unwrap();
+    let second = try_to_hold(&node);
     assert!(matches!(second, Holding::Taken), "{second:?}");
     let refused = namespace.run(bridge_guard::remove).unwrap().unwrap_err();
     let text = refused.to_string();
@@ -129,7 +146,7 @@ fn nobody_takes_the_guard_away_from_who_holds_it() {
     // Left alone, it stays, until somebody wants it gone.
     drop(guard);
     assert!(listed().contains("nd-router-advert"));
-    assert!(!namespace.run(bridge_guard::is_held).unwrap());
+    assert!(!bridge_guard::is_held(node.state.path(), namespace));
     nft(namespace, "flush chain bridge podwire_bridge forward");
     // Who comes next has all of it.
     let guard = hold(&node);

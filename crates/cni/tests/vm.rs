@@ -40,14 +40,15 @@ mod guest {
     #[ignore = "run in a guest by the test above"]
     fn a_table_is_held_whole_or_not_at_all() {
         let node = Node::new();
-        let held = node.namespace.run(bridge_guard::hold).unwrap().unwrap();
+        let hold = || bridge_guard::hold(node.state.path()).unwrap();
+        let held = node.namespace.run(hold).unwrap();
         let tables = node.namespace.run(|| {
             let mut nftables = Nftables::open().unwrap();
             nftables.tables(Family::Bridge).unwrap()
         });
         let tables = tables.unwrap();
         assert_eq!(
-            node.namespace.run(bridge_guard::is_held).unwrap(),
+            bridge_guard::is_held(node.state.path(), &node.namespace),
             holds_tables()
         );
         match held {

@@ -49,7 +49,7 @@ struct Chain {
     mappings: bool,
     /// Whether there is podwire's agent.
     agent: bool,
-    _state: TempDir,
+    state: TempDir,
 }
 
 /// Where podwire's reservations and the reference's are kept: in memory, as
@@ -78,7 +78,7 @@ pub(crate) fn podwire(
         results: Mutex::default(),
         mappings,
         agent,
-        _state: state,
+        state,
     }))
 }
 
@@ -105,7 +105,7 @@ pub(crate) fn reference(mappings: bool) -> anyhow::Result<Box<dyn Subject>> {
         results: Mutex::default(),
         mappings,
         agent: false,
-        _state: state,
+        state,
     }))
 }
 
@@ -153,10 +153,13 @@ impl Subject for Chain {
     }
 
     fn agent(&self) -> anyhow::Result<Option<BridgeGuard>> {
-        Ok(match self.agent.then(bridge_guard::hold).transpose()? {
-            Some(Holding::Held(guard)) => Some(guard),
+        if !self.agent {
+            return Ok(None);
+        }
+        Ok(match bridge_guard::hold(&self.state.path().join("ipam"))? {
+            Holding::Held(guard) => Some(guard),
             // It gets along without.
-            Some(Holding::Taken | Holding::Impossible(_)) | None => None,
+            Holding::Taken | Holding::Impossible(_) => None,
         })
     }
 }

@@ -67,7 +67,7 @@ pub(super) fn attach(
         })
         .collect();
     let own = inner_index(inside, order, &cable)?;
-    let wire = match bridge_guard::is_held() {
+    let wire = match bridge_guard::is_held(&order.configuration.network.state, order.home) {
         true => Wire::Guarded,
         false => Wire::Shared,
     };

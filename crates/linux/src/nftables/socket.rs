@@ -311,27 +311,23 @@ impl Nftables {
         )
     }
 
-    /// Whether a table is held by who made it ([`Batch::add_held_table`]); `None` when
-    /// it is not there.
+    /// Whether a table is there.
     ///
     /// # Errors
     /// If the socket fails.
-    pub fn is_held(&mut self, family: Family, table: &str) -> Result<Option<bool>, Error> {
+    pub fn has_table(&mut self, family: Family, table: &str) -> Result<bool, Error> {
         let sequence = self.socket.next_sequence();
         let mut writer = Writer::default();
         let open = writer.open_message(message(MSG_GETTABLE), 0, sequence, family.number(), 0);
         writer.put_text(1, table);
         writer.close_message(open);
-        let mut held = None;
-        let answer = self.socket.request(&writer.bytes, sequence, true, |m| {
-            // NFTA_TABLE_OWNER
-            held = Some(m.attributes().find(7).is_some());
-        });
+        let answer = self.socket.request(&writer.bytes, sequence, true, |_| {});
         match answer {
-            Ok(Err(refusal)) if refusal.errno != rustix::io::Errno::NOENT.raw_os_error() => {
-                Err(refusal.error())
+            Ok(Err(refusal)) if refusal.errno == rustix::io::Errno::NOENT.raw_os_error() => {
+                Ok(false)
             }
-            Ok(_) => Ok(held),
+            Ok(Err(refusal)) => Err(refusal.error()),
+            Ok(Ok(())) => Ok(true),
             Err(source) => Err(source),
         }
         .map_err(|source| Error::Socket {
