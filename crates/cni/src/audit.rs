@@ -182,7 +182,7 @@ pub fn examine(root: &Path) -> Result<Findings, Error> {
     for store in Store::all(root)? {
         // The reservations first: what is added meanwhile has its interface then.
         let entries = store.entries()?;
-        let cables = cables(&mut socket)?;
+        let cables = attach::cables(&mut socket)?;
         for entry in entries {
             let reservation = entry.reservation;
             let Some(state) = state(&mut socket, &store, &cables, &reservation)? else {
@@ -230,7 +230,7 @@ pub(crate) fn leaks(store: &Store) -> Result<usize, Error> {
     let mut socket = Socket::open_route()?;
     // The reservations first, see [`examine`].
     let reservations = store.list()?;
-    let cables = cables(&mut socket)?;
+    let cables = attach::cables(&mut socket)?;
     let mut leaks = 0;
     for reservation in reservations {
         let state = state(&mut socket, store, &cables, &reservation)?;
@@ -266,7 +266,7 @@ pub fn reclaim(root: &Path) -> Result<Reclaimed, Error> {
     let mut reclaimed = Reclaimed::default();
     for store in Store::all(root)? {
         let reservations = store.list()?;
-        let cables = cables(&mut socket)?;
+        let cables = attach::cables(&mut socket)?;
         for reservation in reservations {
             let attachment = &reservation.attachment;
             if !has_cable(&reservation) {
@@ -306,15 +306,6 @@ fn has_cable(reservation: &Reservation) -> bool {
     [AttachMode::Macvlan, AttachMode::Direct]
         .into_iter()
         .all(|without| mode.map(String::as_str) != Some(without.as_str()))
-}
-
-fn cables(socket: &mut Socket) -> Result<HashMap<String, Link>, Error> {
-    let links = link::list(socket)?;
-    Ok(links
-        .into_iter()
-        .filter(|link| link.group != reaper::GROUP)
-        .map(|link| (link.name.clone(), link))
-        .collect())
 }
 
 /// Whether the sandbox's path leads to its namespace no more.

@@ -36,7 +36,7 @@ pub(crate) const NOTE_SANDBOX: &str = "sandbox";
 /// Note of a reservation: that namespace, as `/proc/PID/ns/net` shows it.
 pub(crate) const NOTE_NAMESPACE: &str = "namespace";
 /// Note of a reservation: the hardware address of the pod's interface.
-const NOTE_MAC: &str = "mac";
+pub(crate) const NOTE_MAC: &str = "mac";
 /// Note of a reservation: that an interface limits what the pod sends.
 const NOTE_LIMITED: &str = "limited";
 /// Note of a reservation: which pods share a cable (attach mode `direct`).

@@ -273,7 +273,9 @@ fn the_bridge_has_the_gateways_and_keeps_its_address_and_settings() {
 fn a_node_with_a_new_range_loses_the_old_ones_gateway() {
     let node = Node::new();
     let mut configuration = node.configuration("bridge");
-    node.call("ADD", &configuration, &Pod::new("one")).ok();
+    let one = Pod::new("one");
+    node.call("ADD", &configuration, &one).ok();
+    node.call("DEL", &configuration, &one).ok();
     configuration["ipam"]["ranges"] =
         json!([[{"subnet": "10.200.7.0/24"}], [{"subnet": "fd00:200:0:7::/64"}]]);
     let two = Pod::new("two");
@@ -659,4 +661,153 @@ fn macvlan_pods_are_beside_the_node_on_the_network_of_an_interface() {
     }
     node.settle();
     assert_eq!(node.reservations(), Vec::<String>::new());
+}
+
+/// What every pod of these reaches: its gateways, and the node.
+#[track_caller]
+fn assert_served(node: &Node, pods: &[(&Pod, &Value)]) {
+    for (pod, result) in pods {
+        for own in result["ips"].as_array().unwrap() {
+            let gateway = own["gateway"].as_str().unwrap().parse().unwrap();
+            assert_pings(&pod.namespace, gateway);
+        }
+        for address in addresses(result) {
+            assert_pings(&node.namespace, address);
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_comes_takes_no_other_pods_gateway_away() {
+    let node = Node::new();
+    let one = node.configuration("bridge");
+    let mut two = one.clone();
+    two["name"] = json!("more");
+    two["ipam"]["ranges"] = json!([[{"subnet": "10.201.1.0/24"}], [{"subnet": "fd00:201::/64"}]]);
+    // Of one network, where each pod is given its own range.
+    let mut three = one.clone();
+    three["ipam"]["ranges"] = json!([[{"subnet": "fd00:202::/64"}]]);
+    three["runtimeConfig"] = json!({"ipRanges": [[{"subnet": "10.202.1.0/24"}]]});
+    let networks = [("one", &one), ("two", &two), ("three", &three)];
+    let pods = networks.map(|(id, network)| {
+        let pod = Pod::new(id);
+        let result = node.call("ADD", network, &pod).ok();
+        (pod, network, result)
+    });
+    assert_served(
+        &node,
+        &[
+            (&pods[0].0, &pods[0].2),
+            (&pods[1].0, &pods[1].2),
+            (&pods[2].0, &pods[2].2),
+        ],
+    );
+    for (pod, network, _) in &pods[..2] {
+        node.call("DEL", network, pod).ok();
+    }
+    node.call("ADD", &three, &Pod::new("four")).ok();
+    let shown = ip(&node.namespace, "address show dev pwbr0").to_string();
+    assert!(
+        !shown.contains("10.200.1.1") && !shown.contains("fd00:201::1"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn the_pod_for_which_a_lost_bridge_is_made_anew_brings_it_back_to_all() {
+    let node = Node::new();
+    let mut configuration = node.configuration("bridge");
+    let (one, two) = (Pod::new("one"), Pod::new("two"));
+    let first = node.call("ADD", &configuration, &one).ok();
+    shell(&node, "ip link del pwbr0");
+    assert_eq!(
+        node.plugin(&configuration, &[("CNI_COMMAND", "STATUS")])
+            .code(),
+        51
+    );
+    let second = node.call("ADD", &configuration, &two).ok();
+    assert_served(&node, &[(&one, &first), (&two, &second)]);
+    for (near, far) in addresses(&first).into_iter().zip(addresses(&second)) {
+        assert_eq!(connect(&one.namespace, &two.namespace, far), near);
+    }
+    // All is as the first ADD made it.
+    configuration["prevResult"] = first;
+    node.call("CHECK", &configuration, &one).ok();
+    for pod in [&one, &two] {
+        node.call("DEL", &configuration, pod).ok();
+    }
+    node.assert_clean();
+}
+
+fn shell(node: &Node, command: &str) {
+    let run = || Command::new("sh").args(["-c", command]).status().unwrap();
+    assert!(node.namespace.run(run).unwrap().success(), "{command}");
+}
+
+/// Runs the plugin for one of a pod's interfaces.
+fn call(node: &Node, command: &str, configuration: &Value, pod: &Pod, interface: &str) -> Value {
+    let outcome = node.plugin(
+        configuration,
+        &[
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", &pod.id),
+            ("CNI_NETNS", &pod.path()),
+            ("CNI_IFNAME", interface),
+        ],
+    );
+    outcome.ok()
+}
+
+#[rstest]
+fn a_pod_has_interfaces_of_several_networks_and_leads_everywhere_by_the_first(
+    #[values("bridge", "routed")] first: &str,
+    #[values("bridge", "routed")] second: &str,
+) {
+    let node = Node::new();
+    let one = node.configuration(first);
+    let mut two = node.configuration(second);
+    two["name"] = json!("more");
+    two["bridge"] = json!("pwbr1");
+    two["ipam"]["ranges"] = json!([[{"subnet": "10.201.1.0/24"}], [{"subnet": "fd00:201::/64"}]]);
+    two["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0", "mtu": 1400}]);
+    let (both, peer) = (Pod::new("both"), Pod::new("peer"));
+    let there = addresses(&call(&node, "ADD", &two, &peer, "eth0"));
+    let attachments = [("eth0", &one), ("net1", &two), ("net2", &two)];
+    let results = attachments.map(|(interface, network)| {
+        let result = call(&node, "ADD", network, &both, interface);
+        (interface, network, result)
+    });
+    let own: Vec<_> = results.iter().map(|(.., r)| addresses(r)).collect();
+    let leads = |target: &str| {
+        let shown = ip(&both.namespace, &format!("route get {target}"));
+        shown[0]["dev"].as_str().unwrap().to_owned()
+    };
+    for (family, everywhere) in ["203.0.113.1", "2001:db8:1::1"].into_iter().enumerate() {
+        assert_eq!(leads(everywhere), "eth0");
+        // The networks' own pods, by the networks' own interfaces.
+        assert_eq!(
+            connect(&both.namespace, &peer.namespace, there[family]),
+            own[1][family]
+        );
+        for address in &own {
+            assert_pings(&node.namespace, address[family]);
+            assert_pings(&peer.namespace, address[family]);
+        }
+    }
+    for (interface, network, result) in &results {
+        let mut network = (*network).clone();
+        network["prevResult"] = result.clone();
+        call(&node, "CHECK", &network, &both, interface);
+    }
+    // What is left leads everywhere when the first one goes.
+    call(&node, "DEL", &one, &both, "eth0");
+    assert_eq!([leads("203.0.113.1"), leads("2001:db8:1::1")], ["net1"; 2]);
+    for pod in [&both, &peer] {
+        for interface in ["eth0", "net1", "net2"] {
+            call(&node, "DEL", &two, pod, interface);
+        }
+    }
+    node.settle();
+    let more = std::fs::read_dir(node.state.path().join("more/attachments")).unwrap();
+    assert_eq!(more.count(), 0);
 }

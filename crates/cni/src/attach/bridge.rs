@@ -14,11 +14,12 @@
 
 use std::net::IpAddr;
 
+use ipam::{Reservation, Store};
 use ipnet::IpNet;
 use linux::address::{self, Address};
 use linux::link::{self, Bridge, BridgePort, Link, MacAddress};
 use linux::neighbour;
-use linux::netlink::Socket;
+use linux::netlink::{Request, Socket};
 use linux::sysctl::{Family, Setting};
 use sha2::{Digest as _, Sha256};
 
@@ -28,8 +29,9 @@ use super::{
     wait_for_carrier,
 };
 use crate::bridge_guard;
-use crate::configuration::Configuration;
+use crate::configuration::{AttachMode, Configuration, Network};
 use crate::error::Error;
+use crate::plugin::{NOTE_ATTACH, NOTE_BRIDGE, NOTE_MAC};
 use crate::result::{AddResult, Interface};
 
 pub(super) fn attach(
@@ -41,21 +43,14 @@ pub(super) fn attach(
     node::enable_forwarding(socket, order.addresses)?;
     let bridge = ensure_bridge(socket, order.configuration)?;
     let cable = make_cable(socket, order, Some(bridge.index))?;
-    let mut requests = vec![link::set_port(
-        cable.index,
-        BridgePort {
-            multicast: order.configuration.multicast,
-            hairpin: true,
-            isolated: order.configuration.isolate_ports,
-        },
-    )];
+    let mut requests = vec![set_port(&cable, order.configuration)];
     requests.extend(label(order, cable.index));
     requests.push(link::set_up(cable.index));
     requests.extend(order.addresses.iter().map(|reserved| {
         neighbour::set_permanent(bridge.index, reserved.address.addr(), order.pod_mac())
     }));
     execute_without_link_local(socket, &cable, requests)?;
-    let legs: Vec<_> = order
+    let mut legs: Vec<_> = order
         .addresses
         .iter()
         .map(|reserved| Leg {
@@ -64,6 +59,7 @@ pub(super) fn attach(
             gateway: Some(reserved.gateway),
             // The bridge may be made anew under a living pod: it asks.
             gateway_mac: None,
+            further: None,
         })
         .collect();
     let own = inner_index(inside, order, &cable)?;
@@ -71,7 +67,7 @@ pub(super) fn attach(
         true => Wire::Guarded,
         false => Wire::Shared,
     };
-    pod::furnish(inside, order, own, wire, &legs)?;
+    pod::furnish(inside, order, own, wire, &mut legs)?;
     wait_for_carrier(socket, &[&cable, &bridge])?;
     pod::wait(inside, order, own, &legs)?;
     let interfaces = vec![
@@ -79,6 +75,15 @@ pub(super) fn attach(
         Interface::of_node(&cable.name, cable.mac, cable.mtu),
     ];
     Ok(result(order, interfaces, cable.mtu, &legs))
+}
+
+fn set_port(cable: &Link, configuration: &Configuration) -> Request {
+    let port = BridgePort {
+        multicast: configuration.multicast,
+        hairpin: true,
+        isolated: configuration.isolate_ports,
+    };
+    link::set_port(cable.index, port)
 }
 
 /// Isolated ports and `br_netfilter` do not go together: with it, a packet to a
@@ -105,7 +110,8 @@ pub(super) fn serveable(configuration: &Configuration) -> Result<(), Error> {
 }
 
 /// Finds or makes the bridge, with the gateways' addresses and no others (a
-/// node that was given a new range must not keep the old one's).
+/// node that was given a new range must not keep the old one's) but those of pods
+/// that are there: of other networks, or of ranges that only they were given.
 fn ensure_bridge(socket: &mut Socket, configuration: &Configuration) -> Result<Link, Error> {
     let name = &configuration.network.bridge;
     let mut made = false;
@@ -143,13 +149,27 @@ fn ensure_bridge(socket: &mut Socket, configuration: &Configuration) -> Result<L
         .collect();
     let present = address::list(socket, Some(bridge.index))?;
     let mut requests = Vec::new();
-    for address in &present {
-        let ours = wanted.contains(&address.address);
-        let link_local =
-            matches!(address.address.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-        if !ours && !link_local {
-            requests.push(address::delete(bridge.index, address.address));
+    let foreign = |address: &IpNet| {
+        let link_local = matches!(address.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+        !wanted.contains(address) && !link_local
+    };
+    let others: Vec<_> = present
+        .iter()
+        .map(|address| address.address)
+        .filter(foreign)
+        .collect();
+    let unplugged = made || !bridge.operational;
+    // Both are rare, and asking takes longer the more pods there are.
+    if unplugged || !others.is_empty() {
+        let pods = pods(socket, &configuration.network)?;
+        let ports = pods.iter().filter(|(_, cable)| cable.master.is_some());
+        let served: Vec<_> = ports.flat_map(|(pod, _)| &pod.addresses).collect();
+        for other in others {
+            if !served.iter().any(|address| other.contains(*address)) {
+                requests.push(address::delete(bridge.index, other));
+            }
         }
+        plug_in(socket, configuration, &bridge, &pods)?;
     }
     for address in wanted {
         if !present.iter().any(|a| a.address == address && !a.tentative) {
@@ -169,6 +189,45 @@ fn ensure_bridge(socket: &mut Socket, configuration: &Configuration) -> Result<L
         }
     }
     Ok(bridge)
+}
+
+/// The pods of a network's bridge whose cables the node has, with these.
+fn pods(socket: &mut Socket, network: &Network) -> Result<Vec<(Reservation, Link)>, Error> {
+    let mut cables = super::cables(socket)?;
+    let mut pods = Vec::new();
+    for store in Store::all(&network.state)? {
+        pods.extend(store.list()?.into_iter().filter_map(|pod| {
+            let has = |note, value: &str| pod.notes.get(note).is_some_and(|v| v == value);
+            let here =
+                has(NOTE_ATTACH, AttachMode::Bridge.as_str()) && has(NOTE_BRIDGE, &network.bridge);
+            let name = super::host_interface(&pod.attachment);
+            let cable = here.then(|| cables.remove(&name)).flatten()?;
+            Some((pod, cable))
+        }));
+    }
+    Ok(pods)
+}
+
+/// Makes pods ports of the bridge that it lost: somebody deleted it, and it was made
+/// anew. What the kernel refuses of them must not keep the pod from coming for which it
+/// was made.
+fn plug_in(
+    socket: &mut Socket,
+    configuration: &Configuration,
+    bridge: &Link,
+    pods: &[(Reservation, Link)],
+) -> Result<(), Error> {
+    let mut requests = Vec::new();
+    for (pod, cable) in pods.iter().filter(|(_, cable)| cable.master.is_none()) {
+        let mac = pod.notes.get(NOTE_MAC).and_then(|mac| mac.parse().ok());
+        let mac = super::pod_mac(&pod.attachment, mac);
+        requests.push(link::set_master(cable.index, Some(bridge.index)));
+        requests.push(set_port(cable, configuration));
+        let neighbour = |address: &IpAddr| neighbour::set_permanent(bridge.index, *address, mac);
+        requests.extend(pod.addresses.iter().map(neighbour));
+    }
+    socket.attempt_all(&requests)?;
+    Ok(())
 }
 
 /// The bridge routes between its own ports: it must not tell pods that they

@@ -79,7 +79,7 @@ pub(super) fn attach(
             "the cable of pair {pair:?} is taken and made again all the time"
         )));
     }
-    let legs: Vec<_> = order
+    let mut legs: Vec<_> = order
         .addresses
         .iter()
         .map(|reserved| Leg {
@@ -87,10 +87,11 @@ pub(super) fn attach(
             on_wire: true,
             gateway: None,
             gateway_mac: None,
+            further: None,
         })
         .collect();
     let own = pod::interface(inside, order)?;
-    pod::furnish(inside, order, own.index, Wire::Shared, &legs)?;
+    pod::furnish(inside, order, own.index, Wire::Shared, &mut legs)?;
     pod::wait(inside, order, own.index, &legs)?;
     Ok(result(order, Vec::new(), own.mtu, &legs))
 }

@@ -30,7 +30,7 @@ pub(super) fn attach(
         namespace: Some(order.namespace),
     };
     socket.execute(&link::add_macvlan(&end, parent.index, configuration.mode))?;
-    let legs: Vec<_> = order
+    let mut legs: Vec<_> = order
         .addresses
         .iter()
         .map(|reserved| Leg {
@@ -38,10 +38,11 @@ pub(super) fn attach(
             on_wire: true,
             gateway: Some(reserved.gateway),
             gateway_mac: None,
+            further: None,
         })
         .collect();
     let own = pod::interface(inside, order)?.index;
-    pod::furnish(inside, order, own, Wire::Shared, &legs)?;
+    pod::furnish(inside, order, own, Wire::Shared, &mut legs)?;
     pod::wait(inside, order, own, &legs)?;
     Ok(result(order, Vec::new(), mtu, &legs))
 }

@@ -18,6 +18,7 @@ mod node;
 mod pod;
 mod routed;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -262,6 +263,16 @@ pub fn cable(socket: &mut Socket, attachment: &Attachment) -> Result<Option<link
     Ok(found.filter(|cable| cable.group != reaper::GROUP))
 }
 
+/// The node's interfaces that are not set aside, by name: ends of cables among them.
+pub(crate) fn cables(socket: &mut Socket) -> Result<HashMap<String, link::Link>, Error> {
+    let links = link::list(socket)?;
+    Ok(links
+        .into_iter()
+        .filter(|link| link.group != reaper::GROUP)
+        .map(|link| (link.name.clone(), link))
+        .collect())
+}
+
 /// Whether an interface's name is that of a node's end of a cable.
 pub fn is_host_interface(name: &str) -> bool {
     name.strip_prefix(HOST_INTERFACE)
@@ -457,9 +468,14 @@ fn result(
             interface: Some(index),
         });
         if let Some(gateway) = leg.gateway {
-            result
-                .routes
-                .push(Route::new(pod::any(gateway), Some(gateway)));
+            let mut default = Route::new(pod::any(gateway), Some(gateway));
+            if let Some(further) = leg.further {
+                let subnet = further.subnet.map(|net| Route::new(net, Some(gateway)));
+                result.routes.extend(subnet);
+                let priority = further.metric.into();
+                default.other.insert("priority".to_owned(), priority);
+            }
+            result.routes.push(default);
         }
     }
     for route in &order.configuration.routes {

@@ -26,6 +26,18 @@ pub(super) struct Leg {
     pub(super) gateway: Option<IpAddr>,
     /// Its hardware address when it is known for certain.
     pub(super) gateway_mac: Option<MacAddress>,
+    /// What [`furnish`] found when the pod leads everywhere by another interface already.
+    pub(super) further: Option<Further>,
+}
+
+/// An interface of a pod that has another one, by which it goes on to lead everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Further {
+    /// Of this one's default route, which counts when the others are gone.
+    pub(super) metric: u32,
+    /// What this one leads to by its gateway: its subnet, unless another interface has an
+    /// address there.
+    pub(super) subnet: Option<IpNet>,
 }
 
 /// Whom a pod's interface can hear from, below IP.
@@ -52,8 +64,9 @@ pub(super) fn furnish(
     order: &Order<'_>,
     index: u32,
     wire: Wire,
-    legs: &[Leg],
+    legs: &mut [Leg],
 ) -> Result<(), Error> {
+    find_others(inside, order, legs)?;
     let interface = &order.attachment.interface;
     if wire == Wire::Shared {
         order
@@ -79,6 +92,37 @@ pub(super) fn furnish(
         Some((_, error)) => Err(error.into()),
         None => Ok(()),
     }
+}
+
+/// Looks for other interfaces of the pod that lead everywhere.
+fn find_others(inside: &mut Socket, order: &Order<'_>, legs: &mut [Leg]) -> Result<(), Error> {
+    if legs.iter().all(|leg| leg.gateway.is_none()) {
+        return Ok(());
+    }
+    let filter = Filter {
+        table: Some(route::TABLE_MAIN),
+        ..Filter::default()
+    };
+    let mut defaults = route::list(inside, filter)?;
+    defaults.retain(|route| route.destination.prefix_len() == 0);
+    if defaults.is_empty() {
+        return Ok(());
+    }
+    // This one has none yet.
+    let addresses = address::list(inside, None)?;
+    for (leg, reserved) in legs.iter_mut().zip(order.addresses) {
+        let subnet = reserved.address.trunc();
+        let metrics = defaults
+            .iter()
+            .filter(|route| route.destination == any(subnet.addr()))
+            .map(|route| route.metric.unwrap_or(0));
+        let elsewhere = addresses.iter().any(|a| subnet.contains(&a.address.addr()));
+        leg.further = metrics.max().map(|last| Further {
+            metric: last.saturating_add(1),
+            subnet: (!leg.on_wire && !elsewhere).then_some(subnet),
+        });
+    }
+    Ok(())
 }
 
 /// The pod's interface, where the node has none that names it.
@@ -173,7 +217,11 @@ fn requests(order: &Order<'_>, own: u32, wire: Wire, legs: &[Leg]) -> Vec<Reques
             continue;
         }
         if let Some(hop) = hop(configured, legs) {
-            requests.push(route::replace(&configured_route(own, configured, hop)));
+            let mut route = configured_route(own, configured, hop);
+            if is_in_place(configured) {
+                route.metric = further(configured.dst.addr(), legs).map(|further| further.metric);
+            }
+            requests.push(route::replace(&route));
         }
     }
     requests
@@ -205,6 +253,13 @@ fn hop(route: &ConfiguredRoute, legs: &[Leg]) -> Option<Hop> {
     family.find_map(|leg| leg.gateway).map(Hop::Gateway)
 }
 
+/// Whether the pod has another interface that leads everywhere in a family.
+fn further(like: IpAddr, legs: &[Leg]) -> Option<Further> {
+    legs.iter()
+        .filter(|leg| leg.address.addr().is_ipv4() == like.is_ipv4())
+        .find_map(|leg| leg.further)
+}
+
 /// Whether the pod gets a configured route.
 pub(super) fn is_of(route: &ConfiguredRoute, legs: &[Leg]) -> bool {
     hop(route, legs).is_some()
@@ -227,19 +282,23 @@ fn configured_route(own: u32, configured: &ConfiguredRoute, hop: Hop) -> Route {
     route
 }
 
+/// Whether a configured route says more of the default route that there is.
+fn is_in_place(configured: &ConfiguredRoute) -> bool {
+    configured.gw.is_none()
+        && configured.dst.prefix_len() == 0
+        && configured
+            .table
+            .is_none_or(|table| table == route::TABLE_MAIN)
+        && configured.priority.is_none_or(|priority| priority == 0)
+}
+
 /// Puts a configured route among a result's: the default route again, when it says
 /// more of that.
 pub(super) fn note(routes: &mut Vec<result::Route>, configured: &ConfiguredRoute) {
     let mut route = result::Route::new(configured.dst, configured.gw);
     route.other = configured.details();
-    let in_place = configured.gw.is_none()
-        && configured.dst.prefix_len() == 0
-        && configured
-            .table
-            .is_none_or(|table| table == route::TABLE_MAIN)
-        && configured.priority.is_none_or(|priority| priority == 0);
     match routes.iter_mut().find(|r| r.destination == configured.dst) {
-        Some(default) if in_place => default.other = route.other,
+        Some(default) if is_in_place(configured) => default.other.extend(route.other),
         _ => routes.push(route),
     }
 }
@@ -254,13 +313,21 @@ fn routes(own: u32, leg: &Leg) -> Vec<Route> {
     let Some(gateway) = leg.gateway else {
         return routes;
     };
+    // Other interfaces may have the same gateway.
+    let last = |mut route: Route| {
+        route.metric = leg.further.map(|further| further.metric);
+        route.dev(own).protocol(STATIC)
+    };
     // IPv6 reaches link-local gateways without a route.
     let link_local = matches!(gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local());
     let on_wire = leg.on_wire && leg.address.contains(&gateway);
     if !(link_local || on_wire) {
-        routes.push(Route::to(IpNet::from(gateway)).dev(own).protocol(STATIC));
+        routes.push(last(Route::to(IpNet::from(gateway))));
     }
-    routes.push(Route::default_of(gateway).dev(own).protocol(STATIC));
+    if let Some(subnet) = leg.further.and_then(|further| further.subnet) {
+        routes.push(Route::to(subnet).via(gateway).dev(own).protocol(STATIC));
+    }
+    routes.push(last(Route::default_of(gateway)));
     routes
 }
 

@@ -40,7 +40,7 @@ pub(super) fn attach(
     node::enable_forwarding(socket, order.addresses)?;
     let cable = make_cable(socket, order, None)?;
     let proxy_arp = order.configuration.proxy_arp;
-    let legs: Vec<_> = order
+    let mut legs: Vec<_> = order
         .addresses
         .iter()
         .map(|reserved| Leg {
@@ -48,6 +48,7 @@ pub(super) fn attach(
             on_wire: false,
             gateway: Some(gateway(reserved.address.addr())),
             gateway_mac: (!proxy_arp).then(|| mac_of(order.attachment, "node")),
+            further: None,
         })
         .collect();
     // The node's side first: the pod is reachable the moment it can speak. The label
@@ -71,7 +72,7 @@ pub(super) fn attach(
         execute_without_link_local(socket, &cable, requests)?;
     }
     let own = inner_index(inside, order, &cable)?;
-    pod::furnish(inside, order, own, Wire::Node, &legs)?;
+    pod::furnish(inside, order, own, Wire::Node, &mut legs)?;
     wait_for_carrier(socket, &[&cable])?;
     pod::wait(inside, order, own, &legs)?;
     let interfaces = vec![Interface::of_node(&cable.name, cable.mac, cable.mtu)];
