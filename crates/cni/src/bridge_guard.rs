@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 
 use linux::namespace::NetworkNamespace;
 use linux::nftables::{
-    self, Base, Batch, Chain, ChainKind, Comparison, Expression, Family, Header, Hook, Meta,
-    Nftables, Register, Rule, Verdict, priority,
+    self, Base, Batch, Chain, ChainKind, Expression, Family, Header, Hook, Meta, Nftables,
+    Register, Rule, Verdict, priority,
 };
 use rustix::io::Errno;
 
@@ -189,16 +189,16 @@ fn rules() -> Vec<Rule> {
     let message = |protocol: [u8; 2], transport: u8, kind: u8| {
         dropped(vec![
             load(Meta::Protocol),
-            equal(&protocol),
+            Expression::equal(REGISTER, protocol),
             load(Meta::TransportProtocol),
-            equal(&[transport]),
+            Expression::equal(REGISTER, [transport]),
             Expression::Payload {
                 header: Header::Transport,
                 offset: 0,
                 length: 1,
                 into: REGISTER,
             },
-            equal(&[kind]),
+            Expression::equal(REGISTER, [kind]),
         ])
     };
     let mut rules = vec![
@@ -208,16 +208,19 @@ fn rules() -> Vec<Rule> {
     ];
     // Of a frame with two tags only the outer one is taken off before it is looked at.
     // The pod takes off as many as there are, as long as they name no VLAN.
-    rules.extend(TAGS.map(|tag| dropped(vec![load(Meta::Protocol), equal(&tag)])));
+    rules.extend(
+        TAGS.map(|tag| dropped(vec![load(Meta::Protocol), Expression::equal(REGISTER, tag)])),
+    );
     rules
 }
 
-/// Drops what matches and leaves by a pod's cable.
+/// Drops what matches and leaves by a pod's cable, or by another interface of podwire: a
+/// tunnel that is a bridge's port has no use for it either.
 fn dropped(mut matches: Vec<Expression>) -> Rule {
     matches.extend([
         load(Meta::OutInterfaceName),
         // The beginning of the name.
-        equal(crate::attach::HOST_INTERFACE.as_bytes()),
+        Expression::equal(REGISTER, crate::attach::HOST_INTERFACE.as_bytes()),
         Expression::Verdict(Verdict::Drop),
     ]);
     Rule::new(matches)
@@ -229,13 +232,5 @@ fn load(key: Meta) -> Expression {
     Expression::Meta {
         key,
         into: REGISTER,
-    }
-}
-
-fn equal(value: &[u8]) -> Expression {
-    Expression::Compare {
-        comparison: Comparison::Equal,
-        from: REGISTER,
-        value: value.to_vec(),
     }
 }

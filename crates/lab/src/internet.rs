@@ -18,7 +18,7 @@ use linux::address::{self, Address};
 use linux::link::{self, VethEnd};
 use linux::namespace::NetworkNamespace;
 use linux::netlink::{self, Socket};
-use linux::nftables::{self, Batch, Nftables};
+use linux::nftables::{self, Nftables};
 use linux::route::{self, Kind, Route};
 use linux::sysctl::{self, Family, Setting};
 use serde::{Deserialize, Serialize};
@@ -290,12 +290,7 @@ pub(crate) fn close(name: &str) -> Result<(), Error> {
     let mut record = Record::load(&ledger.path)?;
     if record.labs.contains(name) {
         link::delete_by_name(&mut Socket::open_route()?, &interface(name))?;
-        let mut nft = Nftables::open()?;
-        if nft.tables(nftables::Family::Inet)?.contains(&table(name)) {
-            let mut batch = Batch::new(nftables::Family::Inet, table(name), None);
-            batch.delete_table();
-            nft.commit(batch)?;
-        }
+        Nftables::open()?.remove_table(nftables::Family::Inet, &table(name))?;
         record.labs.remove(name);
         if record.labs.is_empty() {
             for (family, before) in [(Family::V4, record.v4), (Family::V6, record.v6)] {

@@ -58,11 +58,6 @@ impl Probe {
 
 /// One rule with every expression that may stand together, in pieces.
 fn rules() -> Vec<Rule> {
-    let compare = |from, value: &[u8]| Expression::Compare {
-        comparison: Comparison::Equal,
-        from: Register(from),
-        value: value.to_vec(),
-    };
     let mut loopback = b"lo".to_vec();
     loopback.resize(16, 0);
     vec![
@@ -71,7 +66,7 @@ fn rules() -> Vec<Rule> {
                 key: Meta::NetworkFamily,
                 into: Register(15),
             },
-            compare(15, &[2]),
+            Expression::equal(Register(15), [2]),
             Expression::Payload {
                 header: Header::Network,
                 offset: 16,
@@ -92,7 +87,7 @@ fn rules() -> Vec<Rule> {
                 key: Meta::TransportProtocol,
                 into: Register(3),
             },
-            compare(3, &[6]),
+            Expression::equal(Register(3), [6]),
             Expression::Reject(Reject::TcpReset),
         ]),
         Rule::new(vec![
@@ -118,7 +113,7 @@ fn rules() -> Vec<Rule> {
                 key: Meta::Protocol,
                 into: Register(0),
             },
-            compare(0, &[0x81, 0x00]),
+            Expression::equal(Register(0), [0x81, 0x00]),
             Expression::Verdict(Verdict::Accept),
         ]),
         Rule::new(vec![
@@ -126,7 +121,7 @@ fn rules() -> Vec<Rule> {
                 address: FibAddress::Source,
                 into: Register(0),
             },
-            compare(0, &RTN_LOCAL.to_ne_bytes()),
+            Expression::equal(Register(0), RTN_LOCAL.to_ne_bytes()),
             Expression::Verdict(Verdict::Jump("target".to_owned())),
         ]),
         Rule::new(vec![
@@ -134,7 +129,7 @@ fn rules() -> Vec<Rule> {
                 key: Meta::NetworkFamily,
                 into: Register(15),
             },
-            compare(15, &[2]),
+            Expression::equal(Register(15), [2]),
             Expression::Payload {
                 header: Header::Network,
                 offset: 16,
@@ -173,7 +168,7 @@ fn rules() -> Vec<Rule> {
                 key: Meta::TransportProtocol,
                 into: Register(15),
             },
-            compare(15, &[17]),
+            Expression::equal(Register(15), [17]),
             Expression::Payload {
                 header: Header::Network,
                 offset: 12,

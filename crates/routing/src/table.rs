@@ -13,8 +13,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use linux::nftables::{
-    Base, Batch, Chain, ChainKind, Comparison, Expression, Family, FibAddress, Header, Hook, Meta,
-    Nftables, RTN_LOCAL, Register, Rule, Verdict, priority,
+    Base, Batch, Chain, ChainKind, Expression, Family, FibAddress, Header, Hook, Meta, Nftables,
+    RTN_LOCAL, Register, Rule, Verdict, priority,
 };
 
 use crate::model::{DEVICE_PREFIX, Device, DeviceKind, DeviceName};
@@ -95,7 +95,7 @@ fn chains(devices: &BTreeMap<DeviceName, Device>) -> Vec<Chain> {
                 into: Register(0),
             },
             // All names that begin so.
-            equal(DEVICE_PREFIX.as_bytes()),
+            Expression::equal(Register(0), DEVICE_PREFIX.as_bytes()),
         ]
     };
     let clamp = |key| {
@@ -155,12 +155,12 @@ fn own_source(device: DeviceName) -> Rule {
             key: Meta::OutInterfaceName,
             into: Register(0),
         },
-        equal(&name),
+        Expression::equal(Register(0), name),
         Expression::FibType {
             address: FibAddress::Source,
             into: Register(0),
         },
-        equal(&RTN_LOCAL.to_ne_bytes()),
+        Expression::equal(Register(0), RTN_LOCAL.to_ne_bytes()),
         Expression::Masquerade { flags: 0 },
     ];
     Rule::new(expressions).comment(
@@ -174,14 +174,6 @@ const TUNNELS: &str = "tunnels";
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-fn equal(value: &[u8]) -> Expression {
-    Expression::Compare {
-        comparison: Comparison::Equal,
-        from: Register(0),
-        value: value.to_vec(),
-    }
-}
-
 /// Goes on with packets of a transport protocol.
 fn transport(protocol: u8) -> [Expression; 2] {
     [
@@ -189,7 +181,7 @@ fn transport(protocol: u8) -> [Expression; 2] {
             key: Meta::TransportProtocol,
             into: Register(0),
         },
-        equal(&[protocol]),
+        Expression::equal(Register(0), [protocol]),
     ]
 }
 
@@ -210,7 +202,7 @@ fn untracked(outer: Outer, leaving: bool) -> Rule {
                 length: 2,
                 into: Register(0),
             },
-            equal(&port.to_be_bytes()),
+            Expression::equal(Register(0), port.to_be_bytes()),
         ]);
     }
     expressions.push(Expression::NoTrack);
@@ -239,7 +231,7 @@ fn opens() -> [Expression; 5] {
             mask: vec![SYN | RST],
             xor: vec![0],
         },
-        equal(&[SYN]),
+        Expression::equal(Register(0), [SYN]),
     ]
 }
 

@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use linux::link;
 use linux::netlink::Socket;
 use linux::nftables::{
-    self, Base, Batch, Chain, ChainKind, Comparison, Expression, Family, Header, Hook, Meta,
-    Nftables, Register, Rule, Verdict, priority,
+    self, Base, Batch, Chain, ChainKind, Expression, Family, Header, Hook, Meta, Nftables,
+    Register, Rule, Verdict, priority,
 };
 use linux::route::{self, Filter, Kind, Route, Scope, TABLE_LOCAL};
 
@@ -148,7 +148,7 @@ fn chains(addresses: &[IpAddr]) -> Vec<Chain> {
                 length: 2,
                 into: Register(0),
             },
-            equal(&::dns::resolv_conf::PORT.to_be_bytes()),
+            Expression::equal(Register(0), ::dns::resolv_conf::PORT.to_be_bytes()),
             Expression::Verdict(Verdict::Jump(chain.to_owned())),
         ])
     };
@@ -197,7 +197,7 @@ fn protocol_is(number: u8) -> Vec<Expression> {
             key: Meta::TransportProtocol,
             into: Register(0),
         },
-        equal(&[number]),
+        Expression::equal(Register(0), [number]),
     ]
 }
 
@@ -222,15 +222,15 @@ fn drop_refusal(address: IpAddr) -> Vec<Expression> {
             key: Meta::NetworkFamily,
             into: Register(0),
         },
-        equal(&[family]),
+        Expression::equal(Register(0), [family]),
         payload(0, 2),
-        equal(&refused),
+        Expression::equal(Register(0), refused),
         payload(8 + protocol_at, 1),
-        equal(&[UDP]),
+        Expression::equal(Register(0), [UDP]),
         payload(8 + address_at, if address.is_ipv4() { 4 } else { 16 }),
-        equal(&bytes),
+        Expression::equal(Register(0), bytes),
         payload(8 + header + 2, 2),
-        equal(&::dns::resolv_conf::PORT.to_be_bytes()),
+        Expression::equal(Register(0), ::dns::resolv_conf::PORT.to_be_bytes()),
         Expression::Verdict(Verdict::Drop),
     ]
 }
@@ -254,22 +254,14 @@ fn no_track(address: IpAddr, is_source: bool) -> Vec<Expression> {
             key: Meta::NetworkFamily,
             into: Register(0),
         },
-        equal(&[family]),
+        Expression::equal(Register(0), [family]),
         Expression::Payload {
             header: Header::Network,
             offset,
             length: if address.is_ipv4() { 4 } else { 16 },
             into: Register(0),
         },
-        equal(&bytes),
+        Expression::equal(Register(0), bytes),
         Expression::NoTrack,
     ]
-}
-
-fn equal(value: &[u8]) -> Expression {
-    Expression::Compare {
-        comparison: Comparison::Equal,
-        from: Register(0),
-        value: value.to_vec(),
-    }
 }

@@ -234,7 +234,7 @@ impl Registers {
                 key: Meta::NetworkFamily,
                 into: Register(15),
             },
-            equal(15, vec![self.family.number()]),
+            Expression::equal(Register(15), [self.family.number()]),
         ]
     }
 
@@ -282,14 +282,6 @@ impl Registers {
     }
 }
 
-fn equal(from: u8, value: Vec<u8>) -> Expression {
-    Expression::Compare {
-        comparison: Comparison::Equal,
-        from: Register(from),
-        value,
-    }
-}
-
 fn masked(register: u8, mask: Vec<u8>) -> Expression {
     Expression::Bitwise {
         from: Register(register),
@@ -315,7 +307,7 @@ fn lookup_rules() -> Vec<Rule> {
             address: FibAddress::Destination,
             into: Register(0),
         });
-        rule.push(equal(0, RTN_LOCAL.to_ne_bytes().to_vec()));
+        rule.push(Expression::equal(Register(0), RTN_LOCAL.to_ne_bytes()));
         rule.extend(Registers::port(0));
         rule.extend(registers.translate(registers.names.any));
         rules.push(Rule::new(rule));
@@ -335,7 +327,7 @@ fn loopback4(which: usize) -> [Expression; 3] {
     [
         FAMILIES[0].address(which, 0),
         masked(0, vec![255, 0, 0, 0]),
-        equal(0, vec![127, 0, 0, 0]),
+        Expression::equal(Register(0), [127, 0, 0, 0]),
     ]
 }
 
@@ -371,7 +363,7 @@ fn refuse_rule() -> Rule {
     let mut rule = v6.only().to_vec();
     rule.extend([
         v6.address(0, 0),
-        equal(0, Ipv6Addr::LOCALHOST.octets().to_vec()),
+        Expression::equal(Register(0), Ipv6Addr::LOCALHOST.octets()),
         v6.address(1, 0),
         Expression::Lookup {
             set: UNANSWERED6.to_owned(),
@@ -393,7 +385,7 @@ fn source_rules() -> Vec<Rule> {
             into: Register(0),
         },
         masked(0, ct_status::DNAT.to_ne_bytes().to_vec()),
-        equal(0, vec![0; 4]),
+        Expression::equal(Register(0), [0; 4]),
         Expression::Verdict(Verdict::Return),
     ])];
     for registers in &FAMILIES {
@@ -415,7 +407,7 @@ fn source_rules() -> Vec<Rule> {
         loopback4(0).to_vec(),
         vec![
             FAMILIES[1].address(0, 0),
-            equal(0, Ipv6Addr::LOCALHOST.octets().to_vec()),
+            Expression::equal(Register(0), Ipv6Addr::LOCALHOST.octets()),
         ],
     ]) {
         let mut rule = registers.only().to_vec();

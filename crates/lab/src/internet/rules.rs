@@ -101,14 +101,14 @@ pub(super) fn machine(
                     key: Meta::TransportProtocol,
                     into: FIRST,
                 },
-                equal(Comparison::Equal, vec![ICMPV6]),
+                Expression::equal(FIRST, [ICMPV6]),
                 Expression::Payload {
                     header: Header::Transport,
                     offset: 0,
                     length: 1,
                     into: FIRST,
                 },
-                equal(Comparison::Equal, vec![*kind]),
+                Expression::equal(FIRST, [*kind]),
                 Expression::Verdict(Verdict::Accept),
             ]);
             Rule::new(accept).comment("neighbour discovery")
@@ -241,7 +241,7 @@ fn family_of(address: IpAddr) -> NatFamily {
     }
 }
 
-fn equal(comparison: Comparison, value: Vec<u8>) -> Expression {
+fn compare(comparison: Comparison, value: Vec<u8>) -> Expression {
     Expression::Compare {
         comparison,
         from: FIRST,
@@ -254,7 +254,7 @@ fn interface(key: Meta, name: &str, comparison: Comparison) -> Vec<Expression> {
     padded.resize(16, 0);
     vec![
         Expression::Meta { key, into: FIRST },
-        equal(comparison, padded),
+        compare(comparison, padded),
     ]
 }
 
@@ -264,7 +264,7 @@ fn of_family(family: NatFamily) -> Vec<Expression> {
             key: Meta::NetworkFamily,
             into: FIRST,
         },
-        equal(Comparison::Equal, vec![family.number()]),
+        Expression::equal(FIRST, [family.number()]),
     ]
 }
 
@@ -297,7 +297,7 @@ fn source(own: IpAddr, comparison: Comparison) -> Vec<Expression> {
     };
     vec![
         address(family_of(own), Side::Source),
-        equal(comparison, octets),
+        compare(comparison, octets),
     ]
 }
 
@@ -316,7 +316,7 @@ fn unasked() -> Vec<Expression> {
                 .to_vec(),
             xor: vec![0; 4],
         },
-        equal(Comparison::Equal, vec![0; 4]),
+        Expression::equal(FIRST, [0; 4]),
         Expression::Verdict(Verdict::Drop),
     ]
 }

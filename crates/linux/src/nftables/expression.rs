@@ -413,6 +413,17 @@ fn read_data(attributes: Attributes<'_>, kind: u16) -> Option<Vec<u8>> {
 }
 
 impl Expression {
+    /// Goes on if this value is in a register and those that follow it; of names the
+    /// beginning will do.
+    #[must_use]
+    pub fn equal(from: Register, value: impl Into<Vec<u8>>) -> Self {
+        Self::Compare {
+            comparison: Comparison::Equal,
+            from,
+            value: value.into(),
+        }
+    }
+
     /// The kernel's name of the expression.
     #[must_use]
     pub const fn name(&self) -> &'static str {

@@ -1,14 +1,12 @@
 //! Removes all that routing left in a network namespace.
 
-use std::collections::BTreeMap;
-
 use ipnet::IpNet;
 use linux::netlink::{self, Request, Socket};
-use linux::nftables::Nftables;
+use linux::nftables::{Family, Nftables};
 use linux::route::{self, Filter};
 use linux::rule;
 
-use crate::table::{self, Table};
+use crate::table::TABLE;
 
 /// Removes the nftables table of routing in the calling thread's network
 /// namespace; `false` when there is none.
@@ -16,13 +14,7 @@ use crate::table::{self, Table};
 /// # Errors
 /// When the kernel cannot be asked or refuses.
 pub fn remove_table() -> Result<bool, linux::nftables::Error> {
-    let mut nft = Nftables::open()?;
-    let held = table::read(&mut nft)?;
-    if held == Table::Absent {
-        return Ok(false);
-    }
-    table::write(&mut nft, &held, &BTreeMap::new())?;
-    Ok(true)
+    Nftables::open()?.remove_table(Family::Inet, TABLE)
 }
 
 /// Removes every route of podwire's protocol, in all tables, those of pods

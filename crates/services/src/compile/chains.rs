@@ -73,11 +73,7 @@ pub(crate) fn refuse_chain() -> Chain {
                     key: Meta::TransportProtocol,
                     into: Register(0),
                 },
-                Expression::Compare {
-                    comparison: Comparison::Equal,
-                    from: Register(0),
-                    value: vec![6],
-                },
+                Expression::equal(Register(0), [6]),
                 Expression::Counter,
                 Expression::Reject(Reject::TcpReset),
             ]),
@@ -162,11 +158,7 @@ pub(crate) fn stays_here() -> Rule {
             key: Meta::OutInterfaceName,
             into: Register(0),
         },
-        Expression::Compare {
-            comparison: Comparison::Equal,
-            from: Register(0),
-            value: loopback,
-        },
+        Expression::equal(Register(0), loopback),
         Expression::Verdict(Verdict::Return),
     ])
 }

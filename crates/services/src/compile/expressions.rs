@@ -2,8 +2,8 @@
 //! and parts that many rules share.
 
 use linux::nftables::{
-    Base, Chain, ChainKind, Comparison, Conntrack, DataType, Expression, FibAddress, Found, Header,
-    Hook, Meta, NAT_FULLY_RANDOM, NatFamily, RTN_LOCAL, Register, Rule, Verdict,
+    Base, Chain, ChainKind, Conntrack, DataType, Expression, FibAddress, Found, Header, Hook, Meta,
+    NAT_FULLY_RANDOM, NatFamily, RTN_LOCAL, Register, Rule, Verdict,
 };
 
 use super::sets::SetNames;
@@ -39,11 +39,7 @@ impl Registers {
                 key: Meta::NetworkFamily,
                 into: Register(15),
             },
-            Expression::Compare {
-                comparison: Comparison::Equal,
-                from: Register(15),
-                value: vec![self.family.number()],
-            },
+            Expression::equal(Register(15), [self.family.number()]),
         ]
     }
 
@@ -233,11 +229,7 @@ pub(crate) fn from_this_node() -> [Expression; 2] {
             address: FibAddress::Source,
             into: Register(0),
         },
-        Expression::Compare {
-            comparison: Comparison::Equal,
-            from: Register(0),
-            value: RTN_LOCAL.to_ne_bytes().to_vec(),
-        },
+        Expression::equal(Register(0), RTN_LOCAL.to_ne_bytes()),
     ]
 }
 
