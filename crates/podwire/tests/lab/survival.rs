@@ -69,6 +69,22 @@ pub(crate) fn control_plane(lab: &Lab) -> i32 {
         .expect("the control plane runs")
 }
 
+/// Waits until each node's agent holds the table that spares pods of a bridge settings
+/// of their own.
+fn guards_are_held(lab: &Lab) {
+    for node in ["node-1", "node-2"] {
+        eventually("the agent holds its table", Duration::from_secs(20), || {
+            let table = ["nft", "list", "table", "bridge", "podwire_bridge"];
+            let listed = crate::support::printed(&lab.node_output(node, &table));
+            if listed.contains("flags owner") {
+                Ok(())
+            } else {
+                Err(format!("{node}: {listed}"))
+            }
+        });
+    }
+}
+
 fn two_nodes() -> Lab {
     Lab::up(
         &["--nodes", "2"],
@@ -98,6 +114,7 @@ fn answers(lab: &Lab, address: &str) {
 #[test]
 fn a_killed_agent_is_replaced_and_adopts_what_it_finds() {
     let lab = two_nodes();
+    guards_are_held(&lab);
     let stop = format!(
         "n=0; while [ $n -lt 50 ]; do curl -sS -o /dev/null --max-time 2 http://{CLUSTER_IP}/ \
          || exit 1; sleep 0.05; n=$((n+1)); done; echo $n"
@@ -136,6 +153,7 @@ fn a_killed_agent_is_replaced_and_adopts_what_it_finds() {
     assert_eq!(connects, format!("1{}", "0".repeat(59)));
 
     // The new agents do their work.
+    guards_are_held(&lab);
     lab.apply(&service("late", "10.96.0.21").replace("app: late", "app: shop"));
     eventually(
         "a Service made after the restart answers",
