@@ -38,10 +38,10 @@ const FAMILY: Family = Family::Bridge;
 /// The table is in force, and stays as it is as long as this lives.
 #[derive(Debug)]
 pub struct BridgeGuard {
-    /// By whose end the kernel knows that the table is held no more.
-    _socket: Nftables,
-    /// By whose lock the plugin knows that it is.
+    /// By whose lock the plugin knows that the table is held. It goes first.
     _note: File,
+    /// By whose end the kernel knows that it is held no more.
+    _socket: Nftables,
 }
 
 /// What became of holding the table.
@@ -71,8 +71,8 @@ pub fn hold(directory: &Path) -> Result<Holding, Error> {
     }
     let Err(error) = socket.commit(batch) else {
         return Ok(Holding::Held(BridgeGuard {
-            _socket: socket,
             _note: note(directory)?,
+            _socket: socket,
         }));
     };
     let errno = error.errno();
