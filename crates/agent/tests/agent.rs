@@ -290,6 +290,7 @@ fn addresses_of_pods_that_vanished_are_freed_and_the_ranges_noted() {
         attachment: ipam::Attachment::new("gone", "eth0"),
         pod: None,
         wanted: Vec::new(),
+        apart: false,
         notes: std::collections::HashMap::new(),
     };
     let ranges = ipam::Range::of("10.200.11.0/24".parse().expect("a range"));

@@ -35,6 +35,15 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
+    /// Whether the node does not lead to the pods: their addresses are of a network of
+    /// their own.
+    pub fn is_apart(self) -> bool {
+        match self {
+            Self::Bridge | Self::Routed => false,
+            Self::Macvlan | Self::Direct => true,
+        }
+    }
+
     /// As configurations write it.
     pub fn as_str(self) -> &'static str {
         match self {

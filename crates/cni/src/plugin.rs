@@ -1,6 +1,6 @@
 //! The operations.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -250,6 +250,7 @@ fn add(configuration: &Configuration, arguments: &Arguments) -> Result<AddResult
         attachment: arguments.attachment.clone(),
         pod: arguments.extra.pod.clone(),
         wanted: configuration.addresses.clone(),
+        apart: configuration.attach.is_apart(),
         notes: notes(configuration, path, &namespace, mac)?,
     };
     let dns = match (&configuration.dns, &configuration.resolv_conf) {
@@ -346,12 +347,24 @@ fn attach(socket: &mut Socket, inside: &mut Socket, order: &Order<'_>) -> Result
 /// are waited for when there are no others.
 fn reserve(store: &Store, claim: &Claim, configuration: &Configuration) -> Result<Lease, Error> {
     match store.reserve(claim, &configuration.ranges) {
-        Err(ipam::Error::Full { .. } | ipam::Error::Taken { .. }) if store.is_releasing()? => {
+        Err(ipam::Error::Full { .. } | ipam::Error::Taken { .. })
+            if is_releasing(&configuration.network.state)? =>
+        {
             reaper::reap(&configuration.network.state)?;
             Ok(store.reserve(claim, &configuration.ranges)?)
         }
         other => Ok(other?),
     }
+}
+
+/// Whether a network has pods whose interfaces are still being deleted.
+fn is_releasing(root: &Path) -> Result<bool, Error> {
+    for store in Store::all(root)? {
+        if store.is_releasing()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Waits until the policies that select the pod are in force, where they are
@@ -611,11 +624,12 @@ fn collect_garbage(network: &Network) -> Result<(), Error> {
 }
 
 fn collect_ports(configuration: &Configuration) -> Result<(), Error> {
-    let held = store(&configuration.network)?
-        .list()?
-        .into_iter()
-        .flat_map(|reservation| reservation.addresses)
-        .collect();
+    // Another network may have the same ranges.
+    let mut held = HashSet::new();
+    for store in Store::all(&configuration.network.state)? {
+        let reservations = store.list()?.into_iter();
+        held.extend(reservations.flat_map(|reservation| reservation.addresses));
+    }
     let ranges = &configuration.ranges;
     hostports::collect(
         |address| ranges.iter().any(|set| set.contains(address)),
@@ -640,7 +654,7 @@ fn status(configuration: &Configuration) -> Result<(), Error> {
         }
         other => other?,
     }
-    if let Err(error) = store.has_room(&configuration.ranges) {
+    if let Err(error) = store.has_room(&configuration.ranges, configuration.attach.is_apart()) {
         // Counted only now that it matters: it asks for every interface.
         return Err(match audit::leaks(&store) {
             Ok(leaks @ 1..) => unavailable(&format!(

@@ -811,3 +811,59 @@ fn a_pod_has_interfaces_of_several_networks_and_leads_everywhere_by_the_first(
     let more = std::fs::read_dir(node.state.path().join("more/attachments")).unwrap();
     assert_eq!(more.count(), 0);
 }
+
+#[rstest]
+fn pods_of_two_networks_with_the_same_ranges_have_each_an_address_of_its_own(
+    #[values("bridge", "routed")] first: &str,
+) {
+    let node = Node::new();
+    let mut one = node.configuration(first);
+    // The node's own ranges.
+    one["ipam"]["ranges"] = json!([]);
+    let note = ipam::NodeRanges {
+        ranges: vec!["10.200.1.0/29".parse().unwrap()],
+        mtu: None,
+    };
+    note.write(node.state.path()).unwrap();
+    let mut two = one.clone();
+    two["name"] = json!("more");
+    two["attach"] = json!("routed");
+    two["runtimeConfig"] = json!({
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+    });
+    let (here, there) = (Pod::new("one"), Pod::new("two"));
+    let mut given: Vec<_> = [(&one, &here), (&two, &there)]
+        .into_iter()
+        .map(|(network, pod)| addresses(&node.call("ADD", network, pod).ok())[0])
+        .collect();
+    for address in &given {
+        assert_pings(&node.namespace, *address);
+    }
+    // GC of the one closes no ports of the other.
+    one["cni.dev/valid-attachments"] = json!([{"containerID": "one", "ifname": "eth0"}]);
+    node.plugin(&one, &[("CNI_COMMAND", "GC")]).ok();
+    let mut check = two.clone();
+    check["prevResult"] =
+        json!({"cniVersion": "1.1.0", "ips": [{"address": format!("{}/32", given[1])}]});
+    node.call("CHECK", &check, &there).ok();
+    two["runtimeConfig"] = json!({});
+    let more = ["three", "four", "five"].map(Pod::new);
+    given.extend(
+        more.iter()
+            .map(|pod| addresses(&node.call("ADD", &two, pod).ok())[0]),
+    );
+    let all: BTreeSet<_> = given.iter().copied().collect();
+    assert_eq!(all.len(), 5, "{given:?}");
+    // All five are held: so it is told by the network that holds one.
+    let full = node.call("ADD", &one, &Pod::new("six"));
+    assert_eq!(full.code(), 11, "{full:?}");
+    assert!(
+        full.stdout["msg"].to_string().contains("5 held"),
+        "{full:?}"
+    );
+    assert_eq!(node.plugin(&one, &[("CNI_COMMAND", "STATUS")]).code(), 50);
+    // One is given again as soon as the other network's pod is gone.
+    node.call("DEL", &two, &there).ok();
+    let again = node.call("ADD", &one, &Pod::new("six")).ok();
+    assert_eq!(addresses(&again)[0], given[1]);
+}

@@ -178,9 +178,10 @@ fn no_address_is_given_twice_and_none_is_lost() {
             attachment: Attachment::new(format!("last-{n}"), "eth0"),
             pod: None,
             wanted: Vec::new(),
+            apart: false,
             notes: HashMap::new(),
         };
         store.reserve(&claim, &sets).unwrap();
     }
-    store.has_room(&sets).unwrap_err();
+    store.has_room(&sets, false).unwrap_err();
 }

@@ -34,6 +34,7 @@ fn claim(container: &str) -> Claim {
             uid: String::new(),
         }),
         wanted: Vec::new(),
+        apart: false,
         notes: HashMap::new(),
     }
 }
@@ -159,9 +160,9 @@ fn a_full_pool_says_how_many_are_held_and_by_whom_and_reserves_nothing() {
         "{text}"
     );
     assert_eq!(store.count().unwrap(), 10);
-    assert!(store.has_room(&both).is_err());
+    assert!(store.has_room(&both, false).is_err());
     store.release(&claim("c").attachment).unwrap();
-    store.has_room(&both).unwrap();
+    store.has_room(&both, false).unwrap();
     store.reserve(&claim("f"), &both).unwrap();
 }
 

@@ -36,6 +36,7 @@ fn reserve(root: &Path) {
             uid: String::new(),
         }),
         wanted: Vec::new(),
+        apart: false,
         notes: HashMap::new(),
     };
     let store = Store::new(root, "pods").unwrap();

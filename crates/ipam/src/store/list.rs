@@ -104,17 +104,22 @@ impl Store {
     }
 
     /// Whether every one of `sets` has an address to give, now or as soon as
-    /// retired reservations are freed.
-    pub fn has_room(&self, sets: &[RangeSet]) -> Result<(), Error> {
+    /// retired reservations are freed, to a claim that is `apart` or not.
+    pub fn has_room(&self, sets: &[RangeSet], apart: bool) -> Result<(), Error> {
+        let others = self.others(apart)?;
         let mut held = self.held()?;
         for retired in self.releasing()? {
             for address in retired.reservation.iter().flat_map(|r| &r.addresses) {
                 held.remove(address);
             }
         }
+        for other in &others {
+            let theirs = other.list()?.into_iter().filter(|r| !r.apart);
+            held.extend(theirs.flat_map(|r| r.addresses));
+        }
         for set in sets {
             if set.addresses().all(|address| held.contains(&address)) {
-                return Err(self.full(set));
+                return Err(self.full(set, &others));
             }
         }
         Ok(())

@@ -10,6 +10,8 @@
 //! | `released` | addresses that were given back, oldest first |
 //! | `lock` | locked while anything of the network changes; in it, of each family the last address that was given for the first time |
 //!
+//! While an address is reserved that no two networks may give, the root itself is locked.
+//!
 //! Who reserves holds the file of the attachment locked until the [`Lease`] is
 //! dropped: a reservation that nobody uses yet and whose file nobody holds is
 //! one whose maker died.
@@ -64,12 +66,15 @@ fn valid_network(name: &str) -> bool {
 #[derive(Debug)]
 pub struct Store {
     network: String,
+    root: PathBuf,
     directory: PathBuf,
 }
 
 /// The lock, held until it is dropped or its process dies.
 struct Locked {
     file: File,
+    /// What keeps other networks from reserving.
+    _among_all: Option<File>,
 }
 
 impl Store {
@@ -81,6 +86,7 @@ impl Store {
         }
         Ok(Self {
             network: network.to_owned(),
+            root: root.to_owned(),
             directory: root.join(network),
         })
     }
@@ -104,8 +110,35 @@ impl Store {
         &self.network
     }
 
+    /// The other networks whose addresses may not be given here too.
+    fn others(&self, apart: bool) -> Result<Vec<Self>, Error> {
+        let mut others = if apart {
+            Vec::new()
+        } else {
+            Self::all(&self.root)?
+        };
+        others.retain(|other| other.network != self.network);
+        Ok(others)
+    }
+
     fn lock(&self) -> Result<Locked, Error> {
         self.lock_file(true)
+    }
+
+    /// Takes the lock, and before it the one by which networks reserve one after
+    /// another.
+    fn lock_among_all(&self) -> Result<Locked, Error> {
+        let failed = |source| Error::Io {
+            action: "lock",
+            path: self.root.clone(),
+            source,
+        };
+        let among_all = File::open(&self.root).map_err(failed)?;
+        among_all.lock().map_err(failed)?;
+        Ok(Locked {
+            _among_all: Some(among_all),
+            ..self.lock()?
+        })
     }
 
     /// `None` when nothing was ever reserved in the network: whoever reserves
@@ -141,7 +174,10 @@ impl Store {
             .open(&path)
             .map_err(failed)?;
         file.lock().map_err(failed)?;
-        Ok(Locked { file })
+        Ok(Locked {
+            file,
+            _among_all: None,
+        })
     }
 
     fn attachment_file(&self, attachment: &Attachment) -> PathBuf {
@@ -160,10 +196,6 @@ impl Store {
             .iter()
             .filter_map(|name| name.strip_suffix(SUFFIX)?.parse().ok())
             .collect())
-    }
-
-    fn is_held(&self, address: IpAddr) -> Result<bool, Error> {
-        Ok(inode(&self.address_file(address))?.is_some())
     }
 
     /// Whether all addresses of a reservation have their file, and not one of

@@ -68,6 +68,9 @@ pub struct Reservation {
     pub pod: Option<Pod>,
     /// The addresses, one of each set of ranges, in the sets' order.
     pub addresses: Vec<IpAddr>,
+    /// See [`Claim::apart`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
     /// A note of the reserver's own: what it will need to undo its work.
     #[serde(default, skip_serializing_if = "HashMap::is_empty")]
     pub notes: HashMap<String, String>,
@@ -107,6 +110,9 @@ pub struct Claim {
     pub pod: Option<Pod>,
     /// Particular addresses, at most one of each set; any others are chosen.
     pub wanted: Vec<IpAddr>,
+    /// The node itself does not lead to the address: pods of other networks may have the same.
+    /// Else all networks below the root have each address once.
+    pub apart: bool,
     /// See [`Reservation::notes`].
     pub notes: HashMap<String, String>,
 }

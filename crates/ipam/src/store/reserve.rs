@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
@@ -62,7 +62,7 @@ impl Store {
                 })?;
         }
         let file = self.attachment_file(&claim.attachment);
-        let (lock, hold) = self.lock_and_hold(&file)?;
+        let (lock, hold) = self.lock_and_hold(&file, claim.apart)?;
         if let Some(hold) = hold {
             let found = read(&file)?;
             if let Some(found) = &found
@@ -79,10 +79,11 @@ impl Store {
             self.remove(&file, found.as_ref())?;
         }
 
+        let others = self.others(claim.apart)?;
         let mut memory = Memory::of(self, &lock);
         let mut addresses = Vec::with_capacity(sets.len());
         for set in sets {
-            addresses.push(self.choose(set, &claim.wanted, &mut memory)?);
+            addresses.push(self.choose(set, &claim.wanted, &mut memory, &others)?);
         }
         if let Some(stray) = claim.wanted.iter().find(|a| !addresses.contains(a)) {
             return Err(Error::NotInRanges(*stray));
@@ -91,6 +92,7 @@ impl Store {
             attachment: claim.attachment.clone(),
             pod: claim.pod.clone(),
             addresses,
+            apart: claim.apart,
             notes: claim.notes.clone(),
         };
         let hold = self.write(&reservation, &file, &memory)?;
@@ -103,10 +105,15 @@ impl Store {
     }
 
     /// Takes the lock when nobody holds the reservation in `file`, and holds
-    /// that reservation if there is one.
-    fn lock_and_hold(&self, file: &Path) -> Result<(Locked, Option<Hold>), Error> {
+    /// that reservation if there is one. Nobody else reserves what is not apart
+    /// meanwhile, in any network.
+    fn lock_and_hold(&self, file: &Path, apart: bool) -> Result<(Locked, Option<Hold>), Error> {
         loop {
-            let lock = self.lock()?;
+            let lock = if apart {
+                self.lock()?
+            } else {
+                self.lock_among_all()?
+            };
             let Some(held) = open(file)? else {
                 return Ok((lock, None));
             };
@@ -155,13 +162,15 @@ impl Store {
         set: &RangeSet,
         wanted: &[IpAddr],
         memory: &mut Memory<'_>,
+        others: &[Self],
     ) -> Result<IpAddr, Error> {
+        let is_held = |address| Ok::<_, Error>(self.holder(address, others)?.is_some());
         if let Some(wanted) = wanted.iter().find(|address| set.contains(**address)) {
             if !set.allows(*wanted) {
                 return Err(Error::NotInRanges(*wanted));
             }
-            if self.is_held(*wanted)? {
-                let holder = read(&self.address_file(*wanted))?;
+            if let Some(file) = self.holder(*wanted, others)? {
+                let holder = read(&file)?;
                 return Err(Error::Taken {
                     address: *wanted,
                     holder: holder.map_or_else(|| "somebody".to_owned(), |r| r.to_string()),
@@ -172,35 +181,55 @@ impl Store {
         let last = memory.last_fresh(set);
         for address in set.addresses_after(last) {
             // One that was asked for may have been in use before its turn.
-            if !memory.is_resting(address) && !self.is_held(address)? {
+            if !memory.is_resting(address) && !is_held(address)? {
                 memory.set_fresh(set, address);
                 return Ok(address);
             }
         }
         // All were in use once: the one that has rested longest.
         for address in memory.resting() {
-            if set.allows(address) && !self.is_held(address)? {
+            if set.allows(address) && !is_held(address)? {
                 return Ok(address);
             }
         }
         // Not remembered as given back.
         for address in set.addresses() {
-            if !self.is_held(address)? {
+            if !is_held(address)? {
                 return Ok(address);
             }
         }
-        Err(self.full(set))
+        Err(self.full(set, others))
     }
 
-    pub(super) fn full(&self, set: &RangeSet) -> Error {
-        let retired = self.releasing().unwrap_or_default();
+    /// The file that says who holds an address, here or, not apart, in one of `others`.
+    fn holder(&self, address: IpAddr, others: &[Self]) -> Result<Option<PathBuf>, Error> {
+        let own = self.address_file(address);
+        if inode(&own)?.is_some() {
+            return Ok(Some(own));
+        }
+        for other in others {
+            let file = other.address_file(address);
+            if read(&file)?.is_some_and(|holder| !holder.apart) {
+                return Ok(Some(file));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn full(&self, set: &RangeSet, others: &[Self]) -> Error {
+        let held = |store: &Self| {
+            let retired = store.releasing().unwrap_or_default();
+            let retired = retired.into_iter().filter_map(|r| r.reservation);
+            let mut held = store.list().unwrap_or_default();
+            held.extend(retired);
+            held
+        };
+        let theirs = others.iter().flat_map(held).filter(|r| !r.apart);
         Error::Full {
             ranges: set.describe(),
-            held: self
-                .list()
-                .unwrap_or_default()
+            held: held(self)
                 .into_iter()
-                .chain(retired.into_iter().filter_map(|r| r.reservation))
+                .chain(theirs)
                 .filter(|r| r.addresses.iter().any(|a| set.contains(*a)))
                 .collect(),
         }
