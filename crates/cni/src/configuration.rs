@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::arguments::{Extra, valid_identifier};
 use crate::bandwidth::Bandwidth;
 use crate::error::Error;
-use crate::hostports::Mapping;
+use crate::hostports::{self, Mapping};
 use crate::log::{self, Level};
 use crate::policy::{self, Gate};
 use crate::version::Version;
@@ -480,11 +480,13 @@ impl Network {
         }
         let state = text(value.pointer("/ipam/dataDir"))
             .unwrap_or_else(|| ipam::store::DEFAULT_ROOT.to_owned());
+        // `null` is how runtimes in Go write an empty list.
         let valid_attachments = value
             .get("cni.dev/valid-attachments")
-            .map(Vec::<Attachment>::deserialize)
+            .map(Option::<Vec<Attachment>>::deserialize)
             .transpose()
-            .map_err(|error| Error::Decode(format!("cni.dev/valid-attachments: {error}")))?;
+            .map_err(|error| Error::Decode(format!("cni.dev/valid-attachments: {error}")))?
+            .map(Option::unwrap_or_default);
         Ok(Self {
             name,
             bridge,
@@ -681,7 +683,9 @@ impl Configuration {
             previous: raw.prev_result,
             addresses,
             mac,
-            port_mappings: raw.runtime_config.port_mappings.unwrap_or_default(),
+            port_mappings: hostports::distinct(
+                raw.runtime_config.port_mappings.unwrap_or_default(),
+            )?,
             bandwidth,
         })
     }

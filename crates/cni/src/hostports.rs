@@ -147,6 +147,29 @@ impl fmt::Display for Mapping {
     }
 }
 
+/// Mappings without those that are given twice.
+///
+/// # Errors
+///
+/// When a port of the node is to lead to two of the pod's.
+pub(crate) fn distinct(mappings: Vec<Mapping>) -> Result<Vec<Mapping>, Error> {
+    let mut distinct: Vec<Mapping> = Vec::with_capacity(mappings.len());
+    for mapping in mappings {
+        let node = |m: &Mapping| (m.host_ip, m.protocol.number(), m.host_port);
+        match distinct.iter().find(|known| node(known) == node(&mapping)) {
+            None => distinct.push(mapping),
+            Some(known) if *known == mapping => {}
+            Some(known) => {
+                return Err(Error::Configuration(format!(
+                    "portMappings: {mapping} leads to containerPort {} and to {}",
+                    known.container_port, mapping.container_port
+                )));
+            }
+        }
+    }
+    Ok(distinct)
+}
+
 /// Elements of one set.
 type Elements = HashMap<&'static str, Vec<Element>>;
 

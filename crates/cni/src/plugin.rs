@@ -179,7 +179,11 @@ fn execute(
             Ok(None)
         }
         Command::Status => {
-            let configuration = Configuration::parse(value, &Extra::default())?;
+            let configuration =
+                Configuration::parse(value, &Extra::default()).map_err(|error| match error {
+                    Error::TryAgain(_) => Error::NotAvailable(error.to_string()),
+                    other => other,
+                })?;
             status(&configuration).map(|()| None)
         }
         Command::Version => Ok(Some(versions(&value))),

@@ -556,6 +556,29 @@ fn wrong_mappings_are_refused_with_the_reason(#[case] mappings: Value, #[case] w
     node.assert_clean();
 }
 
+#[test]
+fn a_mapping_given_twice_counts_once_and_one_that_contradicts_is_refused() {
+    let node = Node::new();
+    let pod = Pod::new("server");
+    let mapping = |to: u16| json!({"hostPort": 8080, "containerPort": to, "protocol": "tcp"});
+    let twice = |one, other| {
+        with_ports(
+            node.configuration("routed"),
+            json!([mapping(one), mapping(other)]),
+        )
+    };
+    let outcome = node.call("ADD", &twice(80, 81), &pod);
+    assert_eq!(outcome.code(), 7, "{outcome:?}");
+    let message = outcome.stdout["msg"].as_str().unwrap();
+    assert!(
+        message.contains("8080/tcp leads to containerPort 80 and to 81"),
+        "{message}"
+    );
+    node.call("ADD", &twice(80, 80), &pod).ok();
+    node.call("DEL", &twice(80, 80), &pod).ok();
+    node.assert_clean();
+}
+
 /// Runs a reference plugin as the next of a chain.
 fn reference(node: &Node, command: &str, name: &str, pod: &Pod, configuration: &Value) -> Value {
     let mut child = node
@@ -584,7 +607,7 @@ fn reference(node: &Node, command: &str, name: &str, pod: &Pod, configuration: &
 #[rstest]
 #[case::bridge("bridge")]
 #[case::routed("routed")]
-fn the_reference_portmap_and_bandwidth_work_behind_this_plugin(#[case] mode: &str) {
+fn the_reference_portmap_bandwidth_and_sbr_work_behind_this_plugin(#[case] mode: &str) {
     let node = Node::new();
     let outside = outside(&node);
     let mut configuration = node.configuration(mode);
@@ -602,6 +625,10 @@ fn the_reference_portmap_and_bandwidth_work_behind_this_plugin(#[case] mode: &st
         "runtimeConfig": {"bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000}},
     });
     let last = reference(&node, "ADD", "bandwidth", &pod, &bandwidth);
+    let sbr = json!({
+        "cniVersion": "1.0.0", "name": "pods", "type": "sbr", "prevResult": last,
+    });
+    let last = reference(&node, "ADD", "sbr", &pod, &sbr);
     serve(&pod, 80);
     let seen = |address: &str| Some(format!("server {address}"));
     assert_eq!(ask(&outside, "198.51.100.1:8080"), seen("198.51.100.2"));
@@ -630,6 +657,7 @@ fn the_reference_portmap_and_bandwidth_work_behind_this_plugin(#[case] mode: &st
     reference(&node, "CHECK", "bandwidth", &pod, &check);
     configuration["prevResult"] = last.clone();
     node.call("CHECK", &configuration, &pod).ok();
+    reference(&node, "DEL", "sbr", &pod, &sbr);
     reference(&node, "DEL", "bandwidth", &pod, &bandwidth);
     reference(&node, "DEL", "portmap", &pod, &portmap);
     node.call("DEL", &configuration, &pod).ok();

@@ -429,6 +429,15 @@ fn status_tells_pods_that_suffer_from_pods_that_cannot_come(
 }
 
 #[test]
+fn without_ranges_status_says_not_available() {
+    let node = Node::new();
+    let mut configuration = node.configuration("routed");
+    configuration["ipam"]["ranges"] = json!([]);
+    let outcome = node.plugin(&configuration, &[("CNI_COMMAND", "STATUS")]);
+    assert_eq!(outcome.code(), 50, "{outcome:?}");
+}
+
+#[test]
 fn status_asks_for_the_agent_where_policies_are_enforced() {
     let node = Node::new();
     let mut configuration = node.configuration("routed");
@@ -608,8 +617,26 @@ fn gc_keeps_the_valid_attachments_and_removes_the_rest(#[case] mode: &str) {
     assert_eq!(node.reservations().len(), 2);
     let cables: Vec<_> = node.links().into_iter().filter(|l| l != "pwbr0").collect();
     assert_eq!(cables.len(), 1);
-    configuration["cni.dev/valid-attachments"] = json!([]);
+    // As libcni writes an empty list.
+    configuration["cni.dev/valid-attachments"] = Value::Null;
     node.plugin(&configuration, &[("CNI_COMMAND", "GC")]).ok();
+    node.assert_clean();
+}
+
+#[rstest]
+#[case::del("DEL")]
+#[case::gc("GC")]
+fn a_pod_whose_reservation_was_lost_leaves_nothing(
+    #[case] command: &str,
+    #[values("bridge", "routed")] mode: &str,
+) {
+    let node = Node::new();
+    let mut configuration = node.configuration(mode);
+    let pod = Pod::new("one");
+    node.call("ADD", &configuration, &pod).ok();
+    std::fs::remove_dir_all(node.state.path().join("pods")).unwrap();
+    configuration["cni.dev/valid-attachments"] = json!([]);
+    node.call(command, &configuration, &pod).ok();
     node.assert_clean();
 }
 

@@ -167,6 +167,14 @@ pub fn detach(socket: &mut Socket, remains: &Remains<'_>) -> Result<bool, Error>
             addresses.map(move |address| neighbour::delete(bridge, *address))
         }));
     }
+    if remains.addresses.is_empty()
+        && let Some(bridge) = cable.as_ref().and_then(|cable| cable.master)
+    {
+        // The reservation was lost, and with it which addresses these were.
+        let entries = neighbour::list(socket, Some(bridge))?.into_iter();
+        let ours = entries.filter(|entry| entry.permanent && entry.mac == Some(remains.mac));
+        requests.extend(ours.map(|entry| neighbour::delete(bridge, entry.address)));
+    }
     attempt(socket, &requests)?;
     let inside = match remains.namespace {
         Some(namespace) => detach_inside(namespace, remains, cable.as_ref())?,

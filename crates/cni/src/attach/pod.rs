@@ -350,7 +350,8 @@ fn agrees(route: &Route, wanted: &result::Route) -> bool {
     let v6 = wanted.destination.addr().is_ipv6();
     route.destination == wanted.destination.trunc()
         && (wanted.gateway.is_none() || route.gateway == wanted.gateway)
-        && route.table == number("table").unwrap_or(route::TABLE_MAIN)
+        // The reference `sbr` behind this plugin puts them into a table of their own.
+        && number("table").is_none_or(|table| route.table == table)
         && is("mtu", route.mtu)
         && is("advmss", route.advmss)
         && is("priority", route.metric)
