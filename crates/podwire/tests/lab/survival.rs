@@ -154,6 +154,16 @@ fn a_killed_agent_is_replaced_and_adopts_what_it_finds() {
 
     // The new agents do their work.
     guards_are_held(&lab);
+    lab.apply(&client("spared", "node-1"));
+    lab.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/spared",
+        "--timeout=30s",
+    ]);
+    // The plugin knows that they hold it, and leaves the kernel's defaults.
+    let heeds = ["cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra"];
+    assert_eq!(lab.exec("spared", &heeds).trim(), "1");
     lab.apply(&service("late", "10.96.0.21").replace("app: late", "app: shop"));
     eventually(
         "a Service made after the restart answers",
