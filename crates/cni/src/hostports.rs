@@ -214,13 +214,15 @@ fn elements(mappings: &[Mapping], pod: &[IpAddr], unanswered6: bool) -> Elements
 
 /// Opens the mappings of a pod with these addresses. `root` is where
 /// reservations say which pods there are. A pod that has them already keeps
-/// them. `unanswered6` says that its answers do not come back to ::1.
+/// them, also by another of its interfaces: runtimes ask for a container's ports in each
+/// of its networks. `unanswered6` says that its answers do not come back to ::1.
 ///
 /// # Errors
 ///
 /// [`Error::HostPort`] when a port is another pod's; when the kernel refuses.
 pub(crate) fn publish(
     root: &Path,
+    container: &str,
     mappings: &[Mapping],
     pod: &[IpAddr],
     unanswered6: bool,
@@ -247,7 +249,12 @@ pub(crate) fn publish(
             match present {
                 Some(present) if present.value == element.value => continue,
                 Some(present) => {
-                    refuse_if_held(root, mappings, present.value.as_ref())?;
+                    if let Some(holder) = holder(root, present.value.as_ref())? {
+                        if holder.attachment.container_id == container {
+                            continue;
+                        }
+                        return Err(taken(mappings, &holder));
+                    }
                     batch.delete_elements(set, [element]);
                 }
                 None => {}
@@ -291,23 +298,27 @@ fn find<'a>(nftables: &mut Nftables, elements: &'a Elements) -> Result<Vec<Compa
         .collect())
 }
 
-/// A mapping whose pod is gone was left by one that died and may be replaced.
-fn refuse_if_held(root: &Path, mappings: &[Mapping], target: Option<&Value>) -> Result<(), Error> {
+/// The pod that a mapping leads to. One whose pod is gone was left by one that died and
+/// may be replaced.
+fn holder(root: &Path, target: Option<&Value>) -> Result<Option<Reservation>, Error> {
     let Some(address) = target.and_then(table::target_address) else {
-        return Ok(());
+        return Ok(None);
     };
     for store in Store::all(root)? {
-        for reservation in store.list()? {
-            if reservation.addresses.contains(&address) {
-                let asked: Vec<_> = mappings.iter().map(Mapping::to_string).collect();
-                return Err(Error::HostPort(format!(
-                    "cannot open {}: a port is taken by {reservation}",
-                    asked.join(", ")
-                )));
-            }
+        let mut pods = store.list()?.into_iter();
+        if let Some(pod) = pods.find(|pod| !pod.apart && pod.addresses.contains(&address)) {
+            return Ok(Some(pod));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+fn taken(mappings: &[Mapping], holder: &Reservation) -> Error {
+    let asked: Vec<_> = mappings.iter().map(Mapping::to_string).collect();
+    Error::HostPort(format!(
+        "cannot open {}: a port is taken by {holder}",
+        asked.join(", ")
+    ))
 }
 
 /// Makes a change: at first without looking, then, when something is in the
@@ -424,15 +435,26 @@ pub(crate) fn collect(
     })
 }
 
-/// Whether all mappings of a pod are open.
-pub(crate) fn verify(mappings: &[Mapping], pod: &[IpAddr]) -> Result<(), Error> {
+/// Whether all mappings of a pod are open, to this or another of its interfaces.
+pub(crate) fn verify(
+    root: &Path,
+    container: &str,
+    mappings: &[Mapping],
+    pod: &[IpAddr],
+) -> Result<(), Error> {
     let wanted = elements(mappings, pod, false);
     if wanted.is_empty() {
         return Ok(());
     }
     let mut nftables = Nftables::open()?;
     for (set, element, present) in find(&mut nftables, &wanted)? {
-        if present.is_none_or(|present| present.value != element.value) {
+        let led = match present {
+            None => false,
+            Some(present) if present.value == element.value => true,
+            Some(present) => holder(root, present.value.as_ref())?
+                .is_some_and(|holder| holder.attachment.container_id == container),
+        };
+        if !led {
             let asked: Vec<_> = mappings.iter().map(Mapping::to_string).collect();
             return Err(Error::Mismatch(format!(
                 "the node's table inet {TABLE} lacks what {} needs in {set}",

@@ -336,7 +336,8 @@ fn attach(socket: &mut Socket, inside: &mut Socket, order: &Order<'_>) -> Result
     if !mappings.is_empty() {
         let unanswered6 = hostports::loopback::is_unanswered6(configuration.attach);
         let root = &configuration.network.state;
-        hostports::publish(root, mappings, &addresses, unanswered6)?;
+        let container = &order.attachment.container_id;
+        hostports::publish(root, container, mappings, &addresses, unanswered6)?;
         let interface = attach::node_interface(
             configuration.attach,
             &configuration.network.bridge,
@@ -509,7 +510,8 @@ pub(crate) fn reopen(root: &Path, store: &Store, reservation: &Reservation) -> R
     let bridge = bridge.map_or(DEFAULT_BRIDGE, String::as_str);
     let interface = attach::node_interface(attach, bridge, attachment);
     let mut socket = Socket::open_route()?;
-    let lost = match hostports::verify(&mappings, pod)
+    let container = &attachment.container_id;
+    let lost = match hostports::verify(root, container, &mappings, pod)
         .and_then(|()| hostports::loopback::verify(&mut socket, &interface, &mappings, pod))
     {
         Ok(()) => false,
@@ -518,7 +520,7 @@ pub(crate) fn reopen(root: &Path, store: &Store, reservation: &Reservation) -> R
     };
     if lost {
         let unanswered6 = hostports::loopback::is_unanswered6(attach);
-        hostports::publish(root, &mappings, pod, unanswered6)?;
+        hostports::publish(root, container, &mappings, pod, unanswered6)?;
         hostports::loopback::admit(&mut socket, &interface, &mappings, pod)?;
         if store.find(attachment)?.as_ref() != Some(reservation) {
             // Detached meanwhile.
@@ -565,7 +567,12 @@ fn check(configuration: &Configuration, arguments: &Arguments) -> Result<(), Err
     };
     attach::verify_node(&mut socket, &order, &reservation.addresses)?;
     let mappings = &configuration.port_mappings;
-    hostports::verify(mappings, &reservation.addresses)?;
+    hostports::verify(
+        &configuration.network.state,
+        &attachment.container_id,
+        mappings,
+        &reservation.addresses,
+    )?;
     let interface = attach::node_interface(
         configuration.attach,
         &configuration.network.bridge,

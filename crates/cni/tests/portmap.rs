@@ -579,6 +579,48 @@ fn a_mapping_given_twice_counts_once_and_one_that_contradicts_is_refused() {
     node.assert_clean();
 }
 
+#[test]
+fn a_container_has_its_ports_once_though_a_runtime_asks_in_each_of_its_networks() {
+    let node = Node::new();
+    let outside = outside(&node);
+    let pod = Pod::new("server");
+    let path = pod.path();
+    let mapping = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let one = with_ports(node.configuration("routed"), mapping);
+    let mut two = one.clone();
+    two["name"] = json!("more");
+    two["ipam"]["ranges"] = json!([[{"subnet": "10.201.1.0/24"}]]);
+    let call = |command: &str, configuration: &Value, interface: &str| {
+        let variables = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", "server"),
+            ("CNI_NETNS", &path),
+            ("CNI_IFNAME", interface),
+        ];
+        node.plugin(configuration, &variables).ok()
+    };
+    let answers = [("eth0", &one), ("net1", &two)].map(|(interface, configuration)| {
+        let answer = call("ADD", configuration, interface);
+        (interface, configuration, answer)
+    });
+    serve(&pod, 80);
+    let seen = || ask(&outside, "198.51.100.1:8080");
+    assert_eq!(seen(), Some("server 198.51.100.2".to_owned()));
+    for (interface, configuration, answer) in &answers {
+        let mut check = (*configuration).clone();
+        check["prevResult"] = answer.clone();
+        call("CHECK", &check, interface);
+    }
+    // Nobody else gets it, and DEL of the second takes nothing from the first.
+    assert_eq!(node.call("ADD", &two, &Pod::new("other")).code(), 104);
+    call("DEL", &two, "net1");
+    node.settle();
+    assert_eq!(seen(), Some("server 198.51.100.2".to_owned()));
+    call("DEL", &one, "eth0");
+    node.settle();
+    assert_eq!((seen(), elements(&node)), (None, 0));
+}
+
 /// Runs a reference plugin as the next of a chain.
 fn reference(node: &Node, command: &str, name: &str, pod: &Pod, configuration: &Value) -> Value {
     let mut child = node
