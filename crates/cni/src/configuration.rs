@@ -597,6 +597,15 @@ impl Configuration {
                 ));
             }
         }
+        let gateways = || ranges.iter().flat_map(RangeSet::gateways);
+        if attach == AttachMode::Bridge
+            && let Some((subnet, gateway)) = gateways().find(|(net, at)| !net.contains(at))
+        {
+            // The bridge would have it, and the node no route to the subnet.
+            return Err(Error::Configuration(format!(
+                "ipam.ranges: gateway {gateway} is not in subnet {subnet}, as the bridge's                  address must be"
+            )));
+        }
         let mtu = (raw.mtu != 0).then_some(raw.mtu).or(node.mtu);
         if mtu.is_some_and(|mtu| mtu < 1280) && ranges.iter().any(|set| !set.is_v4()) {
             return Err(Error::Configuration(format!(

@@ -149,6 +149,11 @@ fn errors_have_the_specifications_codes_and_name_what_is_wrong() {
         (ipam(json!([])), 11, "node.json"),
         (ipam(json!([[{"subnet": "10.0.0.1/24"}]])), 7, "host bits"),
         (
+            ipam(json!([[{"subnet": "10.0.0.0/24", "gateway": "192.0.2.1"}]])),
+            7,
+            "192.0.2.1 is not in subnet 10.0.0.0/24",
+        ),
+        (
             ipam(json!([[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.1.0/24"}]])),
             7,
             "one family",

@@ -199,10 +199,17 @@ pub struct RangeSet {
 impl RangeSet {
     /// Checks one set.
     pub fn new(ranges: &[Range]) -> Result<Self, RangeError> {
-        let spans = ranges
+        let mut spans = ranges
             .iter()
             .map(Span::new)
             .collect::<Result<Vec<_>, _>>()?;
+        // Ranges may be parts of one subnet, and have each a gateway in another's part.
+        let gateways: Vec<_> = spans.iter().map(|span| span.gateway).collect();
+        for span in &mut spans {
+            let others = gateways.iter().filter(|gateway| **gateway != span.gateway);
+            span.exclusions
+                .extend(others.copied().map(Exclusion::Address));
+        }
         let first = spans.first().ok_or(RangeError::Empty)?;
         if let Some(other) = spans
             .iter()

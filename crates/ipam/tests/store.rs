@@ -71,6 +71,22 @@ fn one_address_of_each_family_is_given_with_its_gateway() {
 }
 
 #[test]
+fn no_ranges_gateway_is_given_of_another_range_of_the_subnet() {
+    let root = TempDir::new().unwrap();
+    let parts = sets(
+        r#"[[{"subnet":"10.0.0.0/29","rangeEnd":"10.0.0.3","gateway":"10.0.0.6"},
+             {"subnet":"10.0.0.0/29","rangeStart":"10.0.0.4"}]]"#,
+    );
+    let given: Vec<_> = ["a", "b", "c", "d"]
+        .iter()
+        .map(|name| first(&store(&root).reserve(&claim(name), &parts).unwrap()))
+        .collect();
+    let all = ["10.0.0.2/29", "10.0.0.3/29", "10.0.0.4/29", "10.0.0.5/29"];
+    assert_eq!(given, all);
+    store(&root).reserve(&claim("e"), &parts).unwrap_err();
+}
+
+#[test]
 fn an_address_rests_as_long_as_possible_before_it_is_used_again() {
     let root = TempDir::new().unwrap();
     let store = store(&root);
