@@ -79,24 +79,22 @@ impl Underlay {
     /// The largest packet every subnet with one of these addresses carries, and
     /// where none of them is on any: every interface. `None` without interfaces.
     pub fn mtu(&self, addresses: &[IpAddr]) -> Option<u32> {
-        let of = |subnet: &Subnet| self.interfaces.get(&subnet.interface).map(|i| i.mtu);
-        let own = self
-            .subnets
-            .iter()
-            .filter(|s| addresses.contains(&s.address.addr()));
-        own.filter_map(of)
-            .min()
-            .or_else(|| self.interfaces.values().map(|i| i.mtu).min())
+        self.mtu_where(|address| addresses.contains(&address))
     }
 
     /// The largest packet the subnets of a family's addresses carry; like [`Self::mtu`].
     pub fn mtu_of(&self, addresses: &[IpAddr], family: Family) -> Option<u32> {
-        let of_family: Vec<IpAddr> = addresses
+        self.mtu_where(|address| Family::of(address) == family && addresses.contains(&address))
+    }
+
+    fn mtu_where(&self, is_asked_for: impl Fn(IpAddr) -> bool) -> Option<u32> {
+        let asked = self
+            .subnets
             .iter()
-            .copied()
-            .filter(|address| Family::of(*address) == family)
-            .collect();
-        self.mtu(&of_family)
+            .filter(|s| is_asked_for(s.address.addr()));
+        let mtus = asked.filter_map(|s| self.interfaces.get(&s.interface).map(|i| i.mtu));
+        mtus.min()
+            .or_else(|| self.interfaces.values().map(|i| i.mtu).min())
     }
 
     /// The subnet the kernel would reach an address on; of equal ones that of

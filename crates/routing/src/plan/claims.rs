@@ -1,7 +1,7 @@
 //! Which ranges a node may claim for its pods, and who claims what.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -12,7 +12,48 @@ use crate::underlay::Subnet;
 
 /// Who holds something, by name.
 #[derive(Debug)]
-pub(super) struct Holders<K>(BTreeMap<K, Vec<Name>>);
+pub(super) struct Holders<K>(BTreeMap<K, Names>);
+
+/// Names in order: mostly one, which needs no memory of its own.
+#[derive(Debug)]
+enum Names {
+    One(Name),
+    Several(Vec<Name>),
+}
+
+impl Names {
+    fn all(&self) -> &[Name] {
+        match self {
+            Names::One(name) => std::slice::from_ref(name),
+            Names::Several(names) => names,
+        }
+    }
+
+    fn insert(&mut self, name: &Name) {
+        let Err(place) = self.all().binary_search(name) else {
+            return;
+        };
+        match self {
+            Names::One(one) => {
+                let mut names = vec![one.clone()];
+                names.insert(place, name.clone());
+                *self = Names::Several(names);
+            }
+            Names::Several(names) => names.insert(place, name.clone()),
+        }
+    }
+
+    /// Removes a name; false if none is left.
+    fn remove(&mut self, name: &Name) -> bool {
+        match self {
+            Names::One(one) => one != name,
+            Names::Several(names) => {
+                names.retain(|other| other != name);
+                !names.is_empty()
+            }
+        }
+    }
+}
 
 impl<K> Default for Holders<K> {
     fn default() -> Self {
@@ -21,26 +62,30 @@ impl<K> Default for Holders<K> {
 }
 
 impl<K: Ord> Holders<K> {
-    pub(super) fn insert(&mut self, what: K, name: &Name) {
-        let names = self.0.entry(what).or_default();
-        if let Err(place) = names.binary_search(name) {
-            names.insert(place, name.clone());
+    /// One more holder; whether it is the first that has it.
+    pub(super) fn insert(&mut self, what: K, name: &Name) -> bool {
+        match self.0.entry(what) {
+            Entry::Vacant(entry) => {
+                entry.insert(Names::One(name.clone()));
+                true
+            }
+            Entry::Occupied(mut entry) => {
+                entry.get_mut().insert(name);
+                false
+            }
         }
     }
 
-    pub(super) fn remove<Q: Ord + ?Sized>(&mut self, what: &Q, name: &Name)
-    where
-        K: Borrow<Q>,
-    {
-        let Some(names) = self.0.get_mut(what) else {
-            return;
-        };
-        if let Ok(place) = names.binary_search(name) {
-            names.remove(place);
-        }
-        if names.is_empty() {
+    /// One holder less; whether it was the last that had it.
+    pub(super) fn remove(&mut self, what: &K, name: &Name) -> bool {
+        let was_last = self
+            .0
+            .get_mut(what)
+            .is_some_and(|names| !names.remove(name));
+        if was_last {
             self.0.remove(what);
         }
+        was_last
     }
 
     #[cfg(test)]
@@ -50,7 +95,7 @@ impl<K: Ord> Holders<K> {
 
     /// All that have it, in order.
     pub(super) fn of(&self, what: &K) -> &[Name] {
-        self.0.get(what).map_or(&[], Vec::as_slice)
+        self.0.get(what).map_or(&[], Names::all)
     }
 
     /// The first by name that has it, if that is one before `name`.
@@ -64,7 +109,7 @@ impl Holders<IpAddr> {
     pub(super) fn outside(&self, range: &IpNet) -> Result<(), Reason> {
         match self.0.range(range.network()..).next() {
             Some((address, names)) if range.contains(address) => Err(Reason::HoldsNode {
-                node: names.first().map_or("", |name| name).into(),
+                node: names.all().first().map_or("", |name| name).into(),
                 address: *address,
             }),
             _ => Ok(()),
@@ -103,18 +148,13 @@ pub(super) struct Ranges {
 impl Ranges {
     pub(super) fn insert(&mut self, range: IpNet, name: &Name) {
         let length = (Family::of_range(&range), range.prefix_len());
-        if self.holders.of(&range).is_empty() {
+        if self.holders.insert(range, name) {
             *self.lengths.entry(length).or_default() += 1;
         }
-        self.holders.insert(range, name);
     }
 
     pub(super) fn remove(&mut self, range: &IpNet, name: &Name) {
-        if self.holders.of(range).is_empty() {
-            return;
-        }
-        self.holders.remove(range, name);
-        if self.holders.of(range).is_empty() {
+        if self.holders.remove(range, name) {
             let length = (Family::of_range(range), range.prefix_len());
             if let Some(count) = self.lengths.get_mut(&length) {
                 *count -= 1;
@@ -134,19 +174,21 @@ impl Ranges {
     /// those first that hold all of it.
     pub(super) fn overlapping(&self, range: IpNet) -> impl Iterator<Item = (&IpNet, &[Name])> {
         let family = Family::of_range(&range);
-        let shorter = self
-            .lengths
-            .range((family, 0)..(family, range.prefix_len()));
+        // Nothing but itself is inside a single address.
+        let is_single = range.prefix_len() == range.max_prefix_len();
+        let end = range.prefix_len() + u8::from(is_single);
+        let shorter = self.lengths.range((family, 0)..(family, end));
         let around = shorter.filter_map(move |((_, length), _)| {
             let around = IpNet::new(range.network(), *length).ok()?.trunc();
             self.holders.0.get_key_value(&around)
         });
         // Of those that begin at the same address the longer ones come later.
-        let inside = self.holders.0.range(range..);
+        let inside = (!is_single).then(|| self.holders.0.range(range..));
+        let inside = inside.into_iter().flatten();
         let inside = inside.take_while(move |(inside, _)| range.contains(&inside.network()));
         around
             .chain(inside)
-            .map(|(range, names)| (range, names.as_slice()))
+            .map(|(range, names)| (range, names.all()))
     }
 
     /// No range of a node before this one by name overlaps.

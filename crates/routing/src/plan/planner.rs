@@ -134,7 +134,7 @@ pub struct Planner {
 /// A peer, and what of the plan is there for it.
 #[derive(Debug, Default)]
 struct Known {
-    node: Node,
+    node: Arc<Node>,
     routes: Vec<RouteKey>,
     neighbours: Vec<(DeviceName, IpAddr)>,
     forwarding: Vec<(DeviceName, MacAddress)>,
@@ -143,6 +143,14 @@ struct Known {
     is_refused: bool,
     given: Vec<IpNet>,
     wanted: Vec<Identity>,
+}
+
+/// Entries on their way into the plan, those of many peers at once.
+#[derive(Debug, Default)]
+struct Added {
+    entries: Entries,
+    accepted: Vec<Accepted>,
+    ways: Vec<(IpNet, Way)>,
 }
 
 /// What a peer adds to the plan.
@@ -154,6 +162,8 @@ struct Part {
     refusals: Vec<Refusal>,
     given: Vec<IpNet>,
     wanted: Vec<Identity>,
+    /// Those of them that no peer before it wants.
+    identities: Vec<Identity>,
     is_tied: bool,
 }
 
@@ -224,20 +234,18 @@ impl Planner {
             .filter_map(|family| node.range(family))
             .collect();
         let name = node.name.clone();
-        if self
-            .peers
-            .get(&name)
-            .is_some_and(|known| known.node == node)
-        {
-            return;
+        match self.peers.get(&name).map(|known| Arc::clone(&known.node)) {
+            Some(before) if *before == node => return,
+            Some(before) => {
+                self.reopen(&name);
+                self.announce(&name, &before, &node);
+            }
+            None => {
+                self.open.insert(name.clone());
+                self.announce(&name, &Node::default(), &node);
+            }
         }
-        self.reopen(&name);
-        let before = match self.peers.get_mut(&name) {
-            Some(known) => mem::replace(&mut known.node, node.clone()),
-            None => Node::default(),
-        };
-        self.announce(&name, &before, &node);
-        self.peers.entry(name).or_default().node = node;
+        self.peers.entry(name).or_default().node = Arc::new(node);
     }
 
     /// There is no peer of this name any more.
@@ -245,7 +253,7 @@ impl Planner {
         let Some((name, known)) = self.peers.get_key_value(name) else {
             return;
         };
-        let (name, node) = (name.clone(), known.node.clone());
+        let (name, node) = (name.clone(), Arc::clone(&known.node));
         self.reopen(&name);
         self.tied.remove(&name);
         self.announce(&name, &node, &Node::default());
@@ -258,12 +266,12 @@ impl Planner {
 
     /// The peers, by name.
     pub fn peers(&self) -> impl ExactSizeIterator<Item = &Node> {
-        self.peers.values().map(|known| &known.node)
+        self.peers.values().map(|known| &*known.node)
     }
 
     /// The peer of a name.
     pub fn peer(&self, name: &str) -> Option<&Node> {
-        self.peers.get(name).map(|known| &known.node)
+        self.peers.get(name).map(|known| &*known.node)
     }
 
     /// What peers tell of their back ends.
@@ -283,9 +291,13 @@ impl Planner {
         for name in std::mem::take(&mut self.tied) {
             self.reopen(&name);
         }
+        // None that has been worked out is opened again meanwhile, so that all may be
+        // added last.
+        let mut added = Added::default();
         while let Some(name) = self.open.pop_first() {
-            self.work_out(&name, held);
+            self.work_out(&name, held, &mut added);
         }
+        self.plan.add(added);
         let sending = self.own_ranges.iter().filter(|range| {
             let family = Family::of_range(range);
             self.to_nodes[place(family)] > 0
@@ -321,9 +333,10 @@ impl Planner {
         };
         let Plan { state, ways, .. } = &mut self.plan;
         for key in &known.routes {
-            if state.routes.remove(key).is_some() && key.table == RouteTable::OfPods {
+            if key.table == RouteTable::OfPods {
                 self.to_nodes[place(Family::of_range(&key.destination))] -= 1;
             }
+            state.routes.remove(key);
             let base = self.base.routes.get_key_value(key);
             state.routes.extend(base);
         }
@@ -387,18 +400,26 @@ impl Planner {
             .addresses
             .iter()
             .filter(|a| !before.addresses.contains(a));
+        let mut shared = Vec::new();
         for address in gone.clone() {
-            self.addresses.remove(address, name);
+            if !self.addresses.remove(address, name) {
+                shared.push(*address);
+            }
         }
         for address in new.clone() {
-            self.addresses.insert(*address, name);
+            if !self.addresses.insert(*address, name) {
+                shared.push(*address);
+            }
         }
         let mut concerned: Vec<Name> = Vec::new();
+        for address in shared {
+            concerned.extend(self.addresses.of(&address).iter().cloned());
+        }
         for address in gone.chain(new) {
-            concerned.extend(self.addresses.of(address).iter().cloned());
             let around = self.claimed.overlapping(IpNet::from(*address));
             concerned.extend(around.flat_map(|(_, names)| names).cloned());
         }
+        concerned.retain(|other| other != name);
         for other in concerned {
             // This node is no peer.
             if self.peers.contains_key(&other) {
@@ -438,8 +459,9 @@ impl Planner {
             changed.push(*identity);
         }
         for identity in now.iter().filter(|identity| !before.contains(identity)) {
-            self.wanted.insert(*identity, name);
-            changed.push(*identity);
+            if !self.wanted.insert(*identity, name) {
+                changed.push(*identity);
+            }
         }
         for identity in changed {
             let later = self
@@ -454,29 +476,26 @@ impl Planner {
     }
 
     /// Works out a peer, all before it having been.
-    fn work_out(&mut self, name: &Name, held: &Held) {
+    fn work_out(&mut self, name: &Name, held: &Held, added: &mut Added) {
         let Some(known) = self.peers.get_mut(name) else {
             return;
         };
         let (given, wanted) = (mem::take(&mut known.given), mem::take(&mut known.wanted));
-        let Some(known) = self.peers.get(name) else {
-            return;
-        };
-        let part = self.part(&known.node, held);
+        let node = Arc::clone(&known.node);
+        let part = self.part(&node, held);
         if part.is_tied {
             self.tied.insert(name.clone());
         }
         self.give(name, given, &part.given);
         self.want(name, wanted, &part.wanted);
-        self.enter(name, part);
+        self.enter(name, part, added);
     }
 
-    /// Adds what a peer takes to the plan.
-    fn enter(&mut self, name: &Name, part: Part) {
+    /// Notes what a peer takes, and hands on what is to be added to the plan.
+    fn enter(&mut self, name: &Name, part: Part, added: &mut Added) {
         let Some(known) = self.peers.get_mut(name) else {
             return;
         };
-        let Plan { state, ways, .. } = &mut self.plan;
         let Entries {
             routes,
             neighbours,
@@ -498,16 +517,16 @@ impl Planner {
             self.changes.ways.extend(&known.ways);
             self.changes.nodes.insert(name.clone());
         }
-        for (key, target) in routes {
-            let is_new = state.routes.insert(key, target).is_none();
-            if is_new && key.table == RouteTable::OfPods {
+        for key in &known.routes {
+            if key.table == RouteTable::OfPods {
                 self.to_nodes[place(Family::of_range(&key.destination))] += 1;
             }
         }
-        state.neighbours.extend(neighbours);
-        state.forwarding.extend(forwarding);
-        state.tunnel_peers.extend(part.accepted);
-        ways.extend(part.ways);
+        added.entries.routes.extend(routes);
+        added.entries.neighbours.extend(neighbours);
+        added.entries.forwarding.extend(forwarding);
+        added.accepted.extend(part.accepted);
+        added.ways.extend(part.ways);
         if known.is_refused {
             let at = refusals_of(&self.plan.refusals, self.own_refusals, name).start;
             self.plan.refusals.splice(at..at, part.refusals);
@@ -591,6 +610,7 @@ impl Planner {
                 part.reached(node, IpNet::from(address), usable[place].0);
             }
         }
+        part.entries.once_each();
         part
     }
 
@@ -651,12 +671,18 @@ impl Planner {
 
     /// Whether an identity is a peer's: no node before it wants it too.
     fn identify(&self, identity: Identity, node: &Node, part: &mut Part) -> Result<(), Reason> {
+        if part.identities.contains(&identity) {
+            return Ok(());
+        }
         if !part.wanted.contains(&identity) {
             part.wanted.push(identity);
         }
         match self.wanted.before(&identity, &node.name) {
             Some(other) => Err(identity.taken(other)),
-            None => Ok(()),
+            None => {
+                part.identities.push(identity);
+                Ok(())
+            }
         }
     }
 }
@@ -725,12 +751,50 @@ impl Entries {
         )
     }
 
+    /// Leaves each entry once: an address of the peer itself often takes what its
+    /// pods' range takes.
+    fn once_each(&mut self) {
+        leave_once(&mut self.routes);
+        leave_once(&mut self.neighbours);
+        leave_once(&mut self.forwarding);
+    }
+
     /// Drops what came after so many.
     fn truncate(&mut self, (routes, neighbours, forwarding): (usize, usize, usize)) {
         self.routes.truncate(routes);
         self.neighbours.truncate(neighbours);
         self.forwarding.truncate(forwarding);
     }
+}
+
+impl Plan {
+    fn add(&mut self, added: Added) {
+        let Entries {
+            routes,
+            neighbours,
+            forwarding,
+        } = added.entries;
+        add(&mut self.state.routes, routes);
+        add(&mut self.state.neighbours, neighbours);
+        add(&mut self.state.forwarding, forwarding);
+        add(&mut self.state.tunnel_peers, added.accepted);
+        add(&mut self.ways, added.ways);
+    }
+}
+
+/// Adds entries to a map, which they replace. Many are sorted and put in all at once,
+/// which goes through the whole map; a few are put in one by one.
+fn add<K: Ord, V>(map: &mut BTreeMap<K, V>, entries: Vec<(K, V)>) {
+    if entries.len() < map.len() {
+        map.extend(entries);
+    } else {
+        map.append(&mut entries.into_iter().collect());
+    }
+}
+
+fn leave_once<K: Ord + Copy, V>(entries: &mut Vec<(K, V)>) {
+    entries.sort_by_key(|(key, _)| *key);
+    entries.dedup_by_key(|(key, _)| *key);
 }
 
 /// Whether the kernel already sends packets for a range of a peer by a back end.
