@@ -1,5 +1,6 @@
 //! The state wanted, and why some of it is not to be had.
 
+mod basis;
 mod claims;
 mod leaving;
 mod planner;
@@ -10,8 +11,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+pub use basis::Basis;
 pub use leaving::leaving;
-pub use planner::{Basis, Planner};
+pub use planner::Planner;
 pub use refusal::{Reason, Refusal};
 
 use crate::backend::Backend;
