@@ -603,7 +603,8 @@ impl Configuration {
         {
             // The bridge would have it, and the node no route to the subnet.
             return Err(Error::Configuration(format!(
-                "ipam.ranges: gateway {gateway} is not in subnet {subnet}, as the bridge's                  address must be"
+                "ipam.ranges: gateway {gateway} is not in subnet {subnet}, as the address of the \
+                 bridge must be"
             )));
         }
         let mtu = (raw.mtu != 0).then_some(raw.mtu).or(node.mtu);

@@ -151,7 +151,7 @@ fn errors_have_the_specifications_codes_and_name_what_is_wrong() {
         (
             ipam(json!([[{"subnet": "10.0.0.0/24", "gateway": "192.0.2.1"}]])),
             7,
-            "192.0.2.1 is not in subnet 10.0.0.0/24",
+            "192.0.2.1 is not in subnet 10.0.0.0/24, as the address of the bridge must be",
         ),
         (
             ipam(json!([[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.1.0/24"}]])),
