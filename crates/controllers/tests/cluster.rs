@@ -405,7 +405,7 @@ async fn a_killed_controller_goes_on_without_making_a_pod_twice() {
     for there in [1, 9, 23, 35] {
         lab.until::<Pod>("some pods", |pods| pods.len() >= there)
             .await;
-        lab.stop_controllers();
+        lab.stop_controllers().await;
         lab.start_controllers();
     }
     lab.until::<Deployment>("available", |all| all.iter().any(|d| available(d) == 40))

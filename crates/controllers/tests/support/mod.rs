@@ -23,6 +23,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
 /// Nothing here takes that long unless it never happens.
@@ -31,7 +32,8 @@ const NEVER: Duration = Duration::from_secs(60);
 pub(crate) struct Lab {
     pub(crate) client: Client,
     pub(crate) config: Config,
-    controllers: Option<JoinHandle<()>>,
+    /// What the controllers run on, apart from all else.
+    controllers: Option<Runtime>,
     kubelet: JoinHandle<()>,
     server: apiserver::Server,
     _dir: TempDir,
@@ -39,7 +41,9 @@ pub(crate) struct Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        self.stop_controllers();
+        if let Some(controllers) = self.controllers.take() {
+            controllers.shutdown_background();
+        }
         self.kubelet.abort();
         self.server.shutdown();
     }
@@ -87,15 +91,24 @@ impl Lab {
 
     pub(crate) fn start_controllers(&mut self) {
         let run = podwire_controllers::run(self.client.clone(), self.config.clone());
-        self.controllers = Some(tokio::spawn(async move {
+        let controllers = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        controllers.spawn(async move {
             panic!("controllers ended: {:?}", run.await);
-        }));
+        });
+        self.controllers = Some(controllers);
     }
 
-    /// As a `kill -9` would: at whatever await they are.
-    pub(crate) fn stop_controllers(&mut self) {
+    /// As a `kill -9` would: at whatever await they are. When this is done, none of them
+    /// does anything any more.
+    pub(crate) async fn stop_controllers(&mut self) {
         if let Some(controllers) = self.controllers.take() {
-            controllers.abort();
+            // Waits for the tasks that are at work.
+            let stop = tokio::task::spawn_blocking(move || drop(controllers));
+            stop.await.unwrap();
         }
     }
 
