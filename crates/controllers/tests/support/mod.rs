@@ -8,7 +8,7 @@
 
 use apiserver::log_source::FileLogs;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -103,12 +103,17 @@ impl Lab {
     }
 
     /// As a `kill -9` would: at whatever await they are. When this is done, none of them
-    /// does anything any more.
+    /// does anything any more, and the server has done what they had asked for.
     pub(crate) async fn stop_controllers(&mut self) {
         if let Some(controllers) = self.controllers.take() {
             // Waits for the tasks that are at work.
             let stop = tokio::task::spawn_blocking(move || drop(controllers));
             stop.await.unwrap();
+            // Written after all that they wrote.
+            let last: ConfigMap =
+                serde_json::from_value(json!({"metadata": {"generateName": "last-"}})).unwrap();
+            let all: Api<ConfigMap> = Api::default_namespaced(self.client.clone());
+            all.create(&PostParams::default(), &last).await.unwrap();
         }
     }
 
