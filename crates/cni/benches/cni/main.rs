@@ -8,8 +8,9 @@
 //! rows whose names have one of its words, which are apart by commas, and none of those
 //! that begin with `-`.
 //!
-//! podwire's rows are of a node with an agent (of which all the plugin meets is the table
-//! that spares pods of a bridge settings of their own), but where it is said not to be.
+//! podwire's rows are of a node with an agent, but where it is said not to be. Of the agent
+//! only that part is there which the plugin meets: it holds the table that spares pods of a
+//! bridge settings of their own, and says so in a file.
 //!
 //! Below the table stands how far podwire is from its goal: ADD within one and a half
 //! times the floor of its attach mode and one exec.
